@@ -1,0 +1,118 @@
+"""Find the files that a user means by a folder, a glob or a CSV."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".wmv", ".flv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv"
+)  # fmt: skip
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+LIST_SUFFIXES = (".csv", ".txt")
+
+
+class ListError(ValueError):
+    """Say that a source of files cannot be understood, or holds none."""
+
+
+class Item(NamedTuple):
+    """Name one file to prepare and its label, if it has one."""
+
+    path: str
+    label: int | None = None
+
+
+def list_items(sources: Sequence[str], suffixes: Sequence[str]) -> list[Item]:
+    """Expand sources to files, sorted within each source, each file once.
+
+    Args:
+        sources: folders (searched through, by suffix), globs, single files, or CSVs
+            of path and label.
+        suffixes: file endings that folders are searched for, lower case.
+
+    Returns:
+        The items. Files named by a CSV need not exist; they are reported later.
+
+    Raises:
+        ListError: a source does not exist, holds nothing, or has an unreadable line.
+    """
+    items: dict[str, Item] = {}
+    for source in sources:
+        found = _expand(os.fspath(source), tuple(suffixes))
+        if not found:
+            raise ListError(f"{source!r} holds no file ending in {', '.join(suffixes)}")
+        for item in found:
+            known = items.setdefault(item.path, item)
+            if known.label != item.label:
+                raise ListError(f"{item.path} is listed twice, with labels {known.label} and {item.label}")
+    return list(items.values())
+
+
+def _expand(source: str, suffixes: tuple[str, ...]) -> list[Item]:
+    if os.path.isdir(source):
+        return [Item(path) for path in _walk(source, suffixes)]
+    if os.path.isfile(source):
+        return read_csv(source) if source.lower().endswith(LIST_SUFFIXES) else [Item(source)]
+    matches = sorted(glob.glob(source, recursive=True))
+    if not matches:
+        raise ListError(f"{source!r} is no folder, file or glob that matches anything; check the path")
+    items = []
+    for match in matches:
+        if os.path.isdir(match):
+            items += [Item(path) for path in _walk(match, suffixes)]
+        elif match.lower().endswith(suffixes):
+            items.append(Item(match))
+    return items
+
+
+def _walk(folder: str, suffixes: tuple[str, ...]) -> list[str]:
+    # Following links finds the data sets that people link into one folder.
+    return sorted(
+        os.path.join(root, name)
+        for root, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if name.lower().endswith(suffixes) and not name.startswith(".")
+    )
+
+
+def read_csv(path: str) -> list[Item]:
+    """Read a list of files in the official format: path, a space, integer label; no header.
+
+    The last space separates, so paths may hold spaces; `::` separates as well.
+
+    Args:
+        path: the list. Relative paths in it count from the working directory.
+
+    Returns:
+        One item per line; empty lines are left out.
+
+    Raises:
+        ListError: a line has no separator or a label that is no integer, or the
+            file is not text.
+
+    Source: src/datasets/video_dataset.py
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            lines = file.read().splitlines()
+    except UnicodeDecodeError as error:
+        raise ListError(f"{path} is not UTF-8 text: {error}") from error
+    return [_parse_line(line.strip(), f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+
+
+def _parse_line(line: str, where: str) -> Item:
+    name, separator, label = line.rpartition("::" if "::" in line else " ")
+    name = name.strip().strip('"')
+    try:
+        number = int(label)
+    except ValueError:
+        number = None
+    if not separator or not name or number is None:
+        raise ListError(
+            f"{where}: {line!r} is not 'path label': expected a path, one space and an integer label (0 if there is "
+            "none), for example '/videos/a b.mp4 3', or '::' in place of the space; no header line"
+        )
+    return Item(name, number)

@@ -1,0 +1,256 @@
+"""Clip records: their schema, their bytes, and random access to shards of them.
+
+A shard is an ArrayRecord file written with one record per chunk, so that a
+damaged byte costs one clip. A record is a msgpack map:
+
+    version      int    schema version, SCHEMA_VERSION
+    kind         str    'video' (H.264 in mp4) or 'image' (jpeg or png)
+    data         bytes  the encoded file
+    fps          float  frames per second; 0.0 for an image
+    num_frames   int    frames in `data`; 1 for an image
+    height,width int    pixels, as decoded
+    source_id    str    path or name the clip was made from
+    label        int or nil
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgpack
+from array_record.python import array_record_module
+
+from jepa_jax.data.errors import DataError
+
+SCHEMA_VERSION = 1
+KINDS = ("video", "image")
+# One record per chunk; the payload is already compressed video.
+WRITER_OPTIONS = "group_size:1,uncompressed"
+_SUFFIX = ".array_record"
+_SHARD_NAME = re.compile(r"^(?P<name>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.array_record$")
+# Open files kept per process: a large data set has more shards than a process may open.
+_MAX_OPEN = 256
+
+
+class RecordError(ValueError):
+    """Say that bytes are not a clip record this version can read."""
+
+
+class ClipRecord(NamedTuple):
+    """Hold one encoded clip; the module docstring explains the fields."""
+
+    kind: str
+    data: bytes
+    fps: float
+    num_frames: int
+    height: int
+    width: int
+    source_id: str
+    label: int | None = None
+
+
+def encode_record(record: ClipRecord) -> bytes:
+    """Serialise a record.
+
+    Args:
+        record: the clip; `kind` must be one of KINDS.
+
+    Returns:
+        msgpack bytes with a 'version' key.
+
+    Raises:
+        RecordError: the kind is unknown.
+    """
+    if record.kind not in KINDS:
+        raise RecordError(f"record kind is {record.kind!r}; allowed: {', '.join(KINDS)}")
+    return msgpack.packb({"version": SCHEMA_VERSION, **record._asdict()})
+
+
+def decode_record(payload: bytes) -> ClipRecord:
+    """Read a record back.
+
+    Args:
+        payload: bytes made by `encode_record`.
+
+    Returns:
+        The record.
+
+    Raises:
+        RecordError: not msgpack, another schema version, an unknown kind or a
+            missing field.
+    """
+    try:
+        fields = msgpack.unpackb(payload)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise RecordError(f"record of {len(payload)} bytes is not msgpack: {error}") from error
+    if not isinstance(fields, dict):
+        raise RecordError(f"record holds a {type(fields).__name__}, expected a map with a 'version' key")
+    version = fields.pop("version", None)
+    if version != SCHEMA_VERSION:
+        raise RecordError(
+            f"record has schema version {version!r}; this code reads version {SCHEMA_VERSION}: "
+            "make the shards again with `python -m jepa_jax.prepare`"
+        )
+    if set(fields) != set(ClipRecord._fields):
+        raise RecordError(f"record has fields {sorted(fields)}, expected {sorted(ClipRecord._fields)}")
+    record = ClipRecord(**fields)
+    if record.kind not in KINDS:
+        raise RecordError(f"record kind is {record.kind!r}; allowed: {', '.join(KINDS)}")
+    return record
+
+
+def shard_name(name: str, index: int, count: int) -> str:
+    """Name shard `index` of `count`, e.g. clips-00003-of-00017.array_record."""
+    return f"{name}-{index:05d}-of-{count:05d}{_SUFFIX}"
+
+
+def resolve_shards(paths: Sequence[str]) -> list[str]:
+    """Find the shard files behind directories, globs and file names.
+
+    Args:
+        paths: each a directory (all shards directly in it), a glob, or a file.
+
+    Returns:
+        Sorted distinct file names per entry of `paths`, in the order of `paths`.
+
+    Raises:
+        FileNotFoundError: an entry has no shards, or a set NAME-*-of-N lacks some.
+    """
+    if isinstance(paths, (str, os.PathLike)):
+        raise TypeError(f"shard paths must be a sequence of strings, got the single {paths!r}")
+    found: dict[str, None] = {}
+    for path in paths:
+        matches = _match(os.fspath(path))
+        if not matches:
+            raise FileNotFoundError(
+                f"no shards found at {path!r} (looked for *{_SUFFIX}); make them with "
+                "`python -m jepa_jax.prepare videos SRC --output DIR`"
+            )
+        _check_complete(matches)
+        found.update(dict.fromkeys(matches))
+    if not found:
+        raise FileNotFoundError("no shard paths given; make shards with `python -m jepa_jax.prepare`")
+    return list(found)
+
+
+def _match(path: str) -> list[str]:
+    if os.path.isdir(path):
+        return sorted(glob.glob(os.path.join(glob.escape(path), f"*{_SUFFIX}")))
+    if os.path.isfile(path):
+        return [path]
+    return sorted(name for name in glob.glob(path) if name.endswith(_SUFFIX))
+
+
+def _check_complete(files: Sequence[str]) -> None:
+    """Raise if a set is missing shards on disk; a glob may choose a part of a set."""
+    sets = {}
+    for file in files:
+        if match := _SHARD_NAME.match(os.path.basename(file)):
+            sets[os.path.dirname(file), match["name"], int(match["count"])] = True
+    for folder, name, count in sets:
+        expected = [os.path.join(folder, shard_name(name, i, count)) for i in range(count)]
+        missing = [os.path.basename(file) for file in expected if not os.path.exists(file)]
+        if missing:
+            shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            raise FileNotFoundError(
+                f"{len(missing)} of {count} shards of {name!r} are missing in {folder or '.'!r}: {shown}; "
+                "copy them there, or run the same `python -m jepa_jax.prepare` command again to finish them"
+            )
+
+
+def _open(path: str) -> array_record_module.ArrayRecordReader:
+    reader = array_record_module.ArrayRecordReader(path, "readahead_buffer_size:0")
+    if not reader.ok():
+        raise DataError(
+            "unreadable shard",
+            f"{path} ({os.path.getsize(path)} bytes) is not a readable ArrayRecord file: it is cut short or its "
+            "index is damaged; delete it and run the same `python -m jepa_jax.prepare` command again",
+        )
+    return reader
+
+
+class ShardSource:
+    """Give random access to the records of a list of shards.
+
+    Files are opened when first read, once per process, so a source can be
+    pickled to workers; reading is safe from several threads.
+
+    Args:
+        paths: as in `resolve_shards`.
+    """
+
+    def __init__(self, paths: Sequence[str]):
+        self._files = resolve_shards(paths)
+        self._ends: list[int] = []
+        total = 0
+        for file in self._files:
+            total += _open(file).num_records()
+            self._ends.append(total)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._readers: OrderedDict[int, array_record_module.ArrayRecordReader] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getstate__(self):
+        return {"files": self._files, "ends": self._ends}
+
+    def __setstate__(self, state):
+        self._files, self._ends = state["files"], state["ends"]
+        self._reset()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Shard file names, in record order."""
+        return tuple(self._files)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Turn a record index into (shard number, record number in that shard)."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        shard = bisect_right(self._ends, index)
+        return shard, index - (self._ends[shard - 1] if shard else 0)
+
+    def locate(self, index: int) -> str:
+        """Name where record `index` lies, as 'file#record'."""
+        shard, record = self._place(index)
+        return f"{self._files[shard]}#{record}"
+
+    def __getitem__(self, index: int) -> ClipRecord:
+        """Read record `index`.
+
+        Raises:
+            DataError: the stored bytes fail their checksum or are no record.
+        """
+        shard, record = self._place(index)
+        try:
+            payload = self._reader(shard).read([record])[0]
+        # ArrayRecord reports every kind of damage as a RuntimeError.
+        except RuntimeError as error:
+            raise DataError("corrupt record", f"{self.locate(index)} cannot be read: {error}") from error
+        try:
+            return decode_record(payload)
+        except RecordError as error:
+            raise DataError("corrupt record", f"{self.locate(index)}: {error}") from error
+
+    def _reader(self, shard: int) -> array_record_module.ArrayRecordReader:
+        with self._lock:
+            if shard in self._readers:
+                self._readers.move_to_end(shard)
+                return self._readers[shard]
+            reader = _open(self._files[shard])
+            self._readers[shard] = reader
+            if len(self._readers) > _MAX_OPEN:
+                # Dropped, not closed: another thread may still be reading from it.
+                self._readers.popitem(last=False)
+            return reader

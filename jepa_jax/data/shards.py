@@ -1,0 +1,305 @@
+"""Write shards of prepared files: in parallel, whole shards only, the same bytes every time."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+
+import av
+import cv2
+from array_record.python import array_record_module
+
+from jepa_jax.data.errors import DataError
+from jepa_jax.data.listing import Item
+from jepa_jax.data.records import SCHEMA_VERSION, WRITER_OPTIONS, ClipRecord, encode_record, shard_name
+from jepa_jax.data.transcode import ImageSpec, VideoSpec, store_image, transcode_video
+from jepa_jax.data.workers import prepare_worker
+
+_TMP = ".tmp"
+# Items given to the pool ahead of the writer, per worker: results wait in memory.
+_AHEAD = 4
+
+
+class ShardError(Exception):
+    """Say why shards cannot be written, and what to do."""
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """Say what goes into which shard.
+
+    Args:
+        folder: where the shards go.
+        name: first part of every shard's name.
+        per_shard: items per shard; skipped ones leave their shard smaller.
+        spec: how items are stored, which also says what they are.
+    """
+
+    folder: str
+    name: str
+    per_shard: int
+    spec: VideoSpec | ImageSpec
+
+
+@dataclass
+class ShardReport:
+    """Count what one shard, or all of them, hold and lack.
+
+    Args:
+        written: records.
+        seconds: of video.
+        bytes: of shard files.
+        skips: [path, reason, message] of every item left out.
+    """
+
+    written: int = 0
+    seconds: float = 0.0
+    bytes: int = 0
+    skips: list[list[str]] = field(default_factory=list)
+
+    def add(self, other: ShardReport) -> None:
+        """Add another report to this one."""
+        self.written += other.written
+        self.seconds += other.seconds
+        self.bytes += other.bytes
+        self.skips += other.skips
+
+
+def write_shards(
+    items: Sequence[Item],
+    plan: ShardPlan,
+    *,
+    workers: int,
+    overwrite: bool = False,
+    on_item: Callable[[int, int], None] = lambda items, skipped: None,
+) -> ShardReport:
+    """Write all shards of a list that are not yet there.
+
+    A finished shard appears under its name in one step and is never written
+    again, so a run that was killed goes on when it is started once more.
+
+    Args:
+        items: the files, in the order they are stored.
+        plan: the folder, the names and the form.
+        workers: processes that convert files; 0 converts in this one.
+        overwrite: remove the shards of that name and begin again.
+        on_item: called with (items, skipped of them) as they are done.
+
+    Returns:
+        The counts over all shards, those of earlier runs included.
+
+    Raises:
+        ShardError: the folder holds shards of another list or other settings, or
+            a shard cannot be written (full disk).
+    """
+    os.makedirs(plan.folder, exist_ok=True)
+    _remove_leftovers(plan)
+    count = -(-len(items) // plan.per_shard)
+    _claim_folder(items, plan, count, overwrite)
+    total = ShardReport()
+    todo = []
+    for index in range(count):
+        part = items[index * plan.per_shard : (index + 1) * plan.per_shard]
+        done = _finished(plan, index, count)
+        if done:
+            total.add(done)
+            on_item(len(part), len(done.skips))
+        else:
+            todo.append((index, part))
+    waiting = [item for _, part in todo for item in part]
+    results = _convert_all(waiting, plan.spec, min(workers, len(waiting)))
+    for index, part in todo:
+        total.add(_write_shard(plan, index, count, itertools.islice(results, len(part)), on_item))
+    total.skips.sort()
+    return total
+
+
+def _write_shard(plan, index, count, results, on_item) -> ShardReport:
+    """Write one shard from (item, record or error) pairs, then its report, then give it its name."""
+    final = os.path.join(plan.folder, shard_name(plan.name, index, count))
+    report = ShardReport()
+    try:
+        writer = array_record_module.ArrayRecordWriter(final + _TMP, WRITER_OPTIONS)
+        for item, result in results:
+            if isinstance(result, DataError):
+                report.skips.append([item.path, result.reason, str(result)])
+            else:
+                writer.write(encode_record(result))
+                report.written += 1
+                report.seconds += result.num_frames / result.fps if result.fps else 0.0
+            on_item(1, int(isinstance(result, DataError)))
+        writer.close()
+        _sync(final + _TMP)
+    # ArrayRecord reports a full disk as a RuntimeError, the system as an OSError.
+    except (RuntimeError, OSError) as error:
+        raise ShardError(
+            f"cannot write {final}: {error}. Finished shards are kept: free some space (or choose another --output) "
+            "and run the same command again"
+        ) from error
+    report.bytes = os.path.getsize(final + _TMP)
+    # The report first: a shard under its final name always has one.
+    write_json(_report_path(plan, index), asdict(report))
+    os.replace(final + _TMP, final)
+    _sync(plan.folder)
+    return report
+
+
+def _convert_all(
+    items: Sequence[Item], spec: VideoSpec | ImageSpec, workers: int
+) -> Iterator[tuple[Item, ClipRecord | DataError]]:
+    """Convert items in order, some ahead of the one that is asked for."""
+    if not workers:
+        yield from ((item, convert(item, spec)) for item in items)
+        return
+    waiting = iter(items)
+    pool = _pool(workers)
+    try:
+        queue = [(item, pool.submit(convert, item, spec)) for item in itertools.islice(waiting, workers * _AHEAD)]
+        while queue:
+            item, future = queue.pop(0)
+            try:
+                result = future.result()
+            except BrokenProcessPool:
+                # One file crashed its worker and took the pool with it: find out which.
+                pool.shutdown(wait=False, cancel_futures=True)
+                pool = _pool(workers)
+                result = _convert_alone(item, spec)
+                queue = [(other, _resubmit(pool, other, old, spec)) for other, old in queue]
+            yield item, result
+            queue += [(item, pool.submit(convert, item, spec)) for item in itertools.islice(waiting, 1)]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=prepare_worker)
+
+
+def _resubmit(pool: ProcessPoolExecutor, item: Item, old: Future, spec: VideoSpec | ImageSpec) -> Future:
+    finished = old.done() and not old.cancelled() and old.exception() is None
+    return old if finished else pool.submit(convert, item, spec)
+
+
+def _convert_alone(item: Item, spec: VideoSpec | ImageSpec) -> ClipRecord | DataError:
+    with _pool(1) as pool:
+        try:
+            return pool.submit(convert, item, spec).result()
+        except BrokenProcessPool:
+            return DataError("crashed the decoder", f"{item.path}: the process that decoded it was killed or crashed")
+
+
+def convert(item: Item, spec: VideoSpec | ImageSpec) -> ClipRecord | DataError:
+    """Make the record of one file, or return the reason why there is none.
+
+    Args:
+        item: the file.
+        spec: a VideoSpec for videos, an ImageSpec for images.
+
+    Returns:
+        The record, or the DataError (returned, not raised: one bad file is no failure).
+    """
+    try:
+        if isinstance(spec, VideoSpec):
+            return transcode_video(item.path, spec, item.label)
+        return store_image(item.path, spec, item.label)
+    except DataError as error:
+        return error
+
+
+def _claim_folder(items: Sequence[Item], plan: ShardPlan, count: int, overwrite: bool) -> None:
+    """Note the list and settings in the folder, or check that they are those noted."""
+    digest = hashlib.sha256(json.dumps(items).encode()).hexdigest()
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "video" if isinstance(plan.spec, VideoSpec) else "image",
+        "items": len(items),
+        "items_sha256": digest,
+        "per_shard": plan.per_shard,
+        "shards": count,
+        "spec": asdict(plan.spec),
+        "encoder": f"av {av.__version__}, opencv {cv2.__version__}",
+    }
+    path = os.path.join(plan.folder, f"{plan.name}-manifest.json")
+    before = read_json(path)
+    if before is not None and before != manifest and not overwrite:
+        changed = ", ".join(
+            f"{key} {before.get(key)!r} -> {manifest.get(key)!r}"
+            for key in {**before, **manifest}
+            if before.get(key) != manifest.get(key)
+        )
+        raise ShardError(
+            f"{plan.folder} already holds {plan.name!r} shards made from another list or with other settings "
+            f"({changed}). Give another --output or --name, or --overwrite to replace them"
+        )
+    stale = glob.glob(os.path.join(glob.escape(plan.folder), f"{glob.escape(plan.name)}-*-of-*.array_record"))
+    if before is None and stale and not overwrite:
+        raise ShardError(
+            f"{plan.folder} holds {len(stale)} {plan.name!r} shards but no {os.path.basename(path)}, so it cannot be "
+            "told what they are. Give another --output or --name, or --overwrite to replace them"
+        )
+    if overwrite:
+        for file in stale:
+            os.remove(file)
+    if before != manifest:
+        write_json(path, manifest)
+
+
+def _finished(plan: ShardPlan, index: int, count: int) -> ShardReport | None:
+    """Return the report of a shard that an earlier run finished."""
+    file = os.path.join(plan.folder, shard_name(plan.name, index, count))
+    stored = read_json(_report_path(plan, index))
+    if stored is None or not os.path.exists(file) or os.path.getsize(file) != stored["bytes"]:
+        return None
+    return ShardReport(**stored)
+
+
+def _report_path(plan: ShardPlan, index: int) -> str:
+    folder = os.path.join(plan.folder, f".{plan.name}-reports")
+    os.makedirs(folder, exist_ok=True)
+    return os.path.join(folder, f"{index:05d}.json")
+
+
+def _remove_leftovers(plan: ShardPlan) -> None:
+    """Delete shards that a killed run left half written."""
+    for file in glob.glob(os.path.join(glob.escape(plan.folder), f"{glob.escape(plan.name)}-*{_TMP}")):
+        os.remove(file)
+
+
+def skip_counts(report: ShardReport) -> dict[str, int]:
+    """Count the skipped items of a report by reason, most frequent first."""
+    return dict(Counter(reason for _, reason, _ in report.skips).most_common())
+
+
+def read_json(path: str) -> dict | None:
+    """Read a JSON file; None if there is none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        return None
+
+
+def write_json(path: str, content: dict) -> None:
+    """Write a JSON file in one step, so that it is whole or not there."""
+    with open(path + _TMP, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+    _sync(path + _TMP)
+    os.replace(path + _TMP, path)
+
+
+def _sync(path: str) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

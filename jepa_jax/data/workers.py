@@ -1,0 +1,33 @@
+"""What every process that this package starts does first."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from multiprocessing import connection
+
+import av
+import cv2
+
+
+def prepare_worker() -> None:
+    """Set up a worker process: one thread per image, silent, and gone when its parent is gone."""
+    one_thread_per_image()
+    # Damage is reported by file and reason; FFmpeg's own lines would tear the progress bar.
+    av.logging.set_level(av.logging.PANIC)
+    # Ctrl-C reaches the whole group; the parent alone decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def one_thread_per_image() -> None:
+    """Keep OpenCV from starting its own threads: parallelism is over files and batches."""
+    cv2.setNumThreads(1)
+
+
+def _exit_with_parent() -> None:
+    # A parent killed outright cannot stop its workers, which would wait for ever.
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)

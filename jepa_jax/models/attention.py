@@ -1,0 +1,138 @@
+"""Softmax attention behind one function, with one backend per platform."""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+# Queries whose scores are held at once by the chunked backend: 784 x 8192 fp32
+# is 26 MB, which stays near the cache and keeps the matrix products large.
+QUERY_CHUNK = 784
+# The TPU kernel works on blocks of this many tokens.
+FLASH_BLOCK = 128
+
+
+def _score_dtype(q):
+    return jnp.promote_types(q.dtype, jnp.float32)
+
+
+def _xla(q, k, v):
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=_score_dtype(q))
+    weights = jax.nn.softmax(scores / math.sqrt(q.shape[-1]), axis=-1)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
+
+
+def _chunked(q, k, v):
+    """Attend head by head in two-dimensional products, a chunk of queries at a time."""
+    batch, length, heads, dim = q.shape
+
+    def flat(x):
+        return x.swapaxes(1, 2).reshape(batch * heads, x.shape[1], dim)
+
+    # Even chunks, so that at most a few rows of padding are computed.
+    num_chunks = -(-length // QUERY_CHUNK)
+    chunk = -(-length // num_chunks)
+
+    # Checkpointed: the backward pass recomputes the scores instead of keeping them.
+    @jax.checkpoint
+    def attend(q, k, v):
+        scores = jnp.matmul(q, k.T, preferred_element_type=_score_dtype(q))
+        weights = jax.nn.softmax(scores / math.sqrt(dim), axis=-1)
+        return jnp.matmul(weights.astype(v.dtype), v)
+
+    def head(qkv):
+        q, k, v = qkv
+        if num_chunks == 1:
+            return attend(q, k, v)
+        q = jnp.pad(q, ((0, num_chunks * chunk - length), (0, 0))).reshape(num_chunks, chunk, dim)
+        return jax.lax.map(lambda q: attend(q, k, v), q).reshape(-1, dim)[:length]
+
+    out = jax.lax.map(head, (flat(q), flat(k), flat(v)))
+    return out.reshape(batch, heads, length, dim).swapaxes(1, 2)
+
+
+def _cudnn(q, k, v):
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+
+
+def _flash(q, k, v):
+    from jax.experimental.pallas.ops.tpu import flash_attention as kernel
+
+    length, dim = q.shape[1], q.shape[-1]
+    padded = -(-length // FLASH_BLOCK) * FLASH_BLOCK
+    # The kernel needs whole blocks. Segment 1 holds the padding, so no real token sees it.
+    q, k, v = (jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v))
+    segments = None
+    if padded != length:
+        ids = jnp.broadcast_to((jnp.arange(padded) >= length).astype(jnp.int32), (q.shape[0], padded))
+        segments = kernel.SegmentIds(ids, ids)
+    block = next(size for size in (512, 256, FLASH_BLOCK) if padded % size == 0)
+    names = kernel.BlockSizes.__dataclass_fields__
+    blocks = kernel.BlockSizes(**{name: 1 if name == "block_b" else block for name in names})
+    out = kernel.flash_attention(
+        q, k, v, segment_ids=segments, sm_scale=1.0 / math.sqrt(dim), block_sizes=blocks
+    )
+    return out.swapaxes(1, 2)[:, :length]
+
+
+def _per_shard(attend):
+    """Run a backend that XLA cannot partition on each device's part of the batch."""
+
+    @functools.wraps(attend)
+    def sharded(q, k, v):
+        mesh = jax.sharding.get_abstract_mesh()
+        spec = nn.logical_to_mesh_axes(("batch", None, None, None))
+        if mesh.empty or mesh.size == 1 or q.shape[0] % mesh.size:
+            return attend(q, k, v)
+        specs = PartitionSpec(*spec)
+        return jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=specs, check_vma=False)(q, k, v)
+
+    return sharded
+
+
+BACKENDS = {
+    "xla": _xla,
+    "chunked": _per_shard(_chunked),
+    "cudnn": _cudnn,
+    "flash": _per_shard(_flash),
+}
+
+
+def choose_backend(name, dtype, platform=None):
+    """Resolve "auto" to the backend that suits a platform.
+
+    Args:
+      name: "auto" or a key of `BACKENDS`.
+      dtype: compute dtype of queries, keys and values.
+      platform: "cpu", "gpu" or "tpu"; the default backend of JAX if None.
+
+    Raises:
+      ValueError: if the name is unknown.
+    """
+    if name in BACKENDS:
+        return name
+    if name != "auto":
+        raise ValueError(f"attention backend {name!r} is unknown; choose 'auto' or one of {sorted(BACKENDS)}")
+    platform = platform or jax.default_backend()
+    if platform == "tpu":
+        return "flash"
+    if platform == "gpu":
+        # cuDNN's fused kernel takes half precision only.
+        return "cudnn" if jnp.dtype(dtype).itemsize == 2 else "xla"
+    return "chunked"
+
+
+def attention(q, k, v, backend="auto"):
+    """Compute softmax(q k^T / sqrt(d)) v over all tokens.
+
+    Args:
+      q, k, v: `[B, N, K, d]` of one dtype; the softmax is float32.
+      backend: "auto" or a key of `BACKENDS`. The backends agree within rounding.
+
+    Returns:
+      `[B, N, K, d]` in the dtype of `v`.
+    """
+    return BACKENDS[choose_backend(backend, q.dtype)](q, k, v)

@@ -1,0 +1,232 @@
+"""The one transformer block and the one stack of blocks that every model uses."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jepa_jax.models.attention import attention
+from jepa_jax.models.precision import widen
+from jepa_jax.models.rope import rotate
+
+ACTIVATIONS = ("gelu", "swiglu", "swiglu_wide")
+REMAT_POLICIES = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+_INIT_STD = 0.02
+
+
+def _normal(scale=1.0):
+    # The official truncation is at an absolute +-2, a hundred sigma away.
+    def init(rng, shape, dtype):
+        return (_INIT_STD * jax.random.normal(rng, shape, jnp.float32) * scale).astype(dtype)
+
+    return init
+
+
+def dense(features, name, dtype, param_dtype, init_scale=1.0):
+    """Make a biased linear layer with the official initialisation (normal, std 0.02)."""
+    return nn.Dense(features, name=name, dtype=dtype, param_dtype=param_dtype, kernel_init=_normal(init_scale))
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation in float32 (or wider) with the two-pass variance.
+
+    Attributes:
+      eps: added to the variance. 1e-6 in encoder and predictor.
+      affine: learn scale and bias.
+      dtype: dtype of the result.
+      param_dtype: dtype of scale and bias.
+    """
+
+    eps: float = 1e-6
+    affine: bool = True
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        x = widen(x)
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+        if self.affine:
+            shape = (x.shape[-1],)
+            scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype)
+            x = x * scale + self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
+        return x.astype(self.dtype)
+
+
+def mlp_hidden_dim(width, ratio, activation):
+    """Return the hidden width of the MLP.
+
+    Source: src/models/utils/modules.py (SwiGLUFFN) for the gated forms.
+    """
+    hidden = int(width * ratio)
+    if activation == "swiglu_wide":
+        return -(-int(2 * hidden / 3) // 8) * 8
+    return hidden
+
+
+class Mlp(nn.Module):
+    """Feed-forward part of a block: exact GELU, or gated SiLU.
+
+    Attributes:
+      hidden_dim: hidden width, see `mlp_hidden_dim`.
+      activation: one of `ACTIVATIONS`.
+      init_scale: factor on the initial `fc2` kernel.
+    """
+
+    hidden_dim: int
+    activation: str
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+    init_scale: jax.Array | float = 1.0
+
+    @nn.compact
+    def __call__(self, x):
+        types = (self.dtype, self.param_dtype)
+        width = x.shape[-1]
+        hidden = dense(self.hidden_dim, "fc1", *types)(x)
+        if self.activation == "gelu":
+            return dense(width, "fc2", *types, self.init_scale)(jax.nn.gelu(hidden, approximate=False))
+        # Parity: depth rescaling at initialisation goes by the name fc2, which in
+        # the gated form is the value branch and not the output.
+        value = dense(self.hidden_dim, "fc2", *types, self.init_scale)(x)
+        return dense(width, "fc3", *types)(jax.nn.silu(hidden) * value)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused qkv projection.
+
+    Attributes:
+      num_heads: heads K; the width must divide by it.
+      backend: see `jepa_jax.models.attention`.
+      init_scale: factor on the initial output projection.
+    """
+
+    num_heads: int
+    backend: str
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+    init_scale: jax.Array | float = 1.0
+
+    @nn.compact
+    def __call__(self, x, angles):
+        batch, length, width = x.shape
+        types = (self.dtype, self.param_dtype)
+        qkv = dense(3 * width, "qkv", *types)(x)
+        qkv = qkv.reshape(batch, length, 3, self.num_heads, width // self.num_heads)
+        q, k, v = (qkv[:, :, i] for i in range(3))
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        out = attention(q, k, v, self.backend).reshape(batch, length, width)
+        return dense(width, "proj", *types, self.init_scale)(out)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: attention, then MLP, each added to the residual.
+
+    Call args:
+      x: `[B, N, D]` residual stream in `residual_dtype`.
+      layer: 1-based index of the block (int or float scalar, may be traced); only
+        initialisation looks at it.
+      angles: float32 `[B or 1, N, d]` rotary angles, or None.
+
+    Source: src/models/utils/modules.py (Block).
+    """
+
+    num_heads: int
+    mlp_hidden: int
+    activation: str
+    norm_eps: float
+    attention: str
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+    residual_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, layer, angles):
+        # Output projections start smaller the deeper they sit.
+        # Source: src/models/vision_transformer.py (_rescale_blocks).
+        scale = jax.lax.rsqrt(2.0 * layer)
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        h = LayerNorm(self.norm_eps, name="norm1", **types)(x)
+        h = Attention(self.num_heads, self.attention, init_scale=scale, name="attention", **types)(h, angles)
+        x = x + h.astype(self.residual_dtype)
+        h = LayerNorm(self.norm_eps, name="norm2", **types)(x)
+        h = Mlp(self.mlp_hidden, self.activation, init_scale=scale, name="mlp", **types)(h)
+        x = x + h.astype(self.residual_dtype)
+        return nn.with_logical_constraint(x, ("batch", "tokens", "width"))
+
+
+class BlockStack(nn.Module):
+    """`depth` blocks run by one scan; their parameters are stacked on a leading axis.
+
+    Attributes:
+      remat: "none", or a key of `REMAT_POLICIES`: what the backward pass keeps.
+      residual_dtype: dtype of the residual stream between blocks.
+
+    Call args:
+      x: `[B, N, D]`.
+      angles: float32 rotary angles `[B or 1, N, d]`, or None.
+      layers: static tuple of 0-based block indices whose outputs are wanted.
+
+    Returns:
+      (x, kept): the last output `[B, N, D]` and `kept` `[len(layers), B, N, D]`,
+      the outputs of `layers` in the order asked. Other layers are not stored.
+    """
+
+    depth: int
+    num_heads: int
+    mlp_hidden: int
+    activation: str = "gelu"
+    norm_eps: float = 1e-6
+    attention: str = "auto"
+    remat: str = "none"
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+    residual_dtype: jnp.dtype = jnp.float32
+
+    def _check(self, width, layers):
+        if width % self.num_heads:
+            raise ValueError(f"width {width} is not divisible by num_heads {self.num_heads}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation {self.activation!r} is unknown; choose one of {ACTIVATIONS}")
+        if self.remat != "none" and self.remat not in REMAT_POLICIES:
+            raise ValueError(f"remat {self.remat!r} is unknown; choose 'none' or one of {sorted(REMAT_POLICIES)}")
+        if len(set(layers)) != len(layers) or any(not 0 <= i < self.depth for i in layers):
+            raise ValueError(f"layers {layers} must be distinct block indices in 0..{self.depth - 1}")
+
+    @nn.compact
+    def __call__(self, x, angles=None, layers=()):
+        self._check(x.shape[-1], layers)
+        block_class = Block
+        if self.remat != "none":
+            # Inside a scan the compiler cannot merge recomputation with the forward
+            # pass, so the barrier against it (prevent_cse) is not needed.
+            block_class = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+        block = block_class(
+            num_heads=self.num_heads, mlp_hidden=self.mlp_hidden, activation=self.activation,
+            norm_eps=self.norm_eps, attention=self.attention, dtype=self.dtype,
+            param_dtype=self.param_dtype, residual_dtype=self.residual_dtype, name="layers",
+        )
+
+        def body(block, carry, layer, slot, angles):
+            x, kept = carry
+            x = block(x, layer, angles)
+            if layers:
+                # The slot of a layer nobody asked for is out of range, and dropped.
+                kept = kept.at[slot].set(x, mode="drop")
+            return (x, kept), None
+
+        slots = [layers.index(i) if i in layers else len(layers) for i in range(self.depth)]
+        x = x.astype(self.residual_dtype)
+        carry = (x, jnp.zeros((len(layers), *x.shape), x.dtype))
+        scan = nn.scan(
+            body, variable_axes={"params": 0}, split_rngs={"params": True},
+            in_axes=(0, 0, nn.broadcast), length=self.depth,
+        )
+        (x, kept), _ = scan(block, carry, jnp.arange(1.0, self.depth + 1), jnp.array(slots), angles)
+        return x, kept

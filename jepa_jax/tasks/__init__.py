@@ -1,0 +1,1 @@
+"""Training tasks: model, data and loss put together from a config."""

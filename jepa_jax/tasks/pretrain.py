@@ -1,0 +1,265 @@
+"""Self-supervised pretraining: predict the EMA encoder's latents of masked tubelets."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jepa_jax.data.iterate import make_iterator
+from jepa_jax.data.masks import MaskSampler, MaskSpec
+from jepa_jax.data.pipeline import ClipPipeline, CropSpec, GroupSpec, SourceSpec
+from jepa_jax.models import LayerNorm, MaskedPredictor, gather_tokens, make_encoder, normalize_pixels, token_grid
+from jepa_jax.models.flops import encoder_flops, predictor_flops
+from jepa_jax.tasks.losses import latent_loss
+from jepa_jax.training import optim, sharding
+from jepa_jax.training.state import create_state, tensor_names
+from jepa_jax.training.task import Task
+
+# Parity: the norm of the targets has PyTorch's default eps, unlike the networks.
+TARGET_NORM_EPS = 1e-5
+
+
+class Group(NamedTuple):
+    """A sub-batch of clips of one shape.
+
+    Attributes:
+      spec: what the data pipeline needs to know.
+      loss_weight: share of this group's mean loss in the total.
+      grid: (t, h, w) tokens of its clips.
+      sampler: masks of its clips.
+    """
+
+    spec: GroupSpec
+    loss_weight: float
+    grid: tuple[int, int, int]
+    sampler: MaskSampler
+
+
+def make_models(model, grid):
+    """Build (VideoEncoder, MaskedPredictor) from the `model` section of a config.
+
+    Args:
+      model: ConfigDict section.
+      grid: (t, h, w) for which sincos tables are built.
+    """
+    shared = dict(
+        positions=model.positions, rope_layout=model.rope_layout, uniform_power=model.uniform_power, table_grid=grid,
+        activation=model.activation, attention=model.attention, remat=model.remat,
+        dtype=jnp.dtype(model.dtype), param_dtype=jnp.dtype(model.param_dtype),
+    )
+    encoder = make_encoder(
+        model.size, patch_size=model.patch_size, tubelet_size=model.tubelet_size,
+        residual_dtype=jnp.dtype(model.encoder_residual_dtype), **shared,
+    )
+    predictor = MaskedPredictor(
+        output_dim=encoder.width, residual_dtype=jnp.dtype(model.predictor_residual_dtype),
+        **model.predictor.to_dict(), **shared,
+    )
+    return encoder, predictor
+
+
+def make_groups(config):
+    """Build the `Group`s of a run, video groups first; a batch size of 0 leaves a group out.
+
+    Raises:
+      ValueError: if no group is left, or a size is impossible.
+    """
+    model, data = config.model, config.data
+    # The position in this list chooses the mask token, so the order must not depend on names alone.
+    named = sorted(data.groups.items(), key=lambda item: (item[1].kind != "video", item[0]))
+    specs = tuple(MaskSpec(**strategy.to_dict()) for _, strategy in sorted(config.masks.strategies.items()))
+    groups = []
+    for name, section in named:
+        if section.batch_size == 0:
+            continue
+        if len(section.paths) != len(section.weights):
+            raise ValueError(f"data.groups.{name} has {len(section.paths)} paths and {len(section.weights)} weights")
+        grid = token_grid(section.frames, data.size, data.size, model.patch_size, model.tubelet_size)
+        sources = tuple(SourceSpec((path,), weight) for path, weight in zip(section.paths, section.weights))
+        groups.append(Group(
+            GroupSpec(name, section.kind, section.frames, section.fps, section.batch_size, sources),
+            section.loss_weight, grid,
+            MaskSampler(specs, grid, seed=config.seed, stream=len(groups),
+                        group_size=config.masks.group_size, round_to=config.masks.round_to),
+        ))
+    if not groups:
+        raise ValueError("every group of data.groups has batch_size 0; give at least one a batch")
+    return tuple(groups)
+
+
+def make_loss(encoder, predictor, groups, *, loss_exponent, monitor_tokens):
+    """Build the pretraining loss.
+
+    Returns:
+      Function (params, target_params, batch) -> (loss, aux). `params` has the keys
+      `encoder` and `predictor`; `target_params` is an encoder tree and receives no gradient;
+      `batch` maps group names to `video` uint8 `[b, F, H, W, 3]`, `context_ids` and
+      `target_ids`, tuples over strategies of int32 `[b, K]`. `aux` has `losses`, the
+      mean of every (group, strategy), and `samples`, a few target and predicted latents.
+
+    Source: app/vjepa/train.py.
+    """
+    total_weight = sum(group.loss_weight for group in groups)
+    target_norm = LayerNorm(TARGET_NORM_EPS, affine=False, dtype=jnp.promote_types(encoder.dtype, jnp.float32))
+
+    def encode_targets(target_params, video):
+        latents = encoder.apply({"params": target_params}, video)
+        # The targets are constants of the step: without this the loss could be lowered by
+        # moving them, which collapses the representation.
+        return jax.lax.stop_gradient(target_norm.apply({}, latents))
+
+    def loss_fn(params, target_params, batch):
+        total, losses, samples = 0.0, {}, None
+        for index, group in enumerate(groups):
+            rows = batch[group.spec.name]
+            video = normalize_pixels(rows["video"])
+            if video.shape[1] != group.spec.frames:
+                video = jnp.repeat(video, group.spec.frames, axis=1)
+            latents = encode_targets(target_params, video)
+            strategies = list(zip(rows["context_ids"], rows["target_ids"]))
+            for number, (context_ids, target_ids) in enumerate(strategies):
+                context = encoder.apply({"params": params["encoder"]}, video, context_ids)
+                predictions = predictor.apply(
+                    {"params": params["predictor"]}, context, context_ids, target_ids, group.grid, index
+                )
+                targets = gather_tokens(latents, target_ids)
+                loss = latent_loss(predictions, targets, exponent=loss_exponent)
+                losses[f"train/loss_{group.spec.name}_{number}"] = loss
+                total += loss * group.loss_weight / (total_weight * len(strategies))
+                if samples is None:
+                    samples = _sample_latents(targets, predictions, monitor_tokens)
+        return total, {"losses": losses, "samples": samples}
+
+    return loss_fn
+
+
+def _sample_latents(targets, predictions, num_tokens):
+    """Take about `num_tokens` evenly spaced tokens of a batch, as `[n, D]` each."""
+    batch, length, width = targets.shape
+    per_clip = max(1, min(length, num_tokens // batch))
+    chosen = jnp.arange(per_clip) * length // per_clip
+    pick = lambda x: jax.lax.stop_gradient(x[:, chosen].reshape(-1, width))
+    return {"targets": pick(targets), "predictions": pick(predictions)}
+
+
+def make_train_step(loss_fn, optimizer, schedules, *, accumulate, spike_factor):
+    """Build the pure step (state, batch) -> (state, metrics, samples); see `Task`."""
+
+    def train_step(state, batch):
+        k = state.step + 1
+        rates = {name: schedule(k) for name, schedule in schedules._asdict().items()}
+        loss, aux, grads = optim.accumulate_gradients(
+            lambda params, part: loss_fn(params, state.target_params, part), state.params, batch, accumulate
+        )
+        apply, guard, metrics = optim.check_update(state.guard, loss, grads, spike_factor)
+        state = optim.apply_update(optimizer, state, grads, apply, guard, target_key="encoder", **rates)
+        metrics |= {"train/loss": loss} | {name: value.mean() for name, value in aux["losses"].items()}
+        metrics |= {f"optim/grad_norm_{name}": optax.global_norm(tree) for name, tree in grads.items()}
+        metrics |= {"optim/lr": rates["learning_rate"], "optim/weight_decay": rates["weight_decay"],
+                    "ema/momentum": 1.0 - rates["ema_rate"], "guard/skipped": guard.skipped}
+        samples = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), aux["samples"])
+        return state, metrics, samples
+
+    return train_step
+
+
+def make_optimizer(section, abstract_params, num_groups):
+    """Build AdamW from the `optim` section for these parameters."""
+    factors = optim.decay_factors(abstract_params)
+    # Parity: a mask token no group uses gets no gradient, and PyTorch then leaves it alone,
+    # decay included.
+    rows = jnp.arange(abstract_params["predictor"]["mask_tokens"].shape[0])
+    factors["predictor"]["mask_tokens"] = (rows < num_groups).astype(jnp.float32)[:, None]
+    return optim.make_adamw(b1=section.b1, b2=section.b2, eps=section.eps, decay_factors=factors)
+
+
+def make_schedules(section):
+    """Build the schedules from the `optim` section."""
+    keys = ("schedule", "lr", "start_lr", "final_lr", "weight_decay", "final_weight_decay", "ema", "final_ema",
+            "total_steps", "warmup_steps", "anneal_steps", "horizon_scale")
+    return optim.make_schedules(**{key: section[key] for key in keys})
+
+
+def init_params(encoder, predictor, rng, batch_size=1):
+    """Initialise both networks: `{"encoder": ..., "predictor": ...}`; the clip size does not matter."""
+    encoder_rng, predictor_rng = jax.random.split(rng)
+    clip = jnp.zeros((batch_size, encoder.tubelet_size, encoder.patch_size, encoder.patch_size, 3))
+    ids = jnp.zeros((batch_size, 1), jnp.int32)
+    context = jnp.zeros((batch_size, 1, encoder.width))
+    return {
+        "encoder": encoder.init(encoder_rng, clip)["params"],
+        "predictor": predictor.init(predictor_rng, context, ids, ids, (1, 1, 1))["params"],
+    }
+
+
+def step_flops(encoder, predictor, groups):
+    """Count the operations of one optimiser step, over tokens that are really processed."""
+    total = 0.0
+    for group in groups:
+        tokens = group.grid[0] * group.grid[1] * group.grid[2]
+        per_clip = encoder_flops(encoder, tokens)
+        for num_context, num_target in group.sampler.lengths:
+            # A backward pass costs twice the forward pass.
+            per_clip += 3 * (encoder_flops(encoder, num_context) + predictor_flops(predictor, num_context, num_target))
+        total += group.spec.batch_size * per_clip
+    return total
+
+
+def make_task(config, mesh):
+    """Build the pretraining task.
+
+    Args:
+      config: locked ConfigDict as in `configs/pretrain.py`.
+      mesh: device mesh from `sharding.make_mesh`.
+
+    Returns:
+      `Task`.
+
+    Raises:
+      ValueError: if a setting is impossible; nothing has been compiled then.
+      FileNotFoundError: if shards are missing.
+    """
+    groups = make_groups(config)
+    for group in groups:
+        sharding.check_batch_size(group.spec.name, group.spec.batch_size, mesh, config.optim.accumulate)
+    encoder, predictor = make_models(config.model, groups[0].grid)
+    make_params = functools.partial(init_params, encoder, predictor, batch_size=mesh.size)
+    abstract_params = jax.eval_shape(make_params, jax.random.key(0))
+    optimizer = make_optimizer(config.optim, abstract_params, len(groups))
+
+    def init_state(rng):
+        params = make_params(rng)
+        return create_state(params, jax.tree.map(jnp.copy, params["encoder"]), optimizer)
+
+    loss_fn = make_loss(encoder, predictor, groups, loss_exponent=config.optim.loss_exponent,
+                        monitor_tokens=config.log.monitor_tokens)
+    data = config.data
+    pipeline = ClipPipeline(
+        [group.spec for group in groups], CropSpec(data.size, data.crop_scale, data.crop_aspect, data.flip),
+        {group.spec.name: group.sampler for group in groups}, seed=config.seed,
+        process_index=jax.process_index(), process_count=jax.process_count(),
+    )
+    return Task(
+        init_state=init_state,
+        train_step=make_train_step(loss_fn, optimizer, make_schedules(config.optim),
+                                   accumulate=config.optim.accumulate, spike_factor=config.guard.spike_factor),
+        open_data=functools.partial(make_iterator, pipeline, workers=data.workers, threads=data.threads,
+                                    prefetch=data.prefetch),
+        tensor_names=["loss"] + tensor_names(abstract_params),
+        clips_per_step=sum(group.spec.batch_size for group in groups),
+        flops_per_step=step_flops(encoder, predictor, groups),
+        data_state={"seed": config.seed, "groups": pipeline.describe()},
+        summary=_summarize(groups) + pipeline.describe(),
+    )
+
+
+def _summarize(groups):
+    lines = []
+    for group in groups:
+        lengths = ", ".join(f"{num_context} -> {num_target}" for num_context, num_target in group.sampler.lengths)
+        total = group.grid[0] * group.grid[1] * group.grid[2]
+        lines.append(f"group {group.spec.name}: {group.spec.batch_size} clips of {total} tokens {group.grid}, "
+                     f"context -> target tokens per mask: {lengths}")
+    return lines

@@ -1,0 +1,31 @@
+"""What the train loop needs to know about a task."""
+
+from typing import Any, Callable, NamedTuple
+
+
+class Task(NamedTuple):
+    """A training task as a record of pure functions and plain data.
+
+    Attributes:
+      init_state: rng -> `TrainState`; jittable.
+      train_step: (state, batch) -> (state, metrics, samples); jittable. `metrics` is a flat
+        dict of scalars with the `guard/` entries of `optim.check_update`; `samples` holds
+        `targets` and `predictions` `[n, D]` for the collapse monitors.
+      open_data: (start_step, num_steps) -> context manager that yields an iterator of
+        (batch of host arrays, list of skips) for this process.
+      tensor_names: names behind `guard/first_bad`: the loss, then gradients in order.
+      clips_per_step: clips of the global batch.
+      flops_per_step: operations of one step on the global batch, without recomputation.
+      data_state: JSON-able description of the data order, saved with every checkpoint and
+        compared at resume.
+      summary: lines for the log at start.
+    """
+
+    init_state: Callable
+    train_step: Callable
+    open_data: Callable
+    tensor_names: list[str]
+    clips_per_step: int
+    flops_per_step: float
+    data_state: dict[str, Any]
+    summary: list[str]
