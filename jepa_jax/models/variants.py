@@ -14,6 +14,8 @@ _SIZES = {
     # Parity: the official constructors misspell the ratio (64/13), so it stays 4.
     "vit_gigantic": (1664, 48, 16, 4.0),
     "vit_gigantic_xformers": (1664, 48, 26, 4.0),
+    # Ours, for demos and tests on a CPU.
+    "vit_micro": (192, 6, 3, 4.0),
 }
 _ROPE = "_rope"
 NAMES = tuple(_SIZES) + tuple(name + _ROPE for name in _SIZES)

@@ -1,0 +1,159 @@
+"""Sections that the configs share, and the parser of their arguments."""
+
+import ml_collections
+
+SIZES = {"vits16": "vit_small", "vitb16": "vit_base", "vitl16": "vit_large", "vith16": "vit_huge",
+         "vitg16": "vit_giant_xformers"}
+
+
+def parse_argument(text, names, **defaults):
+    """Split a config argument such as `vitl16,res=384`.
+
+    Args:
+      text: what follows the colon of `--config=FILE:...`.
+      names: allowed first parts.
+      **defaults: allowed keys with their default values, which also set the types.
+
+    Returns:
+      (name, dict of options).
+    """
+    name, *parts = text.split(",")
+    if name not in names:
+        raise ValueError(f"config variant {name!r} is unknown; choose one of {', '.join(names)}")
+    options = dict(defaults)
+    for part in parts:
+        key, _, value = part.partition("=")
+        if key not in defaults or not value:
+            raise ValueError(f"config option {part!r} is unknown; {name} takes {', '.join(f'{k}={v}' for k, v in defaults.items())}")
+        options[key] = type(defaults[key])(value)
+    return name, options
+
+
+def base_config():
+    """Return the config that pretraining and cooldown start from: the released ViT-L recipe."""
+    config = ml_collections.ConfigDict()
+    config.task = "pretrain"
+    config.seed = 239
+    config.model = model_section()
+    config.data = data_section()
+    config.masks = masks_section()
+    config.optim = optim_section()
+    config.guard = ml_collections.ConfigDict({
+        "max_skips_in_a_row": 10,  # stop after this many refused updates in a row
+        "spike_factor": 0.0,  # refuse gradients this many times their running norm; 0 = off
+    })
+    config.mesh = ml_collections.ConfigDict({
+        "fsdp": 1,  # devices that share one copy of the parameters; -1 = all
+        "distributed": False,  # call jax.distributed.initialize() first (pods, Slurm)
+    })
+    config.checkpoint = ml_collections.ConfigDict({"every_steps": 300, "keep_last": 2, "keep_every": 15000})
+    config.log = ml_collections.ConfigDict({
+        "every_steps": 10,
+        "monitor_tokens": 2048,  # tokens of a batch on which collapse is measured
+    })
+    config.start = ml_collections.ConfigDict({
+        "mode": "scratch",  # scratch | cooldown | weights; a checkpoint in the workdir wins
+        "checkpoint": "",
+    })
+    return config
+
+
+def model_section():
+    """Encoder and predictor as released."""
+    return ml_collections.ConfigDict({
+        "size": "vit_large",
+        "patch_size": 16,
+        "tubelet_size": 2,
+        "positions": "rope",  # rope | sincos
+        "rope_layout": "tiled",  # tiled (released weights) | interleaved (corrected)
+        "uniform_power": True,
+        "activation": "gelu",  # gelu | swiglu | swiglu_wide
+        "attention": "auto",  # auto | xla | chunked | cudnn | flash
+        "remat": "full",  # none | dots | full
+        "dtype": "bfloat16",
+        "param_dtype": "float32",
+        "encoder_residual_dtype": "bfloat16",
+        "predictor_residual_dtype": "float32",
+        "predictor": {
+            "width": 384, "depth": 12, "num_heads": 12, "mlp_ratio": 4.0,
+            # Ten in the released checkpoints (two masks x five sources); only the first
+            # `number of groups` are ever trained.
+            "num_mask_tokens": 10,
+            "zero_init_mask_tokens": True,
+        },
+    })
+
+
+def group_section(kind, frames, batch_size):
+    """A sub-batch of one clip shape; a batch size of 0 turns it off."""
+    return ml_collections.ConfigDict({
+        "kind": kind,
+        "frames": frames,
+        "fps": 4.0,
+        "batch_size": batch_size,  # clips per step over all devices
+        "loss_weight": 1.0,  # relative to the other groups
+        "paths": ("shards",),  # shard folders or globs, one per source
+        "weights": (1.0,),  # share of the group's clips per source
+    })
+
+
+def data_section():
+    """Crops of the released recipe and two groups: videos, and images as clips of equal frames."""
+    return ml_collections.ConfigDict({
+        "size": 256,
+        "crop_scale": (0.3, 1.0),
+        "crop_aspect": (0.75, 1.35),
+        "flip": 0.5,
+        "groups": {"video": group_section("video", 16, 3072), "image": group_section("image", 16, 0)},
+        "workers": 8,  # processes per host
+        "threads": 2,  # per process
+        "prefetch": 2,  # batches per worker
+        "max_bad_fraction": 0.05,
+    })
+
+
+def masks_section():
+    """The two released strategies: many small holes, and two large ones."""
+    def strategy(spatial_scale, num_blocks):
+        return {
+            "spatial_scale": (spatial_scale, spatial_scale),
+            "temporal_scale": (1.0, 1.0),
+            "aspect_ratio": (0.75, 1.5),
+            "num_blocks": num_blocks,
+            "max_temporal_keep": 1.0,
+            "max_keep": ml_collections.config_dict.placeholder(int),
+            "full_complement": False,
+            "pred_full_complement": False,
+            "inv_block": False,
+            "num_context": ml_collections.config_dict.placeholder(int),
+            "num_target": ml_collections.config_dict.placeholder(int),
+        }
+
+    return ml_collections.ConfigDict({
+        "strategies": {"0_short": strategy(0.15, 8), "1_long": strategy(0.7, 2)},
+        "group_size": 24,  # the official batch per process, whose shortest list sets the length
+        "round_to": 16,  # lengths become multiples of this
+    })
+
+
+def optim_section():
+    """AdamW of the primary phase: warm-up, then constant."""
+    return ml_collections.ConfigDict({
+        "total_steps": 240_000,
+        "schedule": "warmup_cosine",  # warmup_cosine | linear | warmup_stable_decay
+        "start_lr": 1e-4,
+        "lr": 5.25e-4,
+        "final_lr": 5.25e-4,
+        "warmup_steps": 12_000,
+        "anneal_steps": 0,
+        "horizon_scale": 1.25,
+        "weight_decay": 0.04,
+        "final_weight_decay": 0.04,
+        "ema": 0.99925,
+        "final_ema": 0.99925,
+        "b1": 0.9,
+        "b2": 0.999,
+        "eps": 1e-8,
+        "loss_exponent": 1.0,
+        "accumulate": 1,  # parts a batch is cut into, one after the other
+    })

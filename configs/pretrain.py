@@ -1,0 +1,45 @@
+"""Masked latent prediction from video, the primary phase: 16 frames, constant learning rate.
+
+    python -m jepa_jax.train --config=configs/pretrain.py:vitl16 --workdir=runs/vitl16 \
+        --config.data.groups.video.paths="('shards/k710','shards/ssv2','shards/howto100m')" \
+        --config.data.groups.video.weights="(0.335,0.100,0.565)"
+
+Variants: vits16, vitb16, vitl16, vith16, vitg16 (option res, default 256) and demo.
+
+The released ViT-L and ViT-H files say 10 epochs of 300 steps with a warm-up of 40 epochs,
+which looks like a placeholder; the ViT-g file's 800 x 300 = 240,000 steps serve all sizes
+here. Source: configs/train/*/pretrain-256px-16f.yaml; paper section 2.
+"""
+
+from configs import common
+
+
+def get_config(argument="vitl16"):
+    """Return the config of a variant."""
+    name, options = common.parse_argument(argument, (*common.SIZES, "demo"), res=256)
+    config = common.base_config()
+    config.data.size = options["res"]
+    if name == "demo":
+        return _demo(config)
+    config.model.size = common.SIZES[name]
+    config.mesh.fsdp = -1 if name in ("vith16", "vitg16") else 1
+    return config
+
+
+def _demo(config):
+    """Shrink everything to a few minutes on two CPU cores."""
+    config.model.update({
+        "size": "vit_micro", "remat": "none", "dtype": "float32", "encoder_residual_dtype": "float32",
+        "predictor": {"width": 96, "depth": 4, "num_heads": 3, "num_mask_tokens": 2},
+    })
+    config.data.update({"size": 128, "workers": 1, "threads": 1, "prefetch": 2})
+    config.data.groups.video.update({"frames": 8, "fps": 8.0, "batch_size": 8})
+    # Smaller holes and long lists: with three short videos most of the scene must stay visible.
+    config.masks.update({"group_size": 4, "round_to": 4})
+    config.optim.update({
+        "total_steps": 400, "start_lr": 1e-4, "lr": 1e-3, "final_lr": 1e-5, "warmup_steps": 40,
+        "horizon_scale": 1.0, "ema": 0.99, "final_ema": 0.999,
+    })
+    config.checkpoint.update({"every_steps": 25, "keep_last": 2, "keep_every": 0})
+    config.log.update({"every_steps": 5, "monitor_tokens": 1024})
+    return config

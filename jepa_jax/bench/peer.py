@@ -1,0 +1,110 @@
+"""Run the PyTorch step beside ours: same weights, same batches, same rates, in turn."""
+
+import jax
+import numpy as np
+
+from jepa_jax.bench import report
+
+_LOSS_TOLERANCE = {"float32": 1e-4}
+_HALF_LOSS_TOLERANCE = 2e-2
+
+
+class MissingTorch(RuntimeError):
+    """Say that the optional PyTorch is not installed, or has no device to compare on."""
+
+
+def import_torch():
+    """Import PyTorch, which is an optional extra.
+
+    Raises:
+      MissingTorch: if it is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingTorch("--against torch needs PyTorch: pip install 'jepa_jax[bench]'") from error
+    return torch
+
+
+class Comparison:
+    """Own the peer of one run; calling it makes one step and returns the loss.
+
+    Args:
+      config: as in `measure_step`.
+      groups, encoder, predictor: of our step.
+      params: our initial parameters.
+      batches: host arrays, used in turn as ours are.
+      schedules: `optim.Schedules`.
+      compiled: pass the PyTorch networks through its compiler.
+
+    Raises:
+      MissingTorch: if PyTorch is missing or sees no GPU where we use one.
+      ValueError: if the config has an option that the peer lacks.
+    """
+
+    def __init__(self, config, groups, encoder, predictor, params, batches, schedules, compiled):
+        torch = import_torch()
+        from jepa_jax.bench.torch_peer import Rates, TorchPeer
+
+        if jax.device_count() > 1 or config.optim.accumulate > 1:
+            raise ValueError(f"the PyTorch peer runs on one device without accumulation, got "
+                             f"{jax.device_count()} devices and optim.accumulate={config.optim.accumulate}")
+        device = {"cpu": "cpu", "gpu": "cuda"}.get(jax.default_backend())
+        if device is None or (device == "cuda" and not torch.cuda.is_available()):
+            raise MissingTorch(f"PyTorch {torch.__version__} has no device to compare with {jax.default_backend()}; "
+                               "install a build of it for this accelerator")
+        torch.set_num_threads(report.usable_cores())
+        if device == "cuda":
+            # As fast as ours in float32: both may use the reduced product.
+            torch.set_float32_matmul_precision("high")
+        self._torch, self._device, self._compiled = torch, device, compiled
+        self._dtype = str(config.model.dtype)
+        self._peer = TorchPeer(
+            encoder, predictor, jax.tree.map(np.asarray, params), groups, config.optim,
+            half=self._dtype == "bfloat16", device=device, compiled=compiled,
+        )
+        self._batches = [self._peer.put(batch) for batch in batches]
+        self._schedules, self._make_rates, self._rates, self._count = schedules, Rates, {}, 0
+        self._differences = []
+
+    def prepare_rates(self, steps):
+        """Compute the rates of the first `steps` steps, so that no step waits for them."""
+        for k in range(1, steps + 1):
+            self._rates[k] = self._make_rates(*(float(schedule(k)) for schedule in self._schedules))
+
+    def __call__(self):
+        loss = self._peer.step(self._batches[self._count % len(self._batches)], self._rates[self._count + 1])
+        self._count += 1
+        return loss
+
+    def check_losses(self, ours):
+        """Make as many steps as ours made and compare the losses.
+
+        Raises:
+          ValueError: if a loss differs by more than rounding explains.
+        """
+        tolerance = _LOSS_TOLERANCE.get(self._dtype, _HALF_LOSS_TOLERANCE)
+        theirs = [self() for _ in ours]
+        self._differences = [abs(a / b - 1) for a, b in zip(ours, theirs)]
+        if max(self._differences) > tolerance:
+            raise ValueError(f"the two steps are not the same: losses {ours} (ours) and {theirs} (PyTorch) "
+                             f"differ by more than {tolerance:g}")
+
+    def record(self, ours, theirs):
+        """Summarise the comparison as a JSON-able dict; times in seconds."""
+        milliseconds = report.spread([1e3 * seconds for seconds in theirs])
+        ratios = [a / b for a, b in zip(ours, theirs)]
+        peak = self._torch.cuda.max_memory_allocated() if self._device == "cuda" else None
+        return {
+            "torch": {
+                "step_ms": milliseconds,
+                "compiled": self._compiled,
+                "device": self._device,
+                "threads": self._torch.get_num_threads(),
+                "device_peak_bytes": peak,
+                "max_relative_loss_difference": max(self._differences),
+                "checked_steps": len(self._differences),
+            },
+            "time_over_torch": report.spread([1e3 * seconds for seconds in ours])["median"] / milliseconds["median"],
+            "time_over_torch_pairs": report.spread(ratios),
+        }

@@ -1,0 +1,90 @@
+"""What every measurement records: machine, versions, spread of timings; written as JSON."""
+
+import json
+import os
+import platform
+import re
+import resource
+import statistics
+import sys
+from importlib import metadata
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "av", "opencv-python-headless", "numpy", "torch")
+DEFAULT_FOLDER = os.path.join("benchmarks", "results")
+
+
+def machine():
+    """Describe the host: processor, cores this process may use, Python and package versions."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "processor": _processor(),
+        "cores": usable_cores(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def usable_cores():
+    """Count the processor cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _processor():
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = re.findall(r"^model name\s*:\s*(.+)$", file.read(), re.MULTILINE)
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor()
+
+
+def spread(values):
+    """Summarise timings.
+
+    Args:
+      values: at least one number, in one unit.
+
+    Returns:
+      dict: median, min, max, median absolute deviation `mad`, and `num`.
+    """
+    median = statistics.median(values)
+    return {
+        "median": median,
+        "min": min(values),
+        "max": max(values),
+        "mad": statistics.median(abs(value - median) for value in values),
+        "num": len(values),
+    }
+
+
+def peak_rss_bytes():
+    """Return the largest resident memory this process has had so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts in kibibytes, macOS in bytes.
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def write(record, path, default_name):
+    """Write a record as JSON.
+
+    Args:
+      record: JSON-able dict.
+      path: file to write, or None for `default_name` under benchmarks/results.
+      default_name: file name; characters that are awkward in one become '-'.
+
+    Returns:
+      The path written.
+    """
+    if path is None:
+        path = os.path.join(DEFAULT_FOLDER, re.sub(r"[^A-Za-z0-9._-]+", "-", default_name) + ".json")
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(record, file, indent=2, allow_nan=False)
+        file.write("\n")
+    return path

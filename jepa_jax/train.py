@@ -1,0 +1,81 @@
+"""Train a model: `python -m jepa_jax.train --config=configs/pretrain.py:vitl16 --workdir=runs/x`.
+
+Any field of the config can be overridden: `--config.optim.lr=1e-4`. Run the same command
+again to continue from the last checkpoint in the workdir.
+"""
+
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file and variant, such as configs/pretrain.py:vitl16.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints and metrics; an existing run in it is resumed.")
+
+
+def _run(config, workdir):
+    # Imported here: data workers import this module too, and must stay light.
+    import jax
+    from etils import epath
+
+    from jepa_jax.data.skips import SkipCounter
+    from jepa_jax.tasks import pretrain
+    from jepa_jax.training import loop, sharding
+
+    tasks = {"pretrain": pretrain.make_task}
+    if config.task not in tasks:
+        raise ValueError(f"task {config.task!r} is unknown; choose one of {sorted(tasks)}")
+    if config.mesh.distributed:
+        jax.distributed.initialize()
+    mesh = sharding.make_mesh(config.mesh.fsdp)
+    logging.info("%s; mesh %s", ", ".join(sorted({d.device_kind for d in jax.devices()})), dict(mesh.shape))
+    task = tasks[config.task](config, mesh)
+    for line in task.summary:
+        logging.info("%s", line)
+    logging.info("%.3g TFLOP per step", task.flops_per_step / 1e12)
+    workdir = epath.Path(workdir)
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+    skips = SkipCounter(config.data.max_bad_fraction)
+    try:
+        loop.train(task, skips, mesh, workdir, config=config, total_steps=config.optim.total_steps)
+    finally:
+        logging.info("%s", skips.report())
+
+
+def main(argv):
+    """Parse nothing more; run, and turn foreseen errors into one message and an exit code."""
+    from jepa_jax.data import DataError, WorkerDied
+    from jepa_jax.training.checkpoint import CheckpointError
+    from jepa_jax.training.loop import Preempted, TrainingStopped
+
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; fields are set with --config.section.field=value")
+    try:
+        _run(_CONFIG.value, _WORKDIR.value)
+    except Preempted as stop:
+        logging.info("%s", stop)
+        return 0
+    except KeyboardInterrupt:
+        logging.error("interrupted; the same command continues from the last checkpoint")
+        return 130
+    except (ValueError, FileNotFoundError, DataError, WorkerDied, CheckpointError, TrainingStopped) as error:
+        # Foreseen: the message says what to do, and a stack trace would bury it.
+        logging.debug("details", exc_info=True)
+        logging.error("%s", error)
+        return 1
+    return 0
+
+
+def run():
+    """Entry point of `python -m jepa_jax.train`."""
+    flags.mark_flags_as_required(["config", "workdir"])
+    logging.set_verbosity(logging.INFO)
+    app.run(lambda argv: sys.exit(main(argv)))
+
+
+if __name__ == "__main__":
+    run()

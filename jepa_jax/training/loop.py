@@ -1,0 +1,191 @@
+"""The one train loop."""
+
+import contextlib
+import functools
+import signal
+import time
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+
+from jepa_jax.training import checkpoint, sharding
+from jepa_jax.training.metrics import MetricWriter, Progress, memory_gib, peak_flops
+from jepa_jax.training.monitors import collapse_metrics_jit
+
+
+class TrainingStopped(Exception):
+    """The run cannot go on; the message says why and what to do."""
+
+
+class Preempted(Exception):
+    """SIGTERM arrived; the state was saved."""
+
+
+@contextlib.contextmanager
+def _sigterm_flag():
+    """Yield a list that becomes non-empty when SIGTERM arrives."""
+    received = []
+    previous = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+class _Window:
+    """Metrics of the steps since the last log, still on the device."""
+
+    def __init__(self, task, guard):
+        self._task, self._limit = task, guard.max_skips_in_a_row
+        self._steps, self._streak = [], 0
+        self.restart()
+
+    def restart(self):
+        """Start timing; compilation and checkpoints at the start do not count."""
+        self._steps, self._wait, self._began = [], 0.0, time.monotonic()
+
+    def add(self, step, metrics, samples, wait):
+        """Note one step and the seconds it waited for data."""
+        self._steps.append((step, metrics))
+        self._samples, self._wait = samples, self._wait + wait
+
+    def close(self):
+        """Fetch the metrics of the window and start the next.
+
+        Returns:
+          Flat dict of floats: means of losses, the last value of everything else.
+
+        Raises:
+          TrainingStopped: if too many updates in a row were refused.
+        """
+        rows = jax.device_get([metrics for _, metrics in self._steps])
+        seconds = time.monotonic() - self._began
+        for (step, _), row in zip(self._steps, rows):
+            self._check_guard(step, row)
+        merged = {name: float(value) for name, value in rows[-1].items()}
+        merged |= {name: float(np.mean([row[name] for row in rows])) for name in merged if name.startswith("train/")}
+        merged |= {name: float(value) for name, value in jax.device_get(collapse_metrics_jit(self._samples)).items()}
+        per_second = len(rows) / seconds
+        merged |= {"perf/clips_per_s": per_second * self._task.clips_per_step, "perf/step_ms": 1e3 / per_second,
+                   "perf/tflops_per_s": per_second * self._task.flops_per_step / 1e12,
+                   "data/wait_s": self._wait / len(rows), "data/wait_share": self._wait / seconds}
+        peak = peak_flops(jax.devices()[0])
+        if peak:
+            merged["perf/utilisation"] = per_second * self._task.flops_per_step / (peak * jax.device_count())
+        merged |= dict([memory_gib()])
+        self.restart()
+        return merged
+
+    def _check_guard(self, step, row):
+        self._streak = 0 if row["guard/applied"] else self._streak + 1
+        if not self._streak:
+            return
+        bad = int(row["guard/first_bad"])
+        what = f"{self._task.tensor_names[bad - 1]!r} is not finite" if bad else "the gradient norm spiked"
+        logging.warning("step %d: update skipped, %s (loss %s)", step, what, row["train/loss"])
+        if self._streak >= self._limit:
+            raise TrainingStopped(
+                f"{self._streak} updates in a row were skipped up to step {step}: {what}. The parameters are those of "
+                "the last good step. Lower optim.lr, lengthen the warm-up, or look at the data of these steps; "
+                "guard.max_skips_in_a_row sets the limit"
+            )
+
+
+def _compile(task, abstract_state, batch, mesh):
+    """Compile the step once, ahead of time; any other shape is then an error, not a second program."""
+    state_sharding = jax.tree.map(lambda x: x.sharding, abstract_state)
+    step = jax.jit(task.train_step, donate_argnums=0, out_shardings=(state_sharding, sharding.replicated(mesh), None))
+    began = time.monotonic()
+    compiled = step.lower(abstract_state, batch).compile()
+    memory = compiled.memory_analysis()
+    logging.info("compiled the train step in %.1f s; %.2f GiB of temporaries and %.2f GiB of arguments per device",
+                 time.monotonic() - began, memory.temp_size_in_bytes / 2**30, memory.argument_size_in_bytes / 2**30)
+    return compiled
+
+
+def abstract_train_state(task, mesh):
+    """Return the shapes, dtypes and shardings of a task's state as `jax.ShapeDtypeStruct`s."""
+    abstract = jax.eval_shape(task.init_state, jax.random.key(0))
+    shardings = sharding.state_sharding(abstract, mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+
+
+def make_state(task, abstract_state, seed):
+    """Initialise a state on the devices, every tensor in its sharding from the start."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
+    return jax.jit(task.init_state, out_shardings=shardings)(jax.random.key(seed))
+
+
+def train(task, skip_counter, mesh, workdir, *, config, total_steps):
+    """Run a task to the end, or to the first SIGTERM.
+
+    Order within a step, which makes a checkpoint and its data agree: fetch batch, update,
+    log, save.
+
+    Args:
+      task: `Task`.
+      skip_counter: counts skipped records; has `update(clips, skips)` and `report()`.
+      mesh: device mesh.
+      workdir: folder of the run; a checkpoint in it is resumed.
+      config: ConfigDict; the sections seed, start, guard, checkpoint and log are read here,
+        and all of it is stored with every checkpoint.
+      total_steps: last step.
+
+    Returns:
+      The final `TrainState`.
+
+    Raises:
+      Preempted: after a SIGTERM, when the state is saved.
+      TrainingStopped: when the update guard gives up.
+    """
+    workdir = epath.Path(workdir)
+    store = checkpoint.CheckpointStore(
+        workdir / "checkpoints", keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every
+    )
+    abstract = abstract_train_state(task, mesh)
+    checkpoint.log_parameters(abstract.params)
+    with sharding.use_mesh(mesh), _sigterm_flag() as sigterm, contextlib.ExitStack() as stack:
+        stack.callback(store.close)
+        state, run, text = checkpoint.start(
+            store, abstract, functools.partial(make_state, task, abstract, config.seed), **config.start.to_dict()
+        )
+        logging.info("%s", text)
+        if run is not None and run["data"] != task.data_state:
+            logging.warning("the data differ from those this run started with, so batches from here on are not the "
+                            "ones it would have seen:\n  then %s\n  now  %s", run["data"], task.data_state)
+        start_step = int(state.step)
+        if start_step >= total_steps:
+            logging.info("nothing to do: step %d of %d is reached", start_step, total_steps)
+            return state
+        batches = stack.enter_context(task.open_data(start_step, total_steps - start_step))
+        writer, progress = MetricWriter(workdir, start_step), Progress(start_step, total_steps)
+        stack.callback(writer.close)
+        stack.callback(progress.close)
+        save = functools.partial(store.save, run={"config": config.to_dict(), "data": task.data_state})
+        compiled, window, clips = None, None, task.clips_per_step // jax.process_count()
+        for step in range(start_step + 1, total_steps + 1):
+            began = time.monotonic()
+            batch, skips = next(batches)
+            skip_counter.update(clips, skips)
+            batch = sharding.put_batch(batch, mesh)
+            waited = time.monotonic() - began
+            if compiled is None:
+                compiled, window = _compile(task, abstract, batch, mesh), _Window(task, config.guard)
+                waited = 0.0
+            state, metrics, samples = compiled(state, batch)
+            window.add(step, metrics, samples, waited)
+            progress.advance()
+            stopping = bool(sigterm) or store.preempted(step)
+            if step % config.log.every_steps == 0 or step == total_steps or stopping:
+                row = window.close()
+                writer.write(step, row)
+                progress.show(step, row)
+            if step % config.checkpoint.every_steps == 0 or step == total_steps or stopping:
+                save(step, state)
+            if stopping:
+                store.wait()
+                raise Preempted(f"SIGTERM: saved step {step} to {store.directory}; run the same command to continue")
+        store.wait()
+        return state

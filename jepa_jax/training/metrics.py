@@ -1,0 +1,124 @@
+"""Where numbers go: JSON lines and TensorBoard files in the workdir, and the terminal."""
+
+import json
+import resource
+import sys
+import time
+
+import jax
+from absl import logging
+from etils import epath
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+FILE = "metrics.jsonl"
+# Dense bf16 peak of one device, in floating-point operations per second, by the start of
+# its name. Source: vendors' data sheets, without sparsity.
+_PEAKS = {
+    "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12,
+    "TPU v6": 918e12, "TPU7x": 2307e12, "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12,
+    "NVIDIA GH200": 989e12, "NVIDIA B200": 2250e12,
+}
+
+
+def peak_flops(device):
+    """Return the bf16 peak of a device in operations per second, or None if it is not in our table."""
+    return next((peak for name, peak in _PEAKS.items() if device.device_kind.startswith(name)), None)
+
+
+def memory_gib():
+    """Return (name, GiB): peak device memory, or the peak of this process where the device does not say."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return "perf/device_memory_gib", stats["peak_bytes_in_use"] / 2**30
+    scale = 1 if sys.platform == "darwin" else 1024
+    return "perf/process_memory_gib", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**30
+
+
+class MetricWriter:
+    """Append metrics to the workdir; only process 0 writes.
+
+    Args:
+      workdir: folder of the run.
+      start_step: metrics beyond it, left by an interrupted run, are dropped.
+    """
+
+    def __init__(self, workdir, start_step):
+        self._active = jax.process_index() == 0
+        if not self._active:
+            return
+        workdir = epath.Path(workdir)
+        path = workdir / FILE
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line, start_step + 1) <= start_step]
+            path.write_text("".join(line + "\n" for line in kept))
+        self._file = path.open("a")
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+
+    def write(self, step, metrics):
+        """Write a flat dict of floats for `step`."""
+        if not self._active:
+            return
+        self._file.write(json.dumps({"step": step} | metrics) + "\n")
+        self._file.flush()
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self):
+        """Flush and close the files."""
+        if self._active:
+            self._file.close()
+            self._board.close()
+
+
+def _step_of(line, default):
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):
+        # A line cut short by a kill.
+        return default
+
+
+class Progress:
+    """A progress bar on a terminal, plain log lines elsewhere.
+
+    Args:
+      start_step, total_steps: where the run is and where it ends.
+    """
+
+    def __init__(self, start_step, total_steps):
+        self._bar = None
+        self._total = total_steps
+        self._began, self._first = time.monotonic(), start_step
+        if jax.process_index() == 0 and sys.stderr.isatty():
+            self._bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True)
+
+    def advance(self):
+        """Count one step."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def show(self, step, metrics):
+        """Show the main numbers of a metrics dict."""
+        if jax.process_index() != 0:
+            return
+        parts = [f"loss {metrics['train/loss']:.4f}", f"lr {metrics['optim/lr']:.2e}", f"ema {metrics['ema/momentum']:.5f}"]
+        parts += [f"|g| {name.removeprefix('optim/grad_norm_')} {value:.2f}"
+                  for name, value in metrics.items() if name.startswith("optim/grad_norm")]
+        parts += [f"rank {metrics['collapse/target_rank']:.1f}", f"{metrics['perf/clips_per_s']:.1f} clips/s",
+                  f"data wait {metrics['data/wait_share']:.0%}", f"mem {memory_gib()[1]:.1f} GiB"]
+        if "perf/utilisation" in metrics:
+            parts.append(f"util {metrics['perf/utilisation']:.0%}")
+        if metrics["guard/skipped"]:
+            parts.append(f"skipped updates {metrics['guard/skipped']:.0f}")
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(parts))
+            return
+        seconds = (time.monotonic() - self._began) / max(1, step - self._first) * (self._total - step)
+        eta = time.strftime("%H:%M:%S", time.gmtime(seconds)) if seconds < 86400 else f"{seconds / 86400:.1f} days"
+        logging.info("step %d/%d  %s  ETA %s", step, self._total, "  ".join(parts), eta)
+
+    def close(self):
+        """Leave the bar as it is and release the terminal."""
+        if self._bar is not None:
+            self._bar.close()
