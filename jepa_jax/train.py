@@ -4,14 +4,11 @@ Any field of the config can be overridden: `--config.optim.lr=1e-4`. Run the sam
 again to continue from the last checkpoint in the workdir.
 """
 
-import sys
-
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file and variant, such as configs/pretrain.py:vitl16.", lock_config=True
-)
+from jepa_jax import cli
+
+_CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints and metrics; an existing run in it is resumed.")
 
 
@@ -70,12 +67,5 @@ def main(argv):
     return 0
 
 
-def run():
-    """Entry point of `python -m jepa_jax.train`."""
-    flags.mark_flags_as_required(["config", "workdir"])
-    logging.set_verbosity(logging.INFO)
-    app.run(lambda argv: sys.exit(main(argv)))
-
-
 if __name__ == "__main__":
-    run()
+    cli.run(main, required=["config", "workdir"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import weakref
 from collections.abc import Iterator
 
@@ -100,6 +101,9 @@ def make_iterator(
     buffered = max(threads, 1 if workers else prefetch)
     batches = steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered))
     if workers:
+        # Grain leaves the last batch for Python's resource tracker, which deletes it and warns.
+        # The tracker is a process of its own that takes its filters from here.
+        sys.warnoptions.append("ignore:resource_tracker")
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
         batches = batches.mp_prefetch(options, worker_init_fn=_start_worker)
     return BatchIterator(iter(batches), workers)

@@ -22,9 +22,11 @@ def token_grid(frames, height, width, patch_size=16, tubelet_size=2):
       ValueError: if a size is not a whole number of tubelets or patches.
     """
     frames = tubelet_size if frames == 1 else frames
-    for name, size, unit in (("frames", frames, tubelet_size), ("height", height, patch_size), ("width", width, patch_size)):
-        if size < unit or size % unit:
-            raise ValueError(f"{name} {size} is not a multiple of {unit}")
+    sizes = (("frames", frames, "tubelet_size", tubelet_size), ("height", height, "patch_size", patch_size),
+             ("width", width, "patch_size", patch_size))
+    for name, size, unit, step in sizes:
+        if size < step or size % step:
+            raise ValueError(f"{name} of a clip is {size}; it must be a multiple of {unit}, {step}")
     return frames // tubelet_size, height // patch_size, width // patch_size
 
 

@@ -109,6 +109,16 @@ class CheckpointStore:
         found = self._manager.restore(step, args=ocp.args.Composite(**items))
         return found.params, found.target_params
 
+    def read_run(self, step):
+        """Load only `run`, the JSON of a checkpoint: its config and the state of its data order.
+
+        Raises:
+          CheckpointError: if the checkpoint has none.
+        """
+        if not (self.directory / str(step) / "run").is_dir():
+            raise CheckpointError(f"checkpoint {self.directory / str(step)} has no readable 'run'")
+        return self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
+
     def _check_fits(self, step, abstract_state, names):
         metadata, problems = self._manager.item_metadata(step), []
         for item in names:

@@ -118,6 +118,30 @@ def make_state(task, abstract_state, seed):
     return jax.jit(task.init_state, out_shardings=shardings)(jax.random.key(seed))
 
 
+def _device_batches(batches, skip_counter, task, mesh, steps):
+    """Yield (step, batch on the devices, seconds waited for it); keep no reference to it."""
+    clips = task.clips_per_step // jax.process_count()
+    for step in steps:
+        began = time.monotonic()
+        batch, skips = next(batches)
+        skip_counter.update(clips, skips)
+        batch = [sharding.put_batch(batch, mesh)]
+        yield step, batch.pop(), time.monotonic() - began
+
+
+def _begin(store, task, abstract, config):
+    """Make or load the first state and log how; returns it."""
+    checkpoint.log_parameters(abstract.params)
+    state, run, text = checkpoint.start(
+        store, abstract, functools.partial(make_state, task, abstract, config.seed), **config.start.to_dict()
+    )
+    logging.info("%s", text)
+    if run is not None and run["data"] != task.data_state:
+        logging.warning("the data differ from those this run started with, so batches from here on are not the ones "
+                        "it would have seen:\n  then %s\n  now  %s", run["data"], task.data_state)
+    return state
+
+
 def train(task, skip_counter, mesh, workdir, *, config, total_steps):
     """Run a task to the end, or to the first SIGTERM.
 
@@ -139,22 +163,16 @@ def train(task, skip_counter, mesh, workdir, *, config, total_steps):
     Raises:
       Preempted: after a SIGTERM, when the state is saved.
       TrainingStopped: when the update guard gives up.
+      CheckpointError: when saving or loading fails.
     """
     workdir = epath.Path(workdir)
-    store = checkpoint.CheckpointStore(
-        workdir / "checkpoints", keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every
-    )
-    abstract = abstract_train_state(task, mesh)
-    checkpoint.log_parameters(abstract.params)
     with sharding.use_mesh(mesh), _sigterm_flag() as sigterm, contextlib.ExitStack() as stack:
-        stack.callback(store.close)
-        state, run, text = checkpoint.start(
-            store, abstract, functools.partial(make_state, task, abstract, config.seed), **config.start.to_dict()
+        store = checkpoint.CheckpointStore(
+            workdir / "checkpoints", keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every
         )
-        logging.info("%s", text)
-        if run is not None and run["data"] != task.data_state:
-            logging.warning("the data differ from those this run started with, so batches from here on are not the "
-                            "ones it would have seen:\n  then %s\n  now  %s", run["data"], task.data_state)
+        stack.callback(store.close)
+        abstract = abstract_train_state(task, mesh)
+        state = _begin(store, task, abstract, config)
         start_step = int(state.step)
         if start_step >= total_steps:
             logging.info("nothing to do: step %d of %d is reached", start_step, total_steps)
@@ -163,18 +181,16 @@ def train(task, skip_counter, mesh, workdir, *, config, total_steps):
         writer, progress = MetricWriter(workdir, start_step), Progress(start_step, total_steps)
         stack.callback(writer.close)
         stack.callback(progress.close)
-        save = functools.partial(store.save, run={"config": config.to_dict(), "data": task.data_state})
-        compiled, window, clips = None, None, task.clips_per_step // jax.process_count()
-        for step in range(start_step + 1, total_steps + 1):
-            began = time.monotonic()
-            batch, skips = next(batches)
-            skip_counter.update(clips, skips)
-            batch = sharding.put_batch(batch, mesh)
-            waited = time.monotonic() - began
+        compiled, window = None, _Window(task, config.guard)
+        steps = range(start_step + 1, total_steps + 1)
+        for step, batch, waited in _device_batches(batches, skip_counter, task, mesh, steps):
             if compiled is None:
-                compiled, window = _compile(task, abstract, batch, mesh), _Window(task, config.guard)
+                compiled = _compile(task, abstract, batch, mesh)
+                window.restart()
                 waited = 0.0
             state, metrics, samples = compiled(state, batch)
+            # The memory that workers share with us is released as soon as the step is done with it.
+            del batch
             window.add(step, metrics, samples, waited)
             progress.advance()
             stopping = bool(sigterm) or store.preempted(step)
@@ -183,7 +199,7 @@ def train(task, skip_counter, mesh, workdir, *, config, total_steps):
                 writer.write(step, row)
                 progress.show(step, row)
             if step % config.checkpoint.every_steps == 0 or step == total_steps or stopping:
-                save(step, state)
+                store.save(step, state, {"config": config.to_dict(), "data": task.data_state})
             if stopping:
                 store.wait()
                 raise Preempted(f"SIGTERM: saved step {step} to {store.directory}; run the same command to continue")

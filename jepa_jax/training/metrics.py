@@ -103,7 +103,7 @@ class Progress:
         if jax.process_index() != 0:
             return
         parts = [f"loss {metrics['train/loss']:.4f}", f"lr {metrics['optim/lr']:.2e}", f"ema {metrics['ema/momentum']:.5f}"]
-        parts += [f"|g| {name.removeprefix('optim/grad_norm_')} {value:.2f}"
+        parts += [f"|g| {name.removeprefix('optim/grad_norm_')} {value:.2g}"
                   for name, value in metrics.items() if name.startswith("optim/grad_norm")]
         parts += [f"rank {metrics['collapse/target_rank']:.1f}", f"{metrics['perf/clips_per_s']:.1f} clips/s",
                   f"data wait {metrics['data/wait_share']:.0%}", f"mem {memory_gib()[1]:.1f} GiB"]

@@ -1,0 +1,89 @@
+"""What the commands that take a config share: flags, readable flag errors, logging, exit codes."""
+
+import difflib
+import importlib.util
+import logging as std_logging
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+
+def define_config():
+    """Define `--config` with overridable fields; returns the flag holder."""
+    return config_flags.DEFINE_config_file(
+        "config", None, "Config file and variant, such as configs/pretrain.py:vitl16.", lock_config=True
+    )
+
+
+class _OwnLines(std_logging.Filter):
+    """Drop what libraries say below a warning: Orbax alone writes sixty lines a checkpoint."""
+
+    def filter(self, record):
+        return record.levelno >= std_logging.WARNING or "jepa_jax" in record.pathname
+
+
+def _set_up_logging():
+    logging.set_verbosity(logging.INFO)
+    handler = logging.get_absl_handler()
+    handler.addFilter(_OwnLines())
+    handler.setFormatter(std_logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
+
+
+def _load_config(argument):
+    path, _, variant = argument.partition(":")
+    spec = importlib.util.spec_from_file_location("config_file", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant) if variant else module.get_config()
+
+
+def _unknown_field(argv):
+    """Find the first `--config.a.b` that does not exist and say what does, or return None."""
+    values = dict(arg.lstrip("-").partition("=")[::2] for arg in argv[1:] if arg.startswith("-"))
+    if not values.get("config"):
+        return None
+    for name in values:
+        section, walked = _load_config(values["config"]), "config"
+        for key in name.split(".")[1:] if name.startswith("config.") else ():
+            if not hasattr(section, "keys") or key not in section:
+                known = sorted(section.keys()) if hasattr(section, "keys") else []
+                close = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {close[0]!r}? " if close else ""
+                return f"--{name}: {walked} has no field {key!r}; {hint}It has: {', '.join(known) or 'no fields'}"
+            section, walked = section[key], f"{walked}.{key}"
+    return None
+
+
+def _parse(argv):
+    try:
+        left = flags.FLAGS(argv)
+        # A file that cannot be read shows only when the config is first used.
+        if flags.FLAGS.config is not None:
+            flags.FLAGS.config.keys()
+        return left
+    except (AttributeError, KeyError):
+        message = _unknown_field(argv)
+        if message is None:
+            raise
+    except OSError as error:
+        # The message lists every folder that was tried; the file named is what matters.
+        message = f"cannot read the config file: {error}".splitlines()[0]
+        message += "".join(f"; {line.strip()}" for line in str(error).splitlines() if "[Errno" in line)
+    except flags.Error as error:
+        # A failing config file arrives with its whole stack trace; the last line is the message.
+        message = str(error).strip().splitlines()[-1].strip() if "Traceback" in str(error) else str(error)
+    sys.stderr.write(f"{message}\nUse --help for the flags, and read the config file for its fields.\n")
+    sys.exit(2)
+
+
+def run(main, required):
+    """Parse flags, set up logging, call `main(argv)` and exit with what it returns.
+
+    Args:
+      main: list of left-over arguments -> exit code.
+      required: names of flags that must be given.
+    """
+    flags.mark_flags_as_required(required)
+    _set_up_logging()
+    app.run(lambda argv: sys.exit(main(argv)), flags_parser=_parse)

@@ -1,0 +1,81 @@
+"""What all pictures share: the figure, its colours, and writing it to disk."""
+
+import os
+
+import cv2
+import numpy as np
+from matplotlib.figure import Figure
+
+# Told apart by people who confuse red and green, and in grey print.
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#2b6cb0", "#dd6b20", "#2f855a", "#805ad5", "#718096"
+COLORS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
+_DPI = 130
+# Sides of a picture's frames, pixels: smaller ones look blocky, larger ones only cost bytes.
+_SHOWN_PIXELS = 256
+
+
+class PictureError(Exception):
+    """Say why a picture cannot be made."""
+
+
+def make_figure(width, height, title, subtitle=""):
+    """Make an empty figure with a title.
+
+    Args:
+      width, height: inches.
+      title: bold first line.
+      subtitle: smaller line below it.
+
+    Returns:
+      matplotlib `Figure`, owned by the caller; no global state is touched.
+    """
+    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white", layout="constrained")
+    figure.suptitle(f"{title}\n", x=0.01, ha="left", fontsize=13, fontweight="bold")
+    # A second text at the place of the blank second line, so that its weight can differ.
+    figure.text(0.01, 1 - 0.33 / height, subtitle, ha="left", va="top", fontsize=9.5, color="#4a5568")
+    return figure
+
+
+def show_image(axes, image):
+    """Draw a picture `[H, W, 3]` (uint8, or float in 0..1) without axes around it."""
+    axes.imshow(image, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def label_row(axes, text):
+    """Write the name of a row of pictures to the left of its first axes."""
+    axes.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=9.5, labelpad=8)
+
+
+def enlarge(frames, pixels=_SHOWN_PIXELS):
+    """Enlarge small frames smoothly.
+
+    Args:
+      frames: uint8 `[T, H, W, 3]`.
+      pixels: the short side is multiplied by a whole number to come near this.
+
+    Returns:
+      uint8 `[T, kH, kW, 3]`.
+    """
+    height, width = frames.shape[1:3]
+    factor = max(1, round(pixels / min(height, width)))
+    if factor == 1:
+        return frames
+    size = (width * factor, height * factor)
+    return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC) for frame in frames])
+
+
+def save_figure(figure, path):
+    """Write a figure as PNG, making the folder; a picture already there is replaced in one go.
+
+    Raises:
+      OSError: if the folder cannot be written.
+    """
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    # A viewer that has the old picture open never sees half of the new one.
+    partial = f"{path}.partial"
+    figure.savefig(partial, format="png")
+    os.replace(partial, path)
