@@ -130,7 +130,7 @@ def masks_section():
         }
 
     return ml_collections.ConfigDict({
-        "strategies": {"0_short": strategy(0.15, 8), "1_long": strategy(0.7, 2)},
+        "strategies": {"short_range": strategy(0.15, 8), "long_range": strategy(0.7, 2)},
         "group_size": 24,  # the official batch per process, whose shortest list sets the length
         "round_to": 16,  # lengths become multiples of this
     })

@@ -36,6 +36,9 @@ def _run(config, workdir):
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+    if not jax.config.jax_compilation_cache_dir:
+        # A restart then loads the compiled step instead of compiling it again.
+        jax.config.update("jax_compilation_cache_dir", str(workdir.resolve() / "compilation_cache"))
     skips = SkipCounter(config.data.max_bad_fraction)
     try:
         loop.train(task, skips, mesh, workdir, config=config, total_steps=config.optim.total_steps)

@@ -1,29 +1,14 @@
 """How many operations per second a device can do."""
 
-import statistics
 import time
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-# Dense bfloat16 TFLOP/s per JAX device, by the start of `device_kind`; longer names first.
-# Source: the vendors' data sheets.
-_BFLOAT16_TFLOP_PER_S = (
-    ("TPU v6 lite", 918.0),
-    ("TPU v5 lite", 197.0),
-    ("TPU v5p", 459.0),
-    ("TPU v5", 459.0),
-    # One chip is one device under its megacore.
-    ("TPU v4", 275.0),
-    ("NVIDIA B200", 2250.0),
-    ("NVIDIA H200", 989.0),
-    ("NVIDIA H100 PCIe", 756.0),
-    ("NVIDIA H100", 989.0),
-    ("NVIDIA A100", 312.0),
-)
-_MATMUL_SIZES = {"cpu": 2048}
-_DEFAULT_MATMUL_SIZE = 8192
+from jepa_jax.training.metrics import peak_flops
+
+_CPU_MATMUL_SIZE, _MATMUL_SIZE = 2048, 8192
 _REPEATS = 5
 
 
@@ -39,18 +24,18 @@ def device_peak(device, dtype):
 
     Args:
       device: `jax.Device`.
-      dtype: compute dtype. Only bfloat16 has a table; for any other, and for unknown
-        devices, a large matrix product is timed.
+      dtype: compute dtype. The table is for bfloat16; for any other, and for devices that
+        are not in it, a large matrix product is timed.
     """
-    if jnp.dtype(dtype) == jnp.bfloat16:
-        for name, peak in _BFLOAT16_TFLOP_PER_S:
-            if device.device_kind.startswith(name):
-                return Peak(peak, f"data sheet, dense bfloat16, {name}")
-    size = _MATMUL_SIZES.get(device.platform, _DEFAULT_MATMUL_SIZE)
+    listed = peak_flops(device) if jnp.dtype(dtype) == jnp.bfloat16 else None
+    if listed:
+        return Peak(listed / 1e12, "data sheet, dense bfloat16")
+    size = _CPU_MATMUL_SIZE if device.platform == "cpu" else _MATMUL_SIZE
     return Peak(_measure_matmul(device, dtype, size), f"measured, {size}^3 product in {jnp.dtype(dtype).name}")
 
 
 def _measure_matmul(device, dtype, size):
+    """Time the product of two square matrices; TFLOP/s of the best of a few."""
     x = jax.device_put(jnp.ones((size, size), dtype), device)
     product = jax.jit(jnp.matmul)
     product(x, x).block_until_ready()
@@ -59,4 +44,4 @@ def _measure_matmul(device, dtype, size):
         start = time.perf_counter()
         product(x, x).block_until_ready()
         times.append(time.perf_counter() - start)
-    return 2e-12 * size**3 / statistics.median(times)
+    return 2e-12 * size**3 / min(times)

@@ -9,7 +9,7 @@ _LOSS_TOLERANCE = {"float32": 1e-4}
 _HALF_LOSS_TOLERANCE = 2e-2
 
 
-class MissingTorch(RuntimeError):
+class MissingTorch(ImportError):
     """Say that the optional PyTorch is not installed, or has no device to compare on."""
 
 
@@ -35,6 +35,7 @@ class Comparison:
       params: our initial parameters.
       batches: host arrays, used in turn as ours are.
       schedules: `optim.Schedules`.
+      num_steps: steps that will be made.
       compiled: pass the PyTorch networks through its compiler.
 
     Raises:
@@ -42,7 +43,7 @@ class Comparison:
       ValueError: if the config has an option that the peer lacks.
     """
 
-    def __init__(self, config, groups, encoder, predictor, params, batches, schedules, compiled):
+    def __init__(self, config, groups, encoder, predictor, params, batches, schedules, *, num_steps, compiled):
         torch = import_torch()
         from jepa_jax.bench.torch_peer import Rates, TorchPeer
 
@@ -64,16 +65,13 @@ class Comparison:
             half=self._dtype == "bfloat16", device=device, compiled=compiled,
         )
         self._batches = [self._peer.put(batch) for batch in batches]
-        self._schedules, self._make_rates, self._rates, self._count = schedules, Rates, {}, 0
+        # All rates beforehand, so that no timed step waits for them.
+        self._rates = [Rates(*(float(schedule(k)) for schedule in schedules)) for k in range(1, num_steps + 1)]
+        self._count = 0
         self._differences = []
 
-    def prepare_rates(self, steps):
-        """Compute the rates of the first `steps` steps, so that no step waits for them."""
-        for k in range(1, steps + 1):
-            self._rates[k] = self._make_rates(*(float(schedule(k)) for schedule in self._schedules))
-
     def __call__(self):
-        loss = self._peer.step(self._batches[self._count % len(self._batches)], self._rates[self._count + 1])
+        loss = self._peer.step(self._batches[self._count % len(self._batches)], self._rates[self._count])
         self._count += 1
         return loss
 
@@ -91,20 +89,24 @@ class Comparison:
                              f"differ by more than {tolerance:g}")
 
     def record(self, ours, theirs):
-        """Summarise the comparison as a JSON-able dict; times in seconds."""
-        milliseconds = report.spread([1e3 * seconds for seconds in theirs])
-        ratios = [a / b for a, b in zip(ours, theirs)]
-        peak = self._torch.cuda.max_memory_allocated() if self._device == "cuda" else None
+        """Summarise the comparison as a JSON-able dict.
+
+        Args:
+          ours, theirs: `step.Times` of each side.
+        """
+        wall, cpu = report.spread(theirs.wall_ms), report.spread(theirs.cpu_ms)
         return {
             "torch": {
-                "step_ms": milliseconds,
+                "step_ms": wall,
+                "step_cpu_ms": cpu,
                 "compiled": self._compiled,
                 "device": self._device,
                 "threads": self._torch.get_num_threads(),
-                "device_peak_bytes": peak,
+                "device_peak_bytes": self._torch.cuda.max_memory_allocated() if self._device == "cuda" else None,
                 "max_relative_loss_difference": max(self._differences),
                 "checked_steps": len(self._differences),
             },
-            "time_over_torch": report.spread([1e3 * seconds for seconds in ours])["median"] / milliseconds["median"],
-            "time_over_torch_pairs": report.spread(ratios),
+            "time_over_torch": report.spread(ours.wall_ms)["median"] / wall["median"],
+            "time_over_torch_pairs": report.spread([a / b for a, b in zip(ours.wall_ms, theirs.wall_ms)]),
+            "cpu_time_over_torch": report.spread(ours.cpu_ms)["median"] / cpu["median"],
         }

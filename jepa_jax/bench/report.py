@@ -24,6 +24,8 @@ def machine():
     return {
         "processor": _processor(),
         "cores": usable_cores(),
+        # Above `cores`, others were using the machine while we measured.
+        "load_average_1min": os.getloadavg()[0],
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": versions,

@@ -1,7 +1,9 @@
 """Time the pretraining step: the functions of the task, on synthetic video and real masks."""
 
 import functools
+import json
 import time
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from jepa_jax.training.state import create_state
 
 _NUM_BATCHES = 2
 _WARM_UP_STEPS = 2
+_PAUSE_S = 0.05
 
 
 def make_batch(groups, size, step, seed=0):
@@ -68,7 +71,8 @@ def measure_step(config, *, steps, against=None, torch_compile=False):
         comparison = None
         if against == "torch":
             comparison = Comparison(
-                config, groups, encoder, predictor, run.state.params, batches, schedules, torch_compile
+                config, groups, encoder, predictor, run.state.params, batches, schedules,
+                num_steps=_WARM_UP_STEPS + steps, compiled=torch_compile,
             )
         warm_losses = [run() for _ in range(_WARM_UP_STEPS)]
         memory = _memory(run)
@@ -126,21 +130,31 @@ class _Ours:
         return float(metrics["train/loss"])
 
 
+class Times(NamedTuple):
+    """Milliseconds of each step: by the clock, and of all threads of the process together.
+
+    On a machine that others use too, the second is the steadier one.
+    """
+
+    wall_ms: list[float]
+    cpu_ms: list[float]
+
+
 def _time(run, comparison, steps):
-    """Time `steps` steps of each side, one of ours and one of the peer's in turn; seconds."""
-    ours, theirs = [], []
+    """Time `steps` steps of each side, one of ours and one of the peer's in turn."""
+    ours, theirs = Times([], []), Times([], [])
     for number in range(steps):
-        ours.append(_timed(run))
-        if comparison:
-            theirs.append(_timed(comparison))
-        logging.info("step %d of %d: %.1f ms", number + 1, steps, 1e3 * ours[-1])
+        for call, times in ((run, ours), (comparison, theirs)):
+            if call is None:
+                continue
+            # Idle threads of the other framework spin for a moment before they sleep.
+            time.sleep(_PAUSE_S)
+            wall, cpu = time.perf_counter(), time.process_time()
+            call()
+            times.wall_ms.append(1e3 * (time.perf_counter() - wall))
+            times.cpu_ms.append(1e3 * (time.process_time() - cpu))
+        logging.info("step %d of %d: %.1f ms", number + 1, steps, ours.wall_ms[-1])
     return ours, theirs
-
-
-def _timed(call):
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def _memory(run):
@@ -160,12 +174,12 @@ def _memory(run):
 
 def _record(config, groups, encoder, mesh, run, memory, times, flops):
     device = jax.devices()[0]
-    milliseconds = report.spread([1e3 * seconds for seconds in times])
+    milliseconds = report.spread(times.wall_ms)
     seconds = milliseconds["median"] / 1e3
     peak = peaks.device_peak(device, config.model.dtype)
     return {
         "benchmark": "step",
-        "config": config.to_dict(),
+        "config": json.loads(config.to_json_best_effort()),
         "groups": [
             {"name": group.spec.name, "batch_size": group.spec.batch_size, "frames": group.spec.frames,
              "grid": list(group.grid), "masks": [list(lengths) for lengths in group.sampler.lengths]}
@@ -177,6 +191,7 @@ def _record(config, groups, encoder, mesh, run, memory, times, flops):
         "trace_s": run.trace_s,
         "compile_s": run.compile_s,
         "step_ms": milliseconds,
+        "step_cpu_ms": report.spread(times.cpu_ms),
         "clips_per_s": sum(group.spec.batch_size for group in groups) / seconds,
         "model_tflop_per_step": flops / 1e12,
         "model_tflop_per_s": flops / 1e12 / seconds,

@@ -243,4 +243,4 @@ class TorchPeer:
             torch._foreach_lerp_(list(self.target.parameters()), list(self.encoder.parameters()), rates.ema_rate)
         if self._device == "cuda":
             torch.cuda.synchronize()
-        return float(loss)
+        return float(loss.detach())

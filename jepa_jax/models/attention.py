@@ -25,6 +25,46 @@ def _xla(q, k, v):
     return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
 
 
+def _softmax_rows(q, k, v):
+    """Return (output `[c, d]`, logarithmic normaliser of the scores `[c]`)."""
+    scores = jnp.matmul(q, k.T, preferred_element_type=_score_dtype(q)) / math.sqrt(q.shape[-1])
+    largest = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - largest)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=weights.dtype) / total
+    return out.astype(v.dtype), (largest + jnp.log(total))[:, 0]
+
+
+@jax.custom_vjp
+def _attend_rows(q, k, v):
+    """Attend with the queries `[c, d]` of one head to all its tokens `[N, d]`."""
+    return _softmax_rows(q, k, v)[0]
+
+
+def _attend_rows_forward(q, k, v):
+    # The backward pass recomputes the scores instead of keeping them.
+    out, normaliser = _softmax_rows(q, k, v)
+    return out, (q, k, v, normaliser)
+
+
+def _attend_rows_backward(residuals, d_out):
+    # Scores are `[N, c]` here. On CPU, XLA multiplies a large transposed matrix with a narrow
+    # one up to eight times slower than a plain one; automatic differentiation needs that
+    # twice. This way it occurs once, and there the copy is made explicitly: without the
+    # barrier XLA would fold it into the product again.
+    q, k, v, normaliser = residuals
+    wide, scale = normaliser.dtype, 1.0 / math.sqrt(q.shape[-1])
+    weights = jnp.exp(jnp.matmul(k, q.T, preferred_element_type=wide) * scale - normaliser)
+    d_weights = jnp.matmul(v, d_out.T, preferred_element_type=wide)
+    d_scores = weights * (d_weights - jnp.sum(weights * d_weights, axis=0)) * scale
+    d_scores = d_scores.astype(q.dtype)
+    d_q = jnp.matmul(jax.lax.optimization_barrier(d_scores.T), k)
+    return d_q, jnp.matmul(d_scores, q), jnp.matmul(weights.astype(v.dtype), d_out)
+
+
+_attend_rows.defvjp(_attend_rows_forward, _attend_rows_backward)
+
+
 def _chunked(q, k, v):
     """Attend head by head in two-dimensional products, a chunk of queries at a time."""
     batch, length, heads, dim = q.shape
@@ -36,19 +76,12 @@ def _chunked(q, k, v):
     num_chunks = -(-length // QUERY_CHUNK)
     chunk = -(-length // num_chunks)
 
-    # Checkpointed: the backward pass recomputes the scores instead of keeping them.
-    @jax.checkpoint
-    def attend(q, k, v):
-        scores = jnp.matmul(q, k.T, preferred_element_type=_score_dtype(q))
-        weights = jax.nn.softmax(scores / math.sqrt(dim), axis=-1)
-        return jnp.matmul(weights.astype(v.dtype), v)
-
     def head(qkv):
         q, k, v = qkv
         if num_chunks == 1:
-            return attend(q, k, v)
+            return _attend_rows(q, k, v)
         q = jnp.pad(q, ((0, num_chunks * chunk - length), (0, 0))).reshape(num_chunks, chunk, dim)
-        return jax.lax.map(lambda q: attend(q, k, v), q).reshape(-1, dim)[:length]
+        return jax.lax.map(lambda q: _attend_rows(q, k, v), q).reshape(-1, dim)[:length]
 
     out = jax.lax.map(head, (flat(q), flat(k), flat(v)))
     return out.reshape(batch, heads, length, dim).swapaxes(1, 2)

@@ -29,12 +29,14 @@ class Group(NamedTuple):
       loss_weight: share of this group's mean loss in the total.
       grid: (t, h, w) tokens of its clips.
       sampler: masks of its clips.
+      strategies: names of the mask strategies, in the order of `sampler`.
     """
 
     spec: GroupSpec
     loss_weight: float
     grid: tuple[int, int, int]
     sampler: MaskSampler
+    strategies: tuple[str, ...]
 
 
 def make_models(model, grid):
@@ -69,7 +71,8 @@ def make_groups(config):
     model, data = config.model, config.data
     # The position in this list chooses the mask token, so the order must not depend on names alone.
     named = sorted(data.groups.items(), key=lambda item: (item[1].kind != "video", item[0]))
-    specs = tuple(MaskSpec(**strategy.to_dict()) for _, strategy in sorted(config.masks.strategies.items()))
+    strategies = tuple(sorted(config.masks.strategies.keys()))
+    specs = tuple(MaskSpec(**config.masks.strategies[name].to_dict()) for name in strategies)
     groups = []
     for name, section in named:
         if section.batch_size == 0:
@@ -83,10 +86,21 @@ def make_groups(config):
             section.loss_weight, grid,
             MaskSampler(specs, grid, seed=config.seed, stream=len(groups),
                         group_size=config.masks.group_size, round_to=config.masks.round_to),
+            strategies,
         ))
     if not groups:
         raise ValueError("every group of data.groups has batch_size 0; give at least one a batch")
     return tuple(groups)
+
+
+def make_pipeline(config, groups, process_index=0, process_count=1):
+    """Build the `ClipPipeline` of one process."""
+    data = config.data
+    return ClipPipeline(
+        [group.spec for group in groups], CropSpec(data.size, data.crop_scale, data.crop_aspect, data.flip),
+        {group.spec.name: group.sampler for group in groups}, seed=config.seed,
+        process_index=process_index, process_count=process_count,
+    )
 
 
 def make_loss(encoder, predictor, groups, *, loss_exponent, monitor_tokens):
@@ -118,16 +132,15 @@ def make_loss(encoder, predictor, groups, *, loss_exponent, monitor_tokens):
             if video.shape[1] != group.spec.frames:
                 video = jnp.repeat(video, group.spec.frames, axis=1)
             latents = encode_targets(target_params, video)
-            strategies = list(zip(rows["context_ids"], rows["target_ids"]))
-            for number, (context_ids, target_ids) in enumerate(strategies):
+            for name, context_ids, target_ids in zip(group.strategies, rows["context_ids"], rows["target_ids"], strict=True):
                 context = encoder.apply({"params": params["encoder"]}, video, context_ids)
                 predictions = predictor.apply(
                     {"params": params["predictor"]}, context, context_ids, target_ids, group.grid, index
                 )
                 targets = gather_tokens(latents, target_ids)
                 loss = latent_loss(predictions, targets, exponent=loss_exponent)
-                losses[f"train/loss_{group.spec.name}_{number}"] = loss
-                total += loss * group.loss_weight / (total_weight * len(strategies))
+                losses[f"train/loss_{group.spec.name}_{name}"] = loss
+                total += loss * group.loss_weight / (total_weight * len(group.strategies))
                 if samples is None:
                     samples = _sample_latents(targets, predictions, monitor_tokens)
         return total, {"losses": losses, "samples": samples}
@@ -236,11 +249,7 @@ def make_task(config, mesh):
     loss_fn = make_loss(encoder, predictor, groups, loss_exponent=config.optim.loss_exponent,
                         monitor_tokens=config.log.monitor_tokens)
     data = config.data
-    pipeline = ClipPipeline(
-        [group.spec for group in groups], CropSpec(data.size, data.crop_scale, data.crop_aspect, data.flip),
-        {group.spec.name: group.sampler for group in groups}, seed=config.seed,
-        process_index=jax.process_index(), process_count=jax.process_count(),
-    )
+    pipeline = make_pipeline(config, groups, jax.process_index(), jax.process_count())
     return Task(
         init_state=init_state,
         train_step=make_train_step(loss_fn, optimizer, make_schedules(config.optim),
@@ -258,8 +267,9 @@ def make_task(config, mesh):
 def _summarize(groups):
     lines = []
     for group in groups:
-        lengths = ", ".join(f"{num_context} -> {num_target}" for num_context, num_target in group.sampler.lengths)
+        lengths = ", ".join(f"{name} {num_context} -> {num_target}"
+                            for name, (num_context, num_target) in zip(group.strategies, group.sampler.lengths))
         total = group.grid[0] * group.grid[1] * group.grid[2]
         lines.append(f"group {group.spec.name}: {group.spec.batch_size} clips of {total} tokens {group.grid}, "
-                     f"context -> target tokens per mask: {lengths}")
+                     f"context -> target: {lengths}")
     return lines

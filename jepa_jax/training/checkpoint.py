@@ -33,16 +33,18 @@ class CheckpointStore:
       directory: where they are or will be; created on the first save.
       keep_last: newest checkpoints to keep.
       keep_every: also keep those whose step is a multiple of this; 0 keeps none.
+      read_only: touch nothing, not even what looks like a half-written save: another process
+        may be writing it.
     """
 
-    def __init__(self, directory, *, keep_last=3, keep_every=0):
+    def __init__(self, directory, *, keep_last=3, keep_every=0, read_only=False):
         self.directory = epath.Path(directory)
         handlers = {name: ocp.StandardCheckpointHandler() for name in _TREES}
         self._manager = ocp.CheckpointManager(
             self.directory.resolve(),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep_last, keep_period=keep_every or None, enable_async_checkpointing=True,
-                create=True, cleanup_tmp_directories=True,
+                create=not read_only, read_only=read_only, cleanup_tmp_directories=not read_only,
             ),
             item_handlers=handlers | {"run": ocp.JsonCheckpointHandler()},
         )
@@ -233,10 +235,10 @@ def open_checkpoint(path):
     """
     path = epath.Path(path)
     if path.name.isdigit() and path.is_dir():
-        return CheckpointStore(path.parent), int(path.name)
+        return CheckpointStore(path.parent, read_only=True), int(path.name)
     for directory in (path / "checkpoints", path):
         if directory.is_dir():
-            store = CheckpointStore(directory)
+            store = CheckpointStore(directory, read_only=True)
             if store.latest() is not None:
                 return store, store.latest()
             store.close()

@@ -24,14 +24,17 @@ def make_figure(width, height, title, subtitle=""):
     Args:
       width, height: inches.
       title: bold first line.
-      subtitle: smaller line below it.
+      subtitle: smaller line or lines below it.
 
     Returns:
       matplotlib `Figure`, owned by the caller; no global state is touched.
     """
     figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white", layout="constrained")
-    figure.suptitle(f"{title}\n", x=0.01, ha="left", fontsize=13, fontweight="bold")
-    # A second text at the place of the blank second line, so that its weight can differ.
+    # Room for labels that end at the border.
+    figure.get_layout_engine().set(w_pad=0.1)
+    blank = "\n" * (1 + subtitle.count("\n"))
+    figure.suptitle(f"{title}{blank}", x=0.01, ha="left", fontsize=13, fontweight="bold")
+    # A second text at the place of the blank lines, so that its weight can differ.
     figure.text(0.01, 1 - 0.33 / height, subtitle, ha="left", va="top", fontsize=9.5, color="#4a5568")
     return figure
 

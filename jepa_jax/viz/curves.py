@@ -12,6 +12,7 @@ from jepa_jax.viz import canvas
 # With more points than this a running mean is drawn over them.
 _SMOOTH_FROM = 120
 _SMOOTH_SHARE = 40
+_LEGEND_COLUMNS = 3
 _LOSS = "train/loss"
 
 
@@ -54,7 +55,7 @@ def draw_curves(metrics, name):
     Returns:
       matplotlib `Figure`.
     """
-    figure = canvas.make_figure(14, 6.4, f"Training curves of {name}", _subtitle(metrics))
+    figure = canvas.make_figure(14, 7, f"Training curves of {name}", _subtitle(metrics))
     axes = figure.subplots(2, 4).reshape(-1)
     for panel, (title, unit, curves, options) in zip(axes, _panels(metrics), strict=True):
         _draw_panel(panel, metrics, title, unit, curves, **options)
@@ -76,13 +77,12 @@ def _panels(metrics):
     parts = {name: (_loss_label(name), {"linewidth": 1.0}) for name in losses}
     gradients = {name: (name.removeprefix("optim/grad_norm_"), {})
                  for name in metrics if name.startswith("optim/grad_norm_")}
-    dashed = {"linewidth": 1.0, "linestyle": ":"}
     both = (("target", canvas.BLUE), ("prediction", canvas.ORANGE))
     ranks = {f"collapse/{side}_rank": (side, {"color": color}) for side, color in both}
-    spreads = {f"collapse/{side}_std": (f"{side}, mean", {"color": color}) for side, color in both}
-    spreads |= {f"collapse/{side}_std_min": (f"{side}, least", dashed | {"color": color}) for side, color in both}
+    spreads = {f"collapse/{side}_std": (side, {"color": color}) for side, color in both}
+    spreads["collapse/target_std_min"] = "least of target", {"linewidth": 1.0, "linestyle": ":", "color": canvas.BLUE}
     return [
-        ("Loss", "mean |prediction - target|", {_LOSS: ("all masks", {"color": "black", "linewidth": 2})} | parts, {}),
+        ("Loss", "mean |prediction - target|", {_LOSS: ("all", {"color": "black", "linewidth": 2})} | parts, {}),
         ("Effective rank (RankMe)", "dimensions in use", ranks, {"low": 0}),
         ("Spread of the latents", "std over tokens, per dimension", spreads, {"low": 0}),
         ("Agreement", "cosine(prediction, target)", {"collapse/cosine": ("mean over tokens", {})}, {"high": 1}),
@@ -116,7 +116,8 @@ def _draw_panel(panel, metrics, title, unit, curves, *, low=None, high=None, log
         panel.ticklabel_format(axis="y", useOffset=False)
     if low is not None or high is not None:
         panel.set_ylim(bottom=low, top=high)
-    panel.set_title(title, loc="left", fontsize=10.5)
+    legend_rows = -(-len(shown) // _LEGEND_COLUMNS) if len(shown) > 1 else 0
+    panel.set_title(title, loc="left", fontsize=10.5, pad=6 + 13 * legend_rows)
     panel.set_ylabel(unit, fontsize=9)
     panel.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     panel.tick_params(labelsize=8.5)
@@ -124,7 +125,11 @@ def _draw_panel(panel, metrics, title, unit, curves, *, low=None, high=None, log
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
     if len(shown) > 1:
-        panel.legend(fontsize=8, frameon=False)
+        # Above the panel, where no curve can run through it.
+        legend = panel.legend(fontsize=8, frameon=False, ncols=_LEGEND_COLUMNS, loc="lower left",
+                              bbox_to_anchor=(-0.02, 0.99), borderaxespad=0, columnspacing=1.2, handlelength=1.5)
+        # A wide legend must not squeeze the panels.
+        legend.set_in_layout(False)
     if not shown:
         panel.text(0.5, 0.5, "not logged", transform=panel.transAxes, ha="center", color=canvas.GREY)
 

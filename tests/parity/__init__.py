@@ -1,0 +1,1 @@
+"""Comparisons with golden arrays, collected by `tests/test_parity.py`."""

@@ -1,0 +1,289 @@
+"""The train loop end to end, on real encoded video: start, stop, resume, refuse."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import media
+import numpy as np
+import pytest
+from configs import cooldown, pretrain
+from jepa_jax.data import DataError, SkipCounter
+from jepa_jax.data.records import resolve_shards
+from jepa_jax.tasks.pretrain import make_task
+from jepa_jax.training import checkpoint, loop, sharding
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+STEPS = 6
+SMALL = {
+    "data.size": 64, "data.workers": 0, "data.threads": 0, "data.groups.video.frames": 4,
+    "data.groups.video.batch_size": 4, "masks.round_to": 1, "model.predictor.width": 48,
+    "model.predictor.depth": 1, "optim.total_steps": STEPS, "optim.warmup_steps": 2,
+    "checkpoint.every_steps": 2, "log.every_steps": 1, "log.monitor_tokens": 64,
+}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Shards of three short real videos."""
+    source, output = tmp_path_factory.mktemp("videos"), tmp_path_factory.mktemp("shards")
+    for i in range(3):
+        media.write_video(source / f"{i}.mp4", frames=30 + 4 * i, height=64, width=80 + 16 * i)
+    subprocess.run(
+        [sys.executable, "-m", "jepa_jax.prepare", "videos", str(source), "--output", str(output), "--size", "64"],
+        check=True, cwd=ROOT, capture_output=True,
+    )
+    return output
+
+
+@pytest.fixture(scope="module")
+def config(shards):
+    """The demo config, shrunk."""
+    config = pretrain.get_config("demo")
+    config.update_from_flattened_dict(SMALL)
+    config.data.groups.video.paths = (str(shards),)
+    return config.lock()
+
+
+def run(config, workdir, total_steps=STEPS, fsdp=1, devices=1):
+    """Train in this process; returns the final state on the host."""
+    mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
+    with sharding.use_mesh(mesh):
+        task = make_task(config, mesh)
+    state = loop.train(task, SkipCounter(0.1), mesh, workdir, config=config, total_steps=total_steps)
+    return jax.device_get(state)
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def changed(config, **fields):
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """An uninterrupted run: (workdir, final state)."""
+    workdir = tmp_path_factory.mktemp("run")
+    return workdir, run(config, workdir)
+
+
+def metrics_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_resumed_run_equals_uninterrupted_bit_for_bit(config, finished, tmp_path):
+    run(config, tmp_path, total_steps=3)
+    state = run(config, tmp_path)
+    assert_same(state, finished[1])
+    keys = ("step", "train/loss", "optim/lr", "optim/grad_norm_encoder", "collapse/target_rank")
+    rows = [[row[key] for key in keys] for row in metrics_of(tmp_path)]
+    assert rows == [[row[key] for key in keys] for row in metrics_of(finished[0])]
+    assert [row[0] for row in rows] == list(range(1, STEPS + 1))
+
+
+def test_finished_run_is_left_alone(config, finished, caplog):
+    assert_same(run(config, finished[0]), finished[1])
+
+
+def test_parameters_move_and_targets_follow(config, finished):
+    state = finished[1]
+    rows = metrics_of(finished[0])
+    assert rows[-1]["train/loss"] < rows[0]["train/loss"]
+    gap = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), state.params["encoder"], state.target_params)
+    assert 0 < max(jax.tree.leaves(gap)) < 0.1
+
+
+def test_keep_last_and_keep_every(config, tmp_path):
+    run(changed(config, checkpoint__every_steps=1, checkpoint__keep_last=2, checkpoint__keep_every=3), tmp_path)
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()) == [3, 5, 6]
+
+
+def test_resume_on_another_mesh(config, tmp_path):
+    wide = changed(config, data__groups__video__batch_size=8)
+    whole = run(wide, tmp_path / "a", fsdp=1, devices=8)
+    run(wide, tmp_path / "b", total_steps=4, fsdp=4, devices=8)
+    resumed = run(wide, tmp_path / "b", fsdp=2, devices=4)
+    # Sums run in another order on another mesh, and Adam turns the rounding of gradients
+    # near zero into steps of the size of the learning rate.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), whole.params, resumed.params)
+    losses = [[row["train/loss"] for row in metrics_of(tmp_path / name)] for name in "ab"]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+def test_cooldown_keeps_moments_and_restarts_steps(config, finished, tmp_path):
+    cool = cooldown.get_config("demo")
+    cool.update_from_flattened_dict(SMALL | {"data.groups.video.frames": 8, "data.size": 96,
+                                             "optim.warmup_steps": 0, "optim.total_steps": 2})
+    cool.data.groups.video.paths = config.data.groups.video.paths
+    cool.start.checkpoint = str(finished[0])
+    state = run(cool, tmp_path, total_steps=1)
+    assert int(state.step) == 1
+    assert int(state.opt_state.count) == STEPS + 1
+    assert metrics_of(tmp_path)[0]["optim/lr"] == pytest.approx(1e-3 + (1e-6 - 1e-3) / 2, rel=1e-5)
+
+
+def test_weights_only_start(config, finished, tmp_path):
+    fresh = changed(config, start__mode="weights", start__checkpoint=str(finished[0] / "checkpoints" / str(STEPS)))
+    state = run(fresh, tmp_path, total_steps=1)
+    assert int(state.opt_state.count) == 1
+    first, last = metrics_of(tmp_path)[0]["train/loss"], metrics_of(finished[0])[-1]["train/loss"]
+    assert abs(first - last) < 0.1 < metrics_of(finished[0])[0]["train/loss"] - last + 0.1
+
+
+def test_checkpoint_of_another_model_is_refused(config, finished):
+    other = changed(config, model__predictor__width=60)
+    with pytest.raises(checkpoint.CheckpointError, match=r"another model.*\n.*predictor/.*48\).*60\)"):
+        run(other, finished[0])
+
+
+@pytest.mark.parametrize("mode, source, message", [
+    ("cooldown", "", "need one"), ("scratch", "x", "takes no checkpoint"), ("weights", "nowhere", "no checkpoint in"),
+    ("resume", "x", "unknown"),
+])
+def test_impossible_starts(config, tmp_path, mode, source, message):
+    with pytest.raises((ValueError, checkpoint.CheckpointError), match=message):
+        run(changed(config, start__mode=mode, start__checkpoint=source), tmp_path)
+
+
+def test_guard_stops_and_names_step_and_tensor(config, tmp_path):
+    wild = changed(config, optim__lr=1e30, optim__warmup_steps=0, guard__max_skips_in_a_row=3)
+    with pytest.raises(loop.TrainingStopped, match=r"3 updates in a row .* step \d+: '[\w/]+' is not finite"):
+        run(wild, tmp_path, total_steps=6)
+
+
+def test_batch_must_divide_over_the_mesh(config):
+    with pytest.raises(ValueError, match="batch size 4 of group 'video' is not a multiple of 8 "):
+        make_task(config, sharding.make_mesh(2))
+    with pytest.raises(ValueError, match="mesh.fsdp 3 does not divide the number of devices, 8"):
+        sharding.make_mesh(3)
+
+
+def test_bad_records_stop_the_run_past_the_limit(config, shards, tmp_path):
+    broken = tmp_path / "shards"
+    broken.mkdir()
+    for path in resolve_shards([str(shards)]):
+        data = bytearray(pathlib.Path(path).read_bytes())
+        data[data.index(b"mdat") + 100] ^= 1  # one bit inside the first video
+        (broken / pathlib.Path(path).name).write_bytes(data)
+    bad = changed(config, data__groups__video__paths=(str(broken),), optim__total_steps=100)
+    with pytest.raises(DataError, match=r"more than the allowed fraction 0\.1[\s\S]*corrupt"):
+        run(bad, tmp_path / "run", total_steps=100)
+
+
+# --- as a user runs it ---------------------------------------------------------------------
+
+
+def command(config, workdir, *extra):
+    fields = SMALL | {"data.groups.video.paths": config.data.groups.video.paths}
+    flags = [f"--config.{name}={value}" for name, value in fields.items()] + list(extra)
+    # A tuple given twice would be joined, so the last flag of a name is passed alone.
+    flags = {flag.partition("=")[0]: flag for flag in flags}
+    return [sys.executable, "-m", "jepa_jax.train", "--config=configs/pretrain.py:demo", f"--workdir={workdir}",
+            *flags.values()]
+
+
+def environment():
+    # One device, as on a user's machine; the in-process runs above use the first of eight.
+    return os.environ | {"XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"}
+
+
+def execute(args, **kwargs):
+    return subprocess.run(args, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, **kwargs)
+
+
+def start_and_wait_for(args, pattern):
+    """Start a run and return (process, output so far) once a line matches."""
+    process = subprocess.Popen(args, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if re.search(pattern, line):
+            return process, lines
+    raise AssertionError(f"no line matched {pattern}:\n{''.join(lines)}")
+
+
+def final_params(workdir):
+    store, step = checkpoint.open_checkpoint(workdir)
+    found = store._manager.restore(step)
+    store.close()
+    return step, jax.device_get({name: found[name] for name in ("params", "target_params")})
+
+
+def test_killed_and_preempted_runs_end_like_an_uninterrupted_one(config, tmp_path):
+    workers = ("--config.data.workers=1", "--config.optim.total_steps=40", "--config.checkpoint.every_steps=5")
+    whole = execute(command(config, tmp_path / "whole", *workers))
+    assert whole.returncode == 0, whole.stderr
+    assert "no clip skipped" in whole.stderr and "ETA" in whole.stderr
+
+    broken = command(config, tmp_path / "broken", *workers)
+    process, _ = start_and_wait_for(broken, r"step 8/")
+    process.kill()
+    process.wait()
+    process, lines = start_and_wait_for(broken, r"step 1\d/")
+    assert any("resumed from step 5" in line for line in lines), lines
+    process.send_signal(signal.SIGTERM)
+    rest = process.stderr.read()
+    assert process.wait(timeout=60) == 0, rest
+    saved = int(re.search(r"SIGTERM: saved step (\d+)", rest)[1])
+    last = execute(broken)
+    assert f"resumed from step {saved}" in last.stderr and last.returncode == 0, last.stderr
+    (step_a, a), (step_b, b) = final_params(tmp_path / "whole"), final_params(tmp_path / "broken")
+    assert step_a == step_b == 40
+    assert_same(a, b)
+
+
+def test_full_disk_keeps_what_is_written(config, tmp_path):
+    args = command(config, tmp_path, "--config.optim.total_steps=4")
+    assert execute(args).returncode == 0
+    # A limit on file size is a write that fails for real, without needing a disk to fill.
+    script = ("import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+              "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); sys.argv = sys.argv[1:]; "
+              "runpy.run_module('jepa_jax.train', run_name='__main__')")
+    more = [arg.replace("total_steps=4", "total_steps=8") for arg in args]
+    full = execute([sys.executable, "-c", script, *more[2:]])
+    assert full.returncode == 1, full.stderr
+    assert "could not write a checkpoint" in full.stderr and "Last complete checkpoint: step 4" in full.stderr
+    assert full.stderr.rstrip().endswith("run the same command again: it continues from there")
+    again = execute(more)
+    assert again.returncode == 0 and "resumed from step 4" in again.stderr
+
+
+def test_killed_data_worker_is_a_clear_error(config, tmp_path):
+    args = command(config, tmp_path, "--config.data.workers=1", "--config.optim.total_steps=2000")
+    process, _ = start_and_wait_for(args, r"step 2/")
+    children = subprocess.run(["ps", "-ww", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
+    worker = next(int(line.split()[0]) for line in children.splitlines() if "spawn_main" in line)
+    os.kill(worker, signal.SIGKILL)
+    began, rest = time.monotonic(), process.stderr.read()
+    assert process.wait() == 1 and time.monotonic() - began < 60
+    assert "data worker process" in rest and "Traceback" not in rest.split("data worker process")[0]
+
+
+@pytest.mark.parametrize("flag, code, message", [
+    ("--config.model.widht=3", 2, "config.model has no field 'widht'"),
+    ("--config.model.predictor.wdth=3", 2, "did you mean 'width'"),
+    ("--config.optim.lr=fast", 2, "could not convert string to float"),
+    ("--config.model.size=vit_gross", 1, "choose one of vit_tiny"),
+    ("--config.data.size=100", 1, "must be a multiple of patch_size, 16"),
+    ("--config.data.groups.video.frames=5", 1, "must be a multiple of tubelet_size, 2"),
+    ("--config.model.predictor.num_heads=5", 1, "width 48 is not divisible by num_heads 5"),
+    ("--config.data.groups.video.paths=('nowhere',)", 1, "python -m jepa_jax.prepare"),
+    ("--config.data.groups.video.batch_size=0", 1, "every group"),
+    ("--config.optim.schedule=steep", 1, "choose one of"),
+    ("--config.masks.strategies.short_range.num_context=30", 1, "Lower num_context"),
+])
+def test_mistakes_are_named_before_anything_compiles(config, tmp_path, flag, code, message):
+    result = execute(command(config, tmp_path, flag))
+    assert result.returncode == code, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr and "compiled" not in result.stderr
