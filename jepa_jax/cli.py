@@ -4,6 +4,7 @@ import difflib
 import importlib.util
 import logging as std_logging
 import sys
+import threading
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -17,10 +18,17 @@ def define_config():
 
 
 class _OwnLines(std_logging.Filter):
-    """Drop what libraries say below a warning: Orbax alone writes sixty lines a checkpoint."""
+    """Drop what libraries say below a warning, and their stack traces.
+
+    Orbax alone writes sixty lines a checkpoint, and a trace for an error that is raised and
+    explained anyway.
+    """
 
     def filter(self, record):
-        return record.levelno >= std_logging.WARNING or "jepa_jax" in record.pathname
+        if "jepa_jax" in record.pathname:
+            return True
+        record.exc_info = record.exc_text = None
+        return record.levelno >= std_logging.WARNING
 
 
 def _set_up_logging():
@@ -28,6 +36,11 @@ def _set_up_logging():
     handler = logging.get_absl_handler()
     handler.addFilter(_OwnLines())
     handler.setFormatter(std_logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
+
+
+def _log_thread_error(failure):
+    # Whatever a background thread fails with reaches the main thread too, which explains it.
+    logging.warning("thread %s failed: %s", failure.thread.name, failure.exc_type.__name__)
 
 
 def _load_config(argument):
@@ -86,4 +99,5 @@ def run(main, required):
     """
     flags.mark_flags_as_required(required)
     _set_up_logging()
+    threading.excepthook = _log_thread_error
     app.run(lambda argv: sys.exit(main(argv)), flags_parser=_parse)

@@ -2,15 +2,21 @@
 
 import os
 import pathlib
+import tempfile
 
 import pytest
 
 _DEVICES = "--xla_force_host_platform_device_count"
+# Tests compile much and run little.
+_QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
-# JAX reads both when it is first imported, so they are set before any test module is.
+# JAX reads these when it is first imported, so they are set before any test module is.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Shared by the test processes and the commands they start.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="jepa_jax_tests_"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8 {_QUICK_COMPILATION}".strip()
 
 
 def pytest_addoption(parser):

@@ -43,7 +43,7 @@ def _run(tmp_path, *argv):
 def test_step_record(tmp_path, config):
     argv = ["step", "--config", config, "--frames", "4", "--steps", "2"]
     against_torch = importlib.util.find_spec("torch") is not None
-    record = _run(tmp_path, *argv, *(["--against", "torch"] if against_torch else []))
+    record = _run(tmp_path, *argv, *(["--against", "torch"] if against_torch else ["--batch", "8"]))
     assert _STEP_FIELDS <= record.keys()
     assert record["step_ms"]["num"] == 2 and record["step_ms"]["min"] > 0
     assert 0 < record["utilisation"]
@@ -60,10 +60,10 @@ def test_data_record(tmp_path):
     (tmp_path / "videos").mkdir()
     media.write_video(tmp_path / "videos" / "a.mp4")
     record = _run(
-        tmp_path, "data", "--videos", str(tmp_path / "videos"), "--frames", "4", "--fps", "8", "--resolution", "64",
+        tmp_path, "data", "--videos", str(tmp_path / "videos"), "--frames", "4", "--fps", "8", "--resolution", "128",
         "--clips", "4", "--batch", "2", "--workers", "0",
     )
-    assert record["bytes_per_clip"] == 4 * 64 * 64 * 3
+    assert record["bytes_per_clip"] == 4 * 128 * 128 * 3
     for name in ("raw_decode", "decode", "pipeline"):
         assert record[f"{name}_clips_per_s_per_core"] > 0
     assert record["decode_over_raw"] > 0 and record["iterator"]["clips_per_s"] > 0
@@ -88,7 +88,7 @@ def test_wrong_value(argv, words, capsys):
 
 
 def test_wrong_model_size(config, capsys):
-    assert bench.main(["step", "--config", config, "--size", "vit_enormous"]) == 2
+    assert bench.main(["step", "--config", config, "--batch", "8", "--size", "vit_enormous"]) == 2
     assert "vit_enormous" in capsys.readouterr().err
 
 

@@ -194,7 +194,8 @@ def command(config, workdir, *extra):
 
 def environment():
     # One device, as on a user's machine; the in-process runs above use the first of eight.
-    return os.environ | {"XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"}
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    return os.environ | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
 
 
 def execute(args, **kwargs):

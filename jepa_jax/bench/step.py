@@ -59,7 +59,8 @@ def measure_step(config, *, steps, against=None, torch_compile=False):
     Raises:
       ValueError: if a setting is impossible, or the two losses disagree.
     """
-    mesh = sharding.make_mesh(config.mesh.fsdp)
+    # The peer runs on one device, and then so do we.
+    mesh = sharding.make_mesh(config.mesh.fsdp, jax.devices()[:1] if against else None)
     groups = pretrain.make_groups(config)
     for group in groups:
         sharding.check_batch_size(group.spec.name, group.spec.batch_size, mesh, config.optim.accumulate)

@@ -19,6 +19,9 @@ import numpy as np
 
 _SIMULATED_BATCHES = 400
 _MAX_DRAWS = 1000
+# On coarse grids a block size can be unable to fill the lengths; after this many draws a
+# sample takes a block size of its own.
+_DRAWS_PER_SIZE = 100
 # Below this share of usable draws the lengths no longer describe the strategy.
 _MIN_ACCEPTANCE = 0.25
 
@@ -187,13 +190,15 @@ class MaskSampler:
 
     def _sample_one(self, strategy, size, rng):
         spec, (num_context, num_target) = self.specs[strategy], self._cuts[strategy]
-        for _ in range(_MAX_DRAWS):
+        for draw in range(1, _MAX_DRAWS + 1):
             context_ids, target_ids = apply_blocks(spec, self.grid, draw_blocks(spec, self.grid, size, rng))
             if context_ids.size >= num_context and target_ids.size >= num_target:
                 return cut(spec, self.grid, context_ids, target_ids, num_context, num_target)
+            if draw % _DRAWS_PER_SIZE == 0:
+                size = block_size(spec, self.grid, rng.uniform(size=3))
         raise RuntimeError(
-            f"no mask with {num_context} context and {num_target} target tokens in {_MAX_DRAWS} draws of {spec} "
-            f"with blocks of {size} tokens; lower num_context or num_target"
+            f"no mask with {num_context} context and {num_target} target tokens in {_MAX_DRAWS} draws of {spec}; "
+            "lower num_context or num_target"
         )
 
     def sample(self, step, rows):

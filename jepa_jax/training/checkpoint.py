@@ -78,8 +78,13 @@ class CheckpointStore:
             self._manager.wait_until_finished()
 
     def close(self):
-        """Release the background threads; call `wait` first to learn of failures."""
-        self._manager.close()
+        """Wait, and release the background threads.
+
+        Raises:
+          CheckpointError: if a save failed.
+        """
+        with self._failures_named():
+            self._manager.close()
 
     def preempted(self, step):
         """Return whether the cluster announced, to all processes alike, that it will stop this job."""
@@ -156,8 +161,9 @@ class _NamedFailure:
         # TensorStore reports failed writes as ValueError, the file system as OSError.
         if kind is None or not issubclass(kind, (OSError, ValueError, RuntimeError)):
             return False
-        last = self.store.latest()
-        kept = f"step {last}" if last is not None else "none yet"
+        # Asking Orbax would raise the same error again; a finished checkpoint has a bare number.
+        steps = [int(path.name) for path in self.store.directory.glob("*") if path.name.isdigit()]
+        kept = f"step {max(steps)}" if steps else "none yet"
         raise CheckpointError(
             f"could not write a checkpoint to {self.store.directory}: {error}\n"
             f"Last complete checkpoint: {kept}. Free disk space or fix the path, then run the same command again: "

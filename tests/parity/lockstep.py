@@ -35,6 +35,7 @@ def _build(arrays, config, dtype):
     predictor = MaskedPredictor(encoder.width, small["predictor_embed_dim"], small["depth"], small["num_heads"],
                                 small["mlp_ratio"], num_mask_tokens=config["num_mask_tokens"], **fields)
     side = config["crop_size"] // config["patch_size"]
+    strategies = tuple(f"mask{i}" for i in range(len(config["mask"])))
     groups = [
         pretrain.Group(SimpleNamespace(name=f"g{i}", frames=frames), 1.0, (frames // 2, side, side), None, ("a", "b"))
         for i, frames in enumerate(config["group_fpcs"])
@@ -49,7 +50,8 @@ def _build(arrays, config, dtype):
         SimpleNamespace(b1=config["betas"][0], b2=config["betas"][1], eps=config["eps"]), params, len(groups)
     )
     cast = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
-    return encoder, loss_fn, optimizer, _schedules(config["optimization"]), create_state(cast(params), cast(target), optimizer)
+    state = create_state(cast(params), cast(target), optimizer)
+    return encoder, loss_fn, optimizer, _schedules(config["optimization"]), state
 
 
 def _schedules(section):
@@ -116,7 +118,9 @@ def _norm_errors(arrays, metrics):
     return np.abs(norms / arrays["out/grad_norm"] - 1)
 
 
-@pytest.mark.parametrize("name", FILES)
+# One file: a step takes seconds to compile, every step has other lengths, and with a single
+# group float32 is strict enough by itself.
+@pytest.mark.parametrize("name", FILES[1:])
 def test_lockstep_in_float64(golden, name):
     arrays, config = load(golden, name)
     with jax.enable_x64(True):

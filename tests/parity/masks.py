@@ -7,6 +7,9 @@ position-frequency map differ a little from the official one; how much is bounde
 """
 
 import dataclasses
+import functools
+import itertools
+import math
 
 import numpy as np
 import pytest
@@ -97,38 +100,43 @@ def test_mean_lengths(golden):
 def test_visible_frequency(golden):
     """How often a position is in the context, before the cut, against the official map.
 
-    Before redrawing, the map is the official one within its 0.025. Redrawing (6-7 % of
-    the draws, those with too short a context or target) leaves it within 0.03.
+    Drawing anew what is too short, 6-9 % of the draws, moves the map by about 0.01, so that
+    it stays within the 0.025 between two runs of the official sampler.
     """
     for name, stats, spec, grid in _cases(golden):
-        frame = (1, *grid[1:])  # tubes: one frame tells the map and, times t, the lengths
-        assert spec.temporal_scale == (1.0, 1.0)
-        num_context, num_target = mask_lengths(spec, grid)
-        rng, every, kept, usable = np.random.default_rng(2), np.zeros(frame), np.zeros(frame), 0
-        draws = 30000
-        for draw in range(draws):
-            if draw % 8 == 0:
-                size = block_size(spec, frame, rng.uniform(size=3))
-            visible = _visible(spec, frame, draw_blocks(spec, frame, size, rng))
-            tokens = visible.sum() * grid[0]
-            if tokens == 0:
-                continue
-            every += visible
-            if tokens >= num_context and np.prod(grid) - tokens >= num_target:
-                kept += visible
-                usable += 1
         official = stats("visible_frequency")
-        np.testing.assert_allclose(every[0] / draws, official, atol=0.025, err_msg=name)
-        np.testing.assert_allclose(kept[0] / usable, official, atol=0.03, err_msg=name)
-        assert 0.90 < usable / draws < 0.97, (name, usable / draws)
-        import os
-        if os.environ.get("SHOW"): print(name, np.abs(every[0]/draws-official).max(), np.abs(kept[0]/usable-official).max(), (kept[0]/usable).mean(), official.mean(), usable/draws)
+        # Blocks are tubes: one frame tells the map and, times t, the lengths.
+        assert spec.temporal_scale == (1.0, 1.0)
+        per_frame = [math.ceil(length / grid[0]) for length in mask_lengths(spec, grid)]
+        every, kept, acceptance = _frequencies(spec, (1, *grid[1:]), *per_frame)
+        np.testing.assert_allclose(every, official, atol=0.025, err_msg=name)
+        np.testing.assert_allclose(kept, official, atol=0.025, err_msg=name)
+        assert 0.90 < acceptance < 0.97, (name, acceptance)
 
 
-def _visible(spec, grid, blocks):
-    visible = np.zeros(np.prod(grid), bool)
-    visible[apply_blocks(spec, grid, blocks)[0]] = True
-    return visible.reshape(grid)
+@functools.cache
+def _frequencies(spec, frame, num_context, num_target, num_sizes=800, per_size=20):
+    """Return the maps without and with redrawing `[h, w]`, and the share of draws used."""
+    rng = np.random.default_rng(2)
+    every, kept, draws = np.zeros(frame), np.zeros(frame), 0
+    for number in range(num_sizes):
+        # Evenly spaced shapes: the map then varies only by where the blocks fall.
+        size = block_size(spec, frame, (0.5, 0.5, (number + 0.5) / num_sizes))
+        used = 0
+        for draw in itertools.count():
+            visible = np.zeros(np.prod(frame), bool)
+            visible[apply_blocks(spec, frame, draw_blocks(spec, frame, size, rng))[0]] = True
+            tokens = visible.sum()
+            if draw < per_size:
+                every += visible.reshape(frame)
+            if used < per_size and tokens >= num_context and visible.size - tokens >= num_target:
+                kept += visible.reshape(frame)
+                used += 1
+            if used == per_size and draw >= per_size - 1:
+                break
+        draws += draw + 1
+    total = num_sizes * per_size
+    return every[0] / total, kept[0] / total, total / draws
 
 
 @pytest.mark.parametrize("round_to", [1, 16])
