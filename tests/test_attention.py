@@ -1,5 +1,6 @@
 """Every attention backend computes the same thing, on one device and on eight."""
 
+import functools
 import importlib
 
 import chex
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas
 from jax.experimental.pallas import tpu as pltpu
 
 from jepa_jax.models.attention import attention, choose_backend
@@ -81,13 +83,16 @@ def test_float64_is_not_narrowed(backend):
 
 
 @pytest.mark.parametrize("backend, fsdp", [("xla", 2), ("chunked", 2), ("chunked", 8), ("flash", 4)])
-def test_sharded_equals_unsharded(backend, fsdp):
+def test_sharded_equals_unsharded(monkeypatch, backend, fsdp):
+    # The TPU interpreter makes devices wait for each other, which on a machine with fewer
+    # cores than devices may never end; the plain interpreter does not.
+    monkeypatch.setattr(pallas, "pallas_call", functools.partial(pallas.pallas_call, interpret=True))
     inputs = _inputs(8, 70, 2, 32)
     expected = _value_and_gradients("xla", *inputs)
     mesh = sharding.make_mesh(fsdp)
-    with sharding.use_mesh(mesh), pltpu.force_tpu_interpret_mode():
+    with sharding.use_mesh(mesh):
         inputs = [jax.device_put(x, sharding.batch_sharding(mesh)) for x in inputs]
-        result = jax.block_until_ready(_value_and_gradients(backend, *inputs))
+        result = _value_and_gradients(backend, *inputs)
     assert not result[0].is_fully_replicated
     chex.assert_trees_all_close(result, expected, atol=2e-5)
 

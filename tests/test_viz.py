@@ -22,7 +22,7 @@ def _rows(count):
     rows = []
     for step in range(1, count + 1):
         rows.append({
-            "step": step, "train/loss": 1 / step, "train/loss_video_0": 1.1 / step, "train/loss_video_1": 0.9 / step,
+            "step": step, "train/loss": 1 / step, "train/loss/video/long": 1.1 / step, "train/loss/video/short": 0.9 / step,
             "collapse/target_rank": 30.0 - step, "collapse/prediction_rank": 2.0 + step, "collapse/target_std": 0.9,
             "collapse/target_std_min": 0.4, "collapse/prediction_std": 0.3, "collapse/cosine": 0.5, "optim/lr": 1e-3,
             "optim/grad_norm_encoder": 0.1, "optim/grad_norm_predictor": 0.2, "ema/momentum": 0.99,
@@ -125,7 +125,7 @@ def test_curves_show_the_numbers(run, tmp_path):
     figure = curves.draw_curves(metrics, "test")
     panels = {panel.get_title(loc="left"): panel for panel in figure.axes}
     lines = {line.get_label(): line for line in panels["Loss"].get_lines()}
-    assert set(lines) == {"all", "video, mask 0", "video, mask 1"}
+    assert set(lines) == {"all", "long", "short"}
     np.testing.assert_allclose(lines["all"].get_ydata(), metrics["train/loss"])
     assert all(panel.get_ylabel() for panel in figure.axes)
     # A run of one row, and one without monitors, still give a picture.

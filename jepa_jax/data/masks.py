@@ -125,11 +125,18 @@ def _simulate(spec, grid, group_size):
     lengths = np.zeros((_SIMULATED_BATCHES, group_size), int)
     for i in range(_SIMULATED_BATCHES):
         size = block_size(spec, frame_grid, rng.uniform(size=3))
-        j = 0
-        while j < group_size:
-            lengths[i, j] = apply_blocks(spec, frame_grid, draw_blocks(spec, frame_grid, size, rng))[0].size * factor
-            j += lengths[i, j] > 0
+        for j in range(group_size):
+            lengths[i, j] = factor * _simulate_sample(spec, frame_grid, size, rng)
     return lengths
+
+
+def _simulate_sample(spec, grid, size, rng):
+    """Draw until the context is not empty, and return its length."""
+    for _ in range(_MAX_DRAWS):
+        if length := apply_blocks(spec, grid, draw_blocks(spec, grid, size, rng))[0].size:
+            return length
+    raise ValueError(f"{_MAX_DRAWS} draws in a row hid all of grid {grid} with blocks of {size} tokens; use fewer or "
+                     f"smaller blocks than {spec}")
 
 
 def mask_lengths(spec, grid, group_size=24, round_to=16):

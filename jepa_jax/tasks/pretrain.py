@@ -139,7 +139,7 @@ def make_loss(encoder, predictor, groups, *, loss_exponent, monitor_tokens):
                 )
                 targets = gather_tokens(latents, target_ids)
                 loss = latent_loss(predictions, targets, exponent=loss_exponent)
-                losses[f"train/loss_{group.spec.name}_{name}"] = loss
+                losses[f"train/loss/{group.spec.name}/{name}"] = loss
                 total += loss * group.loss_weight / (total_weight * len(group.strategies))
                 if samples is None:
                     samples = _sample_latents(targets, predictions, monitor_tokens)

@@ -11,9 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def _half_cosine(remaining, length):
-    """0.5 * (1 + cos(pi * (1 - remaining/length))), accurate down to 0."""
-    return jnp.square(jnp.sin(0.5 * np.pi * remaining / max(1, length)))
+def _half_cosine(done, left, start, end):
+    """Go from `start` at done = 0 to `end` at left = 0; each half is measured from its own end."""
+    length = jnp.maximum(1, done + left)
+
+    def share(part):
+        return jnp.square(jnp.sin(0.5 * np.pi * part / length))
+
+    return jnp.where(done < left, start + share(done) * (end - start), end + share(left) * (start - end))
 
 
 def _ramp(k, length, start, end):
@@ -25,15 +30,14 @@ def warmup_cosine(k, *, start, ref, final, warmup_steps, horizon):
 
     With `final == ref` the rate stays constant after warm-up, as in the primary phase.
     """
-    decay = horizon - warmup_steps
-    cosine = jnp.maximum(final, final + (ref - final) * _half_cosine(horizon - k, decay))
+    cosine = jnp.maximum(final, _half_cosine(k - warmup_steps, horizon - k, ref, final))
     return jnp.where(k < warmup_steps, _ramp(k, warmup_steps, start, ref), cosine)
 
 
 def linear(k, *, ref, final, horizon):
     """Change linearly from `ref` at 0 to `final` at `horizon`, and on beyond it (cooldown)."""
     # Parity: not clamped at the horizon.
-    return jnp.asarray(_ramp(k, horizon, ref, final), jnp.float32)
+    return jnp.asarray(_ramp(horizon - k, horizon, final, ref), jnp.float32)
 
 
 def warmup_stable_decay(k, *, start, ref, final, warmup_steps, anneal_steps, horizon):
@@ -46,7 +50,7 @@ def warmup_stable_decay(k, *, start, ref, final, warmup_steps, anneal_steps, hor
 
 def cosine(k, *, ref, final, horizon):
     """Go by a half cosine from `ref` at 0 to `final` at `horizon` and not past it (weight decay)."""
-    value = final + (ref - final) * _half_cosine(horizon - k, horizon)
+    value = _half_cosine(k, horizon - k, ref, final)
     return jnp.maximum(final, value) if final <= ref else jnp.minimum(final, value)
 
 

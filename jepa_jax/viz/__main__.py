@@ -5,6 +5,8 @@ import functools
 import os
 import sys
 
+from absl import logging
+
 from jepa_jax.data import DataError
 from jepa_jax.tasks.loading import load_run
 from jepa_jax.training.checkpoint import CheckpointError
@@ -68,6 +70,8 @@ def main(argv=None):
       Exit status: 0, or 1 when something cannot be read, drawn or written.
     """
     args = _parser().parse_args(argv)
+    # Orbax warns that a folder opened for reading is read-only.
+    logging.set_verbosity(logging.ERROR)
     output = args.output or os.path.join(args.workdir, "pictures")
     load = functools.cache(functools.partial(load_run, args.workdir))
     try:

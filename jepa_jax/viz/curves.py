@@ -73,8 +73,10 @@ def _subtitle(metrics):
 
 def _panels(metrics):
     """List the panels: title, unit of the vertical axis, {metric: (label, style)}, options."""
-    losses = [name for name in metrics if name.startswith(f"{_LOSS}_")]
-    parts = {name: (_loss_label(name), {"linewidth": 1.0}) for name in losses}
+    losses = [name for name in metrics if name.startswith(f"{_LOSS}/")]
+    groups = {name.split("/")[-2] for name in losses}
+    # One group needs no name in a legend.
+    parts = {name: (" ".join(name.split("/")[-min(2, len(groups)):]), {"linewidth": 1.0}) for name in losses}
     gradients = {name: (name.removeprefix("optim/grad_norm_"), {})
                  for name in metrics if name.startswith("optim/grad_norm_")}
     both = (("target", canvas.BLUE), ("prediction", canvas.ORANGE))
@@ -91,11 +93,6 @@ def _panels(metrics):
         ("Gradient norms", "L2 norm, log scale", gradients, {"log": True}),
         ("Speed", "clips per second", {"perf/clips_per_s": ("trained on", {})}, {"low": 0}),
     ]
-
-
-def _loss_label(name):
-    group, _, number = name.removeprefix(f"{_LOSS}_").rpartition("_")
-    return f"{group}, mask {number}"
 
 
 def _draw_panel(panel, metrics, title, unit, curves, *, low=None, high=None, log=False):
