@@ -3,6 +3,7 @@
 import difflib
 import importlib.util
 import logging as std_logging
+import os
 import sys
 import threading
 
@@ -43,8 +44,11 @@ def _log_thread_error(failure):
     logging.warning("thread %s failed: %s", failure.thread.name, failure.exc_type.__name__)
 
 
-def _load_config(argument):
+def load_config(argument):
+    """Load a config from `FILE:VARIANT`, unlocked."""
     path, _, variant = argument.partition(":")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"config file {path!r} does not exist; give its path from the current folder")
     spec = importlib.util.spec_from_file_location("config_file", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -57,7 +61,7 @@ def _unknown_field(argv):
     if not values.get("config"):
         return None
     for name in values:
-        section, walked = _load_config(values["config"]), "config"
+        section, walked = load_config(values["config"]), "config"
         for key in name.split(".")[1:] if name.startswith("config.") else ():
             if not hasattr(section, "keys") or key not in section:
                 known = sorted(section.keys()) if hasattr(section, "keys") else []

@@ -18,6 +18,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8 {_QUICK_COMPILATION}".strip()
 
+pytest.register_assert_rewrite("parity")
+
 
 def pytest_addoption(parser):
     parser.addoption(

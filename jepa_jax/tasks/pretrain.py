@@ -1,7 +1,7 @@
 """Self-supervised pretraining: predict the EMA encoder's latents of masked tubelets."""
 
 import functools
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,9 @@ import optax
 from jepa_jax.data.iterate import make_iterator
 from jepa_jax.data.masks import MaskSampler, MaskSpec
 from jepa_jax.data.pipeline import ClipPipeline, CropSpec, GroupSpec, SourceSpec
-from jepa_jax.models import LayerNorm, MaskedPredictor, gather_tokens, make_encoder, normalize_pixels, token_grid
+from jepa_jax.models import (
+    LayerNorm, MaskedPredictor, VideoEncoder, gather_tokens, make_encoder, normalize_pixels, token_grid,
+)
 from jepa_jax.models.flops import encoder_flops, predictor_flops
 from jepa_jax.tasks.losses import latent_loss
 from jepa_jax.training import optim, sharding
@@ -220,6 +222,46 @@ def step_flops(encoder, predictor, groups):
     return total
 
 
+class Program(NamedTuple):
+    """Networks and step of a run, which need no data.
+
+    Attributes:
+      encoder, predictor: the networks.
+      init_state, train_step: as in `Task`.
+      tensor_names: names of the parameters in flattening order.
+    """
+
+    encoder: VideoEncoder
+    predictor: MaskedPredictor
+    init_state: Callable
+    train_step: Callable
+    tensor_names: list[str]
+
+
+def make_program(config, groups, mesh):
+    """Build the `Program` of a config.
+
+    Raises:
+      ValueError: if a setting is impossible; nothing has been compiled then.
+    """
+    for group in groups:
+        sharding.check_batch_size(group.spec.name, group.spec.batch_size, mesh, config.optim.accumulate)
+    encoder, predictor = make_models(config.model, groups[0].grid)
+    make_params = functools.partial(init_params, encoder, predictor, batch_size=mesh.size)
+    abstract_params = jax.eval_shape(make_params, jax.random.key(0))
+    optimizer = make_optimizer(config.optim, abstract_params, len(groups))
+
+    def init_state(rng):
+        params = make_params(rng)
+        return create_state(params, jax.tree.map(jnp.copy, params["encoder"]), optimizer)
+
+    loss_fn = make_loss(encoder, predictor, groups, loss_exponent=config.optim.loss_exponent,
+                        monitor_tokens=config.log.monitor_tokens)
+    train_step = make_train_step(loss_fn, optimizer, make_schedules(config.optim),
+                                 accumulate=config.optim.accumulate, spike_factor=config.guard.spike_factor)
+    return Program(encoder, predictor, init_state, train_step, tensor_names(abstract_params))
+
+
 def make_task(config, mesh):
     """Build the pretraining task.
 
@@ -235,30 +277,17 @@ def make_task(config, mesh):
       FileNotFoundError: if shards are missing.
     """
     groups = make_groups(config)
-    for group in groups:
-        sharding.check_batch_size(group.spec.name, group.spec.batch_size, mesh, config.optim.accumulate)
-    encoder, predictor = make_models(config.model, groups[0].grid)
-    make_params = functools.partial(init_params, encoder, predictor, batch_size=mesh.size)
-    abstract_params = jax.eval_shape(make_params, jax.random.key(0))
-    optimizer = make_optimizer(config.optim, abstract_params, len(groups))
-
-    def init_state(rng):
-        params = make_params(rng)
-        return create_state(params, jax.tree.map(jnp.copy, params["encoder"]), optimizer)
-
-    loss_fn = make_loss(encoder, predictor, groups, loss_exponent=config.optim.loss_exponent,
-                        monitor_tokens=config.log.monitor_tokens)
-    data = config.data
+    program = make_program(config, groups, mesh)
     pipeline = make_pipeline(config, groups, jax.process_index(), jax.process_count())
+    data = config.data
     return Task(
-        init_state=init_state,
-        train_step=make_train_step(loss_fn, optimizer, make_schedules(config.optim),
-                                   accumulate=config.optim.accumulate, spike_factor=config.guard.spike_factor),
+        init_state=program.init_state,
+        train_step=program.train_step,
         open_data=functools.partial(make_iterator, pipeline, workers=data.workers, threads=data.threads,
                                     prefetch=data.prefetch),
-        tensor_names=["loss"] + tensor_names(abstract_params),
+        tensor_names=["loss"] + program.tensor_names,
         clips_per_step=sum(group.spec.batch_size for group in groups),
-        flops_per_step=step_flops(encoder, predictor, groups),
+        flops_per_step=step_flops(program.encoder, program.predictor, groups),
         data_state={"seed": config.seed, "groups": pipeline.describe()},
         summary=_summarize(groups) + pipeline.describe(),
     )

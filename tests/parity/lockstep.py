@@ -118,26 +118,29 @@ def _norm_errors(arrays, metrics):
     return np.abs(norms / arrays["out/grad_norm"] - 1)
 
 
-# One file: a step takes seconds to compile, every step has other lengths, and with a single
-# group float32 is strict enough by itself.
-@pytest.mark.parametrize("name", FILES[1:])
-def test_lockstep_in_float64(golden, name):
-    arrays, config = load(golden, name)
-    with jax.enable_x64(True):
-        metrics, final = _run(arrays, config, jnp.float64)
-    assert metrics["train/loss"].dtype == np.float64
-    _check(arrays, config, metrics, final)
-    np.testing.assert_allclose(metrics["train/loss"], arrays["out/loss64"], rtol=1e-6)
-    assert _norm_errors(arrays, metrics).max() < 1e-4
+# Classes, so that a parallel run may give them to different processes: every step has other
+# lengths and takes seconds to compile.
+class TestLockstepInFloat64:
+    # One file: with a single group, float32 is strict enough by itself.
+    @pytest.mark.parametrize("name", FILES[1:])
+    def test_ten_steps(self, golden, name):
+        arrays, config = load(golden, name)
+        with jax.enable_x64(True):
+            metrics, final = _run(arrays, config, jnp.float64)
+        assert metrics["train/loss"].dtype == np.float64
+        _check(arrays, config, metrics, final)
+        np.testing.assert_allclose(metrics["train/loss"], arrays["out/loss64"], rtol=1e-6)
+        assert _norm_errors(arrays, metrics).max() < 1e-4
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_lockstep_in_float32(golden, name):
-    arrays, config = load(golden, name)
-    metrics, final = _run(arrays, config, jnp.float32)
-    _check(arrays, config, metrics, final)
-    errors = _norm_errors(arrays, metrics).max(axis=1)
-    assert np.mean(errors < 1e-4) >= 0.7 and errors.max() < 1e-2, errors
+class TestLockstepInFloat32:
+    @pytest.mark.parametrize("name", FILES)
+    def test_ten_steps(self, golden, name):
+        arrays, config = load(golden, name)
+        metrics, final = _run(arrays, config, jnp.float32)
+        _check(arrays, config, metrics, final)
+        errors = _norm_errors(arrays, metrics).max(axis=1)
+        assert np.mean(errors < 1e-4) >= 0.7 and errors.max() < 1e-2, errors
 
 
 @pytest.mark.parametrize("name", FILES)
