@@ -1,6 +1,7 @@
 """Measure the train step or the data path: `python -m jepa_jax.bench step|data`."""
 
 import argparse
+import importlib.util
 import os
 import sys
 import tempfile

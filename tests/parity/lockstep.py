@@ -37,7 +37,7 @@ def _build(arrays, config, dtype):
     side = config["crop_size"] // config["patch_size"]
     strategies = tuple(f"mask{i}" for i in range(len(config["mask"])))
     groups = [
-        pretrain.Group(SimpleNamespace(name=f"g{i}", frames=frames), 1.0, (frames // 2, side, side), None, ("a", "b"))
+        pretrain.Group(SimpleNamespace(name=f"g{i}", frames=frames), 1.0, (frames // 2, side, side), None, strategies)
         for i, frames in enumerate(config["group_fpcs"])
     ]
     loss_fn = pretrain.make_loss(encoder, predictor, groups, loss_exponent=config["loss_exp"], monitor_tokens=64)
