@@ -40,7 +40,9 @@ def base_config():
     config.optim = optim_section()
     config.guard = ml_collections.ConfigDict({
         "max_skips_in_a_row": 10,  # stop after this many refused updates in a row
-        "spike_factor": 0.0,  # refuse gradients this many times their running norm; 0 = off
+        # Refuse gradients this many times their running norm; 0 = off. The norm runs over
+        # accepted updates, so a lasting rise is refused until the run stops.
+        "spike_factor": 0.0,
     })
     config.mesh = ml_collections.ConfigDict({
         "fsdp": 1,  # devices that share one copy of the parameters; -1 = all

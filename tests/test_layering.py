@@ -104,4 +104,4 @@ def test_house_rules(path):
             raise AssertionError(f"{path}:{node.lineno} asserts; raise an error that says what and what is allowed")
         if isinstance(node, ast.FunctionDef):
             length = node.end_lineno - node.lineno + 1
-            assert length <= 80, f"{path}:{node.lineno} {node.name} has {length} lines"
+            assert length <= 65, f"{path}:{node.lineno} {node.name} has {length} lines"

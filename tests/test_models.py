@@ -275,3 +275,11 @@ def test_mistakes_are_named(fields, shape, message):
 def test_impossible_layers(params, layers):
     with pytest.raises(ValueError, match=r"must be distinct block indices in 0\.\.1"):
         tiny().apply(params, _clip(1, 2, 4, 4), layers, method="encode_layers")
+
+
+def test_sincos_predictor_refuses_grids_its_table_does_not_cover():
+    predictor = MaskedPredictor(output_dim=24, width=24, depth=1, num_heads=2, positions="sincos", table_grid=(4, 2, 2))
+    ids = jnp.zeros((1, 1), jnp.int32)
+    for grid in ((4, 3, 2), (5, 2, 2)):
+        with pytest.raises(ValueError, match="or fewer time steps"):
+            jax.eval_shape(lambda rng, grid=grid: predictor.init(rng, jnp.zeros((1, 1, 24)), ids, ids, grid), jax.random.key(0))

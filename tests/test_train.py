@@ -157,7 +157,7 @@ def test_impossible_starts(config, tmp_path, mode, source, message):
 
 def test_guard_stops_and_names_step_and_tensor(config, tmp_path):
     wild = changed(config, optim__lr=1e30, optim__warmup_steps=0, guard__max_skips_in_a_row=3)
-    with pytest.raises(loop.TrainingStopped, match=r"3 updates in a row .* step \d+: '[\w/]+' is not finite"):
+    with pytest.raises(loop.TrainingStopped, match=r"3 updates in a row .* step \d+: '[\w/ ]+' is not finite"):
         run(wild, tmp_path, total_steps=6)
 
 

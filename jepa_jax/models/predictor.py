@@ -81,6 +81,9 @@ class MaskedPredictor(nn.Module):
         if self.positions == "rope":
             angles = rotary_angles(grid_positions(ids, grid), self.width // self.num_heads, self.rope_layout)
         else:
+            if tuple(grid[1:]) != tuple(self.table_grid[1:]) or grid[0] > self.table_grid[0]:
+                raise ValueError(f"the sincos table of this predictor is for grid {self.table_grid} or fewer time steps, "
+                                 f"not for {tuple(grid)}; rope takes any grid")
             table = sincos_table(self.width, self.table_grid, self.uniform_power)
             x = x + jnp.asarray(table, x.dtype)[ids]
         # Attention does not care about order and positions travel with the tokens,

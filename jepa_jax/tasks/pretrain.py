@@ -168,7 +168,7 @@ def make_train_step(loss_fn, optimizer, schedules, *, accumulate, spike_factor):
         loss, aux, grads = optim.accumulate_gradients(
             lambda params, part: loss_fn(params, state.target_params, part), state.params, batch, accumulate
         )
-        apply, guard, metrics = optim.check_update(state.guard, loss, grads, spike_factor)
+        apply, guard, metrics = optim.check_update(state.guard, state.params, loss, grads, spike_factor)
         state = optim.apply_update(optimizer, state, grads, apply, guard, target_key="encoder", **rates)
         metrics |= {"train/loss": loss} | {name: value.mean() for name, value in aux["losses"].items()}
         metrics |= {f"optim/grad_norm_{name}": optax.global_norm(tree) for name, tree in grads.items()}
@@ -205,7 +205,7 @@ def init_params(encoder, predictor, rng, batch_size=1):
     context = jnp.zeros((batch_size, 1, encoder.width))
     return {
         "encoder": encoder.init(encoder_rng, clip)["params"],
-        "predictor": predictor.init(predictor_rng, context, ids, ids, (1, 1, 1))["params"],
+        "predictor": predictor.init(predictor_rng, context, ids, ids, predictor.table_grid)["params"],
     }
 
 
@@ -285,7 +285,7 @@ def make_task(config, mesh):
         train_step=program.train_step,
         open_data=functools.partial(make_iterator, pipeline, workers=data.workers, threads=data.threads,
                                     prefetch=data.prefetch),
-        tensor_names=["loss"] + program.tensor_names,
+        tensor_names=optim.checked_names(program.tensor_names),
         clips_per_step=sum(group.spec.batch_size for group in groups),
         flops_per_step=step_flops(program.encoder, program.predictor, groups),
         data_state={"seed": config.seed, "groups": pipeline.describe()},

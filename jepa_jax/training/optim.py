@@ -123,11 +123,17 @@ def accumulate_gradients(loss_fn, params, batch, num_parts):
     return loss / num_parts, aux, jax.tree.map(lambda g: g / num_parts, grads)
 
 
-def check_update(guard, loss, grads, spike_factor):
+def checked_names(param_names):
+    """Name what `check_update` looks at, in its order."""
+    return [f"parameter {name}" for name in param_names] + ["loss"] + [f"gradient {name}" for name in param_names]
+
+
+def check_update(guard, params, loss, grads, spike_factor):
     """Decide whether an update is safe to apply.
 
     Args:
       guard: `Guard` before the update.
+      params: parameters before the update; where one is bad, everything after it is too.
       loss: float32 scalar.
       grads: gradient tree.
       spike_factor: refuse an update whose gradient norm exceeds this multiple of the
@@ -135,10 +141,10 @@ def check_update(guard, loss, grads, spike_factor):
 
     Returns:
       (apply, guard, metrics): a boolean scalar, the next `Guard`, and
-      `guard/first_bad`: 0 if all is finite, 1 if the loss is the first bad tensor, i + 2
-      for the i-th gradient in flattening order; `guard/spike`; `guard/applied`.
+      `guard/first_bad`: 0 if all is finite, else 1 + the position of the first tensor in
+      `checked_names` that is not; `guard/spike`; `guard/applied`.
     """
-    finite = jnp.stack([jnp.isfinite(x).all() for x in [loss, *jax.tree.leaves(grads)]])
+    finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves((params, loss, grads))])
     norm = optax.global_norm(grads)
     spike = jnp.zeros((), bool)
     if spike_factor:

@@ -13,7 +13,7 @@ class Task(NamedTuple):
         `targets` and `predictions` `[n, D]` for the collapse monitors.
       open_data: (start_step, num_steps) -> context manager that yields an iterator of
         (batch of host arrays, list of skips) for this process.
-      tensor_names: names behind `guard/first_bad`: the loss, then gradients in order.
+      tensor_names: names behind `guard/first_bad`, from `optim.checked_names`.
       clips_per_step: clips of the global batch.
       flops_per_step: operations of one step on the global batch, without recomputation.
       data_state: JSON-able description of the data order, saved with every checkpoint and
