@@ -18,7 +18,9 @@ setuptools.setup(
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "test": ["chex>=0.1.90", "pytest>=8", "pytest-xdist>=3.6"],
-        # The peer of `bench step --against torch`. 2.13.0 has CPU wheels of ordinary size.
-        "bench": ["torch==2.13.0"],
+        # To read official .pt files; every other format needs no PyTorch.
+        "torch": ["torch>=2.6"],
+        # What tests and benchmarks compare with. This PyTorch has CPU wheels of ordinary size.
+        "peers": ["torch==2.13.0", "transformers>=5.20,<6"],
     },
 )

@@ -5,3 +5,28 @@ Shapes in docstrings use one alphabet: `B` batch, `T` or `F` frames, `H W` pixel
 `K` heads, `d` channels per head. Video is channels-last, tokens are row-major
 over (time, row, column). Units: pixels, seconds, frames per second.
 """
+
+import importlib
+
+# Public names and where they live. They are imported when first used, so that data workers and
+# `--help` stay free of JAX.
+_PUBLIC = {
+    "load": "jepa_jax.weights.load",
+    "read_clip": "jepa_jax.data.clips",
+    "Model": "jepa_jax.weights.model",
+    "Features": "jepa_jax.weights.model",
+    "Hints": "jepa_jax.weights.hints",
+    "WeightsError": "jepa_jax.weights.bundle",
+    "DataError": "jepa_jax.data.errors",
+}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(_PUBLIC)}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__():
+    return [*globals(), *_PUBLIC]

@@ -11,7 +11,7 @@ import pytest
 from jax.experimental import pallas
 from jax.experimental.pallas import tpu as pltpu
 
-from jepa_jax.models.attention import attention, choose_backend
+from jepa_jax.models.attention import attention, block_causal_attention, choose_backend
 from jepa_jax.training import sharding
 
 # The package re-exports a function under the name of this module.
@@ -23,12 +23,16 @@ def _inputs(batch, length, heads, dim, dtype=jnp.float32):
     return [jax.random.normal(rng, (batch, length, heads, dim), dtype) for rng in rngs]
 
 
-def _value_and_gradients(backend, q, k, v, cotangent):
+def _pull_back(attend, q, k, v, cotangent):
     def run(q, k, v):
-        out, pull_back = jax.vjp(lambda *qkv: attention(*qkv, backend), q, k, v)
+        out, pull_back = jax.vjp(attend, q, k, v)
         return out, pull_back(cotangent)
 
     return jax.jit(run)(q, k, v)
+
+
+def _value_and_gradients(backend, *inputs):
+    return _pull_back(functools.partial(attention, backend=backend), *inputs)
 
 
 def _reference(q, k, v):
@@ -60,6 +64,59 @@ def test_flash_equals_xla(length, dim):
     with pltpu.force_tpu_interpret_mode():
         result = jax.block_until_ready(_value_and_gradients("flash", *inputs))
     chex.assert_trees_all_close(result, expected, atol=2e-5)
+
+
+# One learned query over many tokens, a later frame over all before it, more queries than keys,
+# and queries or keys alone in need of padding.
+@pytest.mark.parametrize("num_queries, num_keys", [(1, 150), (150, 40), (128, 200), (70, 256)])
+@pytest.mark.parametrize("backend", ["xla", "chunked", "flash"])
+def test_other_numbers_of_queries_than_keys(monkeypatch, backend, num_queries, num_keys):
+    monkeypatch.setattr(module, "QUERY_CHUNK", 64)
+    q, _, _, cotangent = _inputs(2, num_queries, 2, 32)
+    _, k, v, _ = _inputs(2, num_keys, 2, 32)
+    with pltpu.force_tpu_interpret_mode():
+        out, gradients = jax.block_until_ready(_value_and_gradients(backend, q, k, v, cotangent))
+    np.testing.assert_allclose(out, _reference(*map(np.asarray, (q, k, v))), atol=1e-5)
+    chex.assert_trees_all_close(gradients, _value_and_gradients("xla", q, k, v, cotangent)[1], atol=2e-5)
+
+
+def _dense_block_causal(q, k, v, block):
+    """Block-causal attention by its definition, with the N x N mask."""
+    frame = jnp.arange(q.shape[1]) // block
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
+    scores = jnp.where(frame[:, None] >= frame, scores, -jnp.inf)
+    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores, axis=-1), v)
+
+
+@pytest.mark.parametrize("backend, length, block", [
+    ("xla", 60, 20), ("xla", 60, 60), ("xla", 4, 1), ("chunked", 60, 20), ("chunked", 200, 100), ("flash", 60, 30),
+])
+def test_block_causal_equals_the_mask(monkeypatch, backend, length, block):
+    monkeypatch.setattr(module, "QUERY_CHUNK", 64)
+    inputs = _inputs(2, length, 2, 16)
+    expected = _pull_back(functools.partial(_dense_block_causal, block=block), *inputs)
+    with pltpu.force_tpu_interpret_mode():
+        attend = functools.partial(block_causal_attention, block=block, backend=backend)
+        result = jax.block_until_ready(_pull_back(attend, *inputs))
+    chex.assert_trees_all_close(result, expected, atol=2e-5)
+
+
+def test_block_causal_computes_only_what_is_seen():
+    """Of 8 x 8 frame pairs 36 are seen; plain attention computes 64."""
+    q, k, v, _ = _inputs(1, 512, 2, 32)
+
+    def flops(attend):
+        return jax.jit(attend).lower(q, k, v).compile().cost_analysis()["flops"]
+
+    plain = flops(functools.partial(attention, backend="xla"))
+    assert flops(functools.partial(block_causal_attention, block=64, backend="xla")) < 37 / 64 * plain
+
+
+@pytest.mark.parametrize("block", [0, 7, 24])
+def test_unequal_blocks(block):
+    q, k, v, _ = _inputs(1, 12, 1, 8)
+    with pytest.raises(ValueError, match=f"12 tokens are not a whole number of blocks of {block}"):
+        block_causal_attention(q, k, v, block)
 
 
 @pytest.mark.parametrize("backend", ["xla", "chunked", "flash"])

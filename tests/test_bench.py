@@ -1,14 +1,16 @@
 """The benchmark commands: the fields of their JSON, and their refusals."""
 
-import importlib.util
 import json
+import os
 
 import media
 import numpy as np
+import peers
 import pytest
 
 from jepa_jax.bench import __main__ as bench
 from jepa_jax.bench import report
+from jepa_jax.bench.processes import Remote
 
 _STEP_FIELDS = {
     "config", "device", "machine", "compile_s", "step_ms", "step_cpu_ms", "clips_per_s", "model_tflop_per_s",
@@ -42,18 +44,71 @@ def _run(tmp_path, *argv):
 
 def test_step_record(tmp_path, config):
     argv = ["step", "--config", config, "--frames", "4", "--steps", "2"]
-    against_torch = importlib.util.find_spec("torch") is not None
-    record = _run(tmp_path, *argv, *(["--against", "torch"] if against_torch else ["--batch", "8"]))
+    record = _run(tmp_path, *argv, "--batch", "8")
     assert _STEP_FIELDS <= record.keys()
     assert record["step_ms"]["num"] == 2 and record["step_ms"]["min"] > 0
     assert 0 < record["utilisation"]
     assert record["memory"]["process_peak_rss_bytes"] > 0
     assert record["machine"]["versions"]["jax"]
-    if not against_torch:
-        pytest.skip("PyTorch is not installed, so the comparison was not tested: pip install -e .[bench]")
+
+
+def test_step_against_torch(tmp_path, config):
+    peers.need("torch")
+    argv = ["step", "--config", config, "--frames", "4", "--steps", "2"]
+    record = _run(tmp_path, *argv, "--against", "torch")
     assert record["torch"]["checked_steps"] >= 2
     assert record["torch"]["max_relative_loss_difference"] < 1e-4
     assert record["time_over_torch"] > 0
+
+
+_ENCODE = ("encode", "--model", "vit_micro", "--size", "32", "--repeats", "2")
+
+
+def _check_side(side):
+    memory = side["memory"]
+    assert memory["peak_rss_bytes"] == max(memory[f"{phase}_rss_bytes"] for phase in ("load", "compile", "encode"))
+    assert 2**26 < memory["peak_rss_bytes"] < 2**31
+    assert side["encode_ms"]["num"] == 2 and side["encode_ms"]["min"] > 0
+    assert side["clips_per_s"] == pytest.approx(1e3 * 2 / side["encode_ms"]["median"])
+
+
+def test_encode_record(tmp_path):
+    record = _run(tmp_path, *_ENCODE, "--frames", "4", "--batch", "2")
+    (run,) = record["runs"]
+    assert (run["frames"], run["grid"], run["batch"]) == (4, [2, 2, 2], 2)
+    assert record["parameters"] == 2964672 and run["ours"]["compile_s"] > 0
+    _check_side(run["ours"])
+
+
+def test_encode_against_transformers(tmp_path):
+    peers.need("torch", "transformers")
+    record = _run(tmp_path, *_ENCODE, "--frames", "2", "--batch", "2", "--against", "transformers")
+    (run,) = record["runs"]
+    for side in ("ours", "transformers"):
+        _check_side(run[side])
+    assert run["max_token_difference"] < 1e-4 and run["token_std"] > 0.5
+    assert run["time_over_peer"] > 0
+
+
+class _Leaver:
+    def leave(self, code):
+        os._exit(code)
+
+
+def test_process_that_ends(tmp_path):
+    with Remote(_Leaver) as remote:
+        remote.wait_ready()
+        with pytest.raises(ChildProcessError, match="_Leaver ended with exit status 3"):
+            remote.call("leave", 3)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="this system cannot reset the peak")
+def test_peak_memory_can_be_reset():
+    block = np.ones(2**26, np.uint8)
+    before = report.peak_rss_bytes()
+    del block
+    report.reset_peak_rss()
+    assert report.peak_rss_bytes() < before
 
 
 def test_data_record(tmp_path):
@@ -70,6 +125,7 @@ def test_data_record(tmp_path):
 
 
 @pytest.mark.parametrize("argv", [["step", "--dtype", "float8"], ["step", "--against", "mxnet"], ["train"],
+                                  ["encode", "--frames", "0"],
                                   ["data", "--clips", "0"]])
 def test_wrong_option(argv):
     with pytest.raises(SystemExit) as stop:
@@ -79,6 +135,9 @@ def test_wrong_option(argv):
 
 @pytest.mark.parametrize("argv, words", [
     (["step", "--config", "nowhere.py"], "nowhere.py"),
+    (["encode", "--model", "vit_enormous"], "vit_enormous"),
+    (["encode", "--frames", "3", "--size", "32"], "tubelet"),
+    (["encode", "--size", "40"], "patch_size"),
     (["data", "--shards", "a", "--videos", "b"], "not both"),
     (["data", "--videos", "nowhere"], "nowhere"),
 ])

@@ -141,7 +141,7 @@ def test_only_needed_packets_are_decoded(tmp_path):
             def flush_buffers(self):
                 stream.codec_context.flush_buffers()
 
-        images = video._decode_wanted(Counting(), packets, video._shown_packets(packets), [2, 61, 110])
+        images = video._decode_wanted(Counting(), packets, video.shown_packets(packets), [2, 61, 110])
     assert {index: media.read_number(image) for index, image in images.items()} == {2: 2, 61: 61, 110: 110}
     # 0..2, 60..61 and 108..110.
     assert len(fed) == 3 + 2 + 3

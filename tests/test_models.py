@@ -3,6 +3,7 @@
 import functools
 
 import chex
+import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,6 +122,19 @@ def test_any_clip_length_and_shape(params, positions, shape):
     t, h, w = token_grid(*shape, 4)
     chex.assert_shape(tokens, (2, t * h * w, 48))
     chex.assert_tree_all_finite(tokens)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_rope_grid_is_where_positions_are_read(params, keep):
+    """The same patches in another shape of clip are the same tokens, if both read positions on one grid."""
+    patches = _clip(2, 16, 2, 4, 4)
+    wide = einops.rearrange(patches, "b (t h w) u p q c -> b (t u) (h p) (w q) c", t=2, h=1)
+    tall = einops.rearrange(patches, "b (t h w) u p q c -> b (t u) (h p) (w q) c", t=1, h=4)
+    ids = jnp.array([[1, 5, 6, 15], [9, 8, 2, 11]]) if keep else None
+    plain = fast_jit(tiny().apply)
+    expected = plain(params, tall, ids)
+    np.testing.assert_allclose(fast_jit(tiny(rope_grid=(4, 4)).apply)(params, wide, ids), expected, atol=1e-5)
+    assert not np.allclose(plain(params, wide, ids), expected, atol=1e-2)
 
 
 def test_image_is_a_clip_of_equal_frames(params):

@@ -1,4 +1,4 @@
-"""Measure the train step or the data path: `python -m jepa_jax.bench step|data`."""
+"""Measure the train step, encoding or the data path: `python -m jepa_jax.bench step|encode|data`."""
 
 import argparse
 import importlib.util
@@ -14,6 +14,7 @@ from jepa_jax.data.shards import ShardError
 _EXAMPLES = """examples:
   python -m jepa_jax.bench step --size vit_small --batch 1 --against torch
   python -m jepa_jax.bench step --config configs/pretrain.py:vitl16 --batch 32 --dtype bfloat16
+  python -m jepa_jax.bench encode --model vit_large --frames 16 64 --against transformers
   python -m jepa_jax.bench data --videos ~/videos
   python -m jepa_jax.bench data --shards data/ssv2 --workers 8"""
 
@@ -35,7 +36,7 @@ def main(argv=None):
         # Before any library starts its threads, so that all of them get the same cores.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     try:
-        record, name = (_step if args.what == "step" else _data)(args)
+        record, name = {"step": _step, "encode": _encode, "data": _data}[args.what](args)
     except (ValueError, OSError, ImportError, DataError, ShardError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -68,6 +69,20 @@ def _step(args):
     kind = record["device"]["kind"]
     peer = "-torch" if args.against else ""
     return record, f"step-{model.size}-{data.size}-b{args.batch}-{model.dtype}-{kind}{peer}"
+
+
+def _encode(args):
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    import jax
+
+    from jepa_jax.bench.encode import measure_encode
+
+    device = jax.devices()[0]
+    dtype = args.dtype or ("float32" if device.platform == "cpu" else "bfloat16")
+    record = measure_encode(args.model, frames=args.frames, crop_size=args.size, batch=args.batch, dtype=dtype,
+                            repeats=args.repeats, against=args.against)
+    peer = f"-{args.against}" if args.against else ""
+    return record, f"encode-{args.model}-{args.size}-b{args.batch}-{dtype}-{device.device_kind}{peer}"
 
 
 def _data(args):
@@ -104,6 +119,8 @@ def _lines(record):
             f"{record['pipeline_over_raw']:.2f} of raw",
             f"iterator     {record['iterator']['clips_per_s']:8.1f} clips/s, {record['iterator']['workers']} workers",
         ]
+    if record["benchmark"] == "encode":
+        return [line for run in record["runs"] for line in _encode_lines(run)]
     lines = [
         f"compiled in {record['compile_s']:.1f} s",
         f"step {record['step_ms']['median']:.1f} ms (mad {record['step_ms']['mad']:.1f}), "
@@ -115,6 +132,19 @@ def _lines(record):
         lines.append(f"PyTorch {record['torch']['step_ms']['median']:.1f} ms; ours takes "
                      f"{record['time_over_torch']:.2f} of its time, {record['cpu_time_over_torch']:.2f} of its CPU time")
     return lines
+
+
+def _encode_lines(run):
+    for side in ("ours", "transformers"):
+        if side in run:
+            memory, times = run[side]["memory"], run[side]["encode_ms"]
+            peak = memory["device_peak_bytes"] or memory["peak_rss_bytes"]
+            yield (f"{run['frames']:3d} frames  {side:12}  {times['median'] / 1e3:8.3g} s (mad {times['mad'] / 1e3:.2g}, "
+                   f"of {times['num']})  {run[side]['clips_per_s']:.3g} clips/s  {peak / 2**30:.2f} GiB peak"
+                   + (f"  compiled in {run[side]['compile_s']:.1f} s" if side == "ours" else ""))
+    if "time_over_peer" in run:
+        yield (f"            ours takes {run['time_over_peer']:.2f} of its time; tokens differ by "
+               f"{run['max_token_difference']:.1g} at most")
 
 
 def _parser():
@@ -133,6 +163,7 @@ def _parser():
     step.add_argument("--steps", type=_positive, default=10, help="timed steps (default %(default)s)")
     step.add_argument("--against", choices=("torch",), help="time the same step in another framework too")
     step.add_argument("--torch-compile", action="store_true", help="let PyTorch compile its networks")
+    _add_encode(kinds)
     data = kinds.add_parser("data", help="time decoding, cropping and the iterator")
     data.add_argument("--shards", metavar="DIR", help="shards made by jepa_jax.prepare")
     data.add_argument("--videos", metavar="SRC", nargs="+", help="videos to make temporary shards from "
@@ -143,10 +174,22 @@ def _parser():
     data.add_argument("--clips", type=_positive, default=60, help="clips timed per stage (default %(default)s)")
     data.add_argument("--batch", type=_positive, default=4, help="clips per batch (default %(default)s)")
     data.add_argument("--workers", type=int, default=2, help="worker processes (default %(default)s)")
-    for sub in (step, data):
+    for sub in kinds.choices.values():
         sub.add_argument("--cores", type=_positive, help="use only this many processor cores")
         sub.add_argument("--output", metavar="FILE", help=f"default: a name under {report.DEFAULT_FOLDER}")
     return parser
+
+
+def _add_encode(kinds):
+    encode = kinds.add_parser("encode", help="time encoding, and its memory, with random weights")
+    encode.add_argument("--model", default="vit_large", help="named encoder size (default %(default)s)")
+    encode.add_argument("--frames", type=_positive, nargs="+", default=[16, 64],
+                        help="clip lengths, each measured by itself (default 16 64)")
+    encode.add_argument("--size", type=_positive, default=256, help="height and width, pixels (default %(default)s)")
+    encode.add_argument("--batch", type=_positive, default=1, help="clips at once (default %(default)s)")
+    encode.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on CPU, else bfloat16")
+    encode.add_argument("--repeats", type=_positive, default=5, help="timed calls (default %(default)s)")
+    encode.add_argument("--against", choices=("transformers",), help="time Hugging Face's model too, in turn with ours")
 
 
 def _positive(text):

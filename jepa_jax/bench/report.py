@@ -1,5 +1,6 @@
 """What every measurement records: machine, versions, spread of timings; written as JSON."""
 
+import contextlib
 import json
 import os
 import platform
@@ -9,7 +10,8 @@ import statistics
 import sys
 from importlib import metadata
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "av", "opencv-python-headless", "numpy", "torch")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "av", "opencv-python-headless", "numpy", "torch",
+             "transformers")
 DEFAULT_FOLDER = os.path.join("benchmarks", "results")
 
 
@@ -66,10 +68,21 @@ def spread(values):
 
 
 def peak_rss_bytes():
-    """Return the largest resident memory this process has had so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts in kibibytes, macOS in bytes.
-    return peak if sys.platform == "darwin" else peak * 1024
+    """Return the largest resident memory of this process so far, or since `reset_peak_rss`, in bytes."""
+    try:
+        with open("/proc/self/status", encoding="utf-8") as file:
+            # What getrusage says includes the process that started this one.
+            return 1024 * int(re.search(r"^VmHWM:\s*(\d+) kB$", file.read(), re.MULTILINE)[1])
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        # Linux counts in kibibytes, macOS in bytes.
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reset_peak_rss():
+    """Let `peak_rss_bytes` count from now on; without effect where the system cannot do it."""
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+        file.write("5")
 
 
 def write(record, path, default_name):

@@ -15,6 +15,7 @@ from av.video.reformatter import VideoReformatter
 
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.records import ClipRecord
+from jepa_jax.data.stream import quarter_turns
 from jepa_jax.data.video import decode_image, open_video
 
 JPEG_QUALITY = 95
@@ -145,7 +146,7 @@ def _upright_frames(
 
 
 def _upright(frame: av.VideoFrame) -> av.VideoFrame:
-    turns = round((frame.rotation or 0) / 90) % 4
+    turns = quarter_turns(frame)
     if not turns:
         return frame
     turned = np.rot90(frame.to_ndarray(format="rgb24"), turns)

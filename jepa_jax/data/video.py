@@ -94,7 +94,7 @@ def probe(data: bytes | str | os.PathLike) -> VideoInfo:
     """
     container, stream = open_video(data)
     with container:
-        order = _shown_packets(_demux(container, stream))
+        order = shown_packets(_demux(container, stream))
         return VideoInfo(len(order), stream_fps(stream), stream.codec_context.height, stream.codec_context.width)
 
 
@@ -126,7 +126,7 @@ def decode_frame_list(data: bytes | str | os.PathLike, indices: Sequence[int]) -
     container, stream = open_video(data)
     with container:
         packets = _demux(container, stream)
-        shown = _shown_packets(packets)
+        shown = shown_packets(packets)
         if wanted[0] < 0 or wanted[-1] >= len(shown):
             raise IndexError(f"frames {wanted[0]}..{wanted[-1]} asked of a video with {len(shown)} frames")
         try:
@@ -152,7 +152,7 @@ def _demux(container: av.container.InputContainer, stream: av.VideoStream) -> li
     return packets
 
 
-def _shown_packets(packets: list[av.Packet]) -> list[int]:
+def shown_packets(packets: list[av.Packet]) -> list[int]:
     """List packet numbers in order of presentation; the position is the frame index.
 
     Works for variable rates and reordered (B) frames. Packets that an edit list
@@ -190,7 +190,7 @@ def _decode_wanted(
             for frame in decoder.decode(packets[fed] if fed < len(packets) else None):
                 found = index_of.get(frame.pts)
                 if found in missing:
-                    images[found] = _to_rgb(converter, frame, found)
+                    images[found] = to_rgb(converter, frame, found)
                     missing.discard(found)
             fed += 1
     return images
@@ -206,14 +206,15 @@ def _decode_counting(
     for packet in [*packets, None]:
         for frame in decoder.decode(packet):
             if count in wanted:
-                images[count] = _to_rgb(converter, frame, count)
+                images[count] = to_rgb(converter, frame, count)
             count += 1
         if len(images) == len(wanted):
             break
     return images
 
 
-def _to_rgb(converter: VideoReformatter, frame: av.VideoFrame, index: int) -> np.ndarray:
+def to_rgb(converter: VideoReformatter, frame: av.VideoFrame, index: int) -> np.ndarray:
+    """Convert a decoded frame to uint8 `[H, W, 3]`; raise 'damaged' for one that is not whole."""
     if frame.is_corrupt:
         raise DataError("damaged", f"frame {index} has damaged slices")
     # The default starts one thread per core for every frame.

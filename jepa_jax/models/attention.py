@@ -95,21 +95,26 @@ def _cudnn(q, k, v):
 def _flash(q, k, v):
     from jax.experimental.pallas.ops.tpu import flash_attention as kernel
 
-    length, dim = q.shape[1], q.shape[-1]
-    padded = -(-length // FLASH_BLOCK) * FLASH_BLOCK
-    # The kernel needs whole blocks. Segment 1 holds the padding, so no real token sees it.
-    q, k, v = (jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v))
-    segments = None
-    if padded != length:
-        ids = jnp.broadcast_to((jnp.arange(padded) >= length).astype(jnp.int32), (q.shape[0], padded))
-        segments = kernel.SegmentIds(ids, ids)
-    block = next(size for size in (512, 256, FLASH_BLOCK) if padded % size == 0)
-    names = kernel.BlockSizes.__dataclass_fields__
-    blocks = kernel.BlockSizes(**{name: 1 if name == "block_b" else block for name in names})
+    lengths = {"q": q.shape[1], "k": k.shape[1]}
+    padded = {side: -(-length // FLASH_BLOCK) * FLASH_BLOCK for side, length in lengths.items()}
+
+    def pad(x, side):
+        return jnp.pad(x, ((0, 0), (0, padded[side] - x.shape[1]), (0, 0), (0, 0))).swapaxes(1, 2)
+
+    def segment(side):
+        ids = jnp.arange(padded[side]) >= lengths[side]
+        return jnp.broadcast_to(ids.astype(jnp.int32), (q.shape[0], padded[side]))
+
+    # The kernel needs whole blocks. Segment 1 holds the padding, so no real token sees it;
+    # padded queries alone harm nobody and are cut off.
+    segments = kernel.SegmentIds(segment("q"), segment("k")) if padded["k"] != lengths["k"] else None
+    block = {side: next(size for size in (512, 256, FLASH_BLOCK) if padded[side] % size == 0) for side in padded}
+    blocks = {name: 1 if name == "block_b" else block[name.split("_")[1]] for name in kernel.BlockSizes.__dataclass_fields__}
     out = kernel.flash_attention(
-        q, k, v, segment_ids=segments, sm_scale=1.0 / math.sqrt(dim), block_sizes=blocks
+        pad(q, "q"), pad(k, "k"), pad(v, "k"), segment_ids=segments, sm_scale=1.0 / math.sqrt(q.shape[-1]),
+        block_sizes=kernel.BlockSizes(**blocks),
     )
-    return out.swapaxes(1, 2)[:, :length]
+    return out.swapaxes(1, 2)[:, : lengths["q"]]
 
 
 def _per_shard(attend):
@@ -164,10 +169,35 @@ def attention(q, k, v, backend="auto"):
     """Compute softmax(q k^T / sqrt(d)) v over all tokens.
 
     Args:
-      q, k, v: `[B, N, K, d]` of one dtype; the softmax is float32.
+      q: `[B, Nq, K, d]`.
+      k, v: `[B, N, K, d]`, of the dtype of `q`; the softmax is float32.
       backend: "auto" or a key of `BACKENDS`. The backends agree within rounding.
 
     Returns:
-      `[B, N, K, d]` in the dtype of `v`.
+      `[B, Nq, K, d]` in the dtype of `v`.
     """
     return BACKENDS[choose_backend(backend, q.dtype)](q, k, v)
+
+
+def block_causal_attention(q, k, v, block, backend="auto"):
+    """Compute attention in which a token sees its own and earlier blocks of tokens.
+
+    Args:
+      q, k, v: `[B, N, K, d]` of one dtype; the softmax is float32.
+      block: tokens per block; divides N.
+      backend: "auto" or a key of `BACKENDS`.
+
+    Returns:
+      `[B, N, K, d]` in the dtype of `v`.
+
+    Raises:
+      ValueError: if N is not a whole number of blocks.
+    """
+    length = q.shape[1]
+    if block < 1 or length % block:
+        raise ValueError(f"{length} tokens are not a whole number of blocks of {block}")
+    # Block by block: hidden scores are never computed, and any backend without a mask will do.
+    ends = range(block, length + 1, block)
+    return jnp.concatenate(
+        [attention(q[:, end - block : end], k[:, :end], v[:, :end], backend) for end in ends], axis=1
+    )

@@ -1,5 +1,7 @@
 """Official PyTorch names and layouts <-> our parameter trees. Official names live only here."""
 
+import re
+
 import numpy as np
 
 _LAYERS = ("blocks", "layers")
@@ -17,6 +19,20 @@ class _Kernel:
     """Linear weight (out, in) <-> kernel (in, out); stacked leading axes pass through."""
 
     read = write = staticmethod(_transposed)
+
+
+class _Queries:
+    """Query tokens (1, Q, D) <-> (Q, D)."""
+
+    read = staticmethod(lambda x: x[0])
+    write = staticmethod(lambda x: x[None])
+
+
+class _Token:
+    """One mask token (1, 1, D) <-> (D,)."""
+
+    read = staticmethod(lambda x: x[0, 0])
+    write = staticmethod(lambda x: x[None, None])
 
 
 class _PatchKernel:
@@ -46,14 +62,19 @@ _BLOCK = {
     for fc in ("fc1", "fc2", "fc3")
     for old, new, kind in (("weight", "kernel", _Kernel), ("bias", "bias", _Same))
 }
+_PROBE_BLOCKS = "pooler.blocks"
+# Official linear head: our name of the output.
+PROBE_HEADS = {
+    "linear": "label", "verb_classifier": "verb", "noun_classifier": "noun", "action_classifier": "action",
+}
 
 
-def _linear(old, new):
-    return {f"{old}.weight": ((new, "kernel"), _Kernel), f"{old}.bias": ((new, "bias"), _Same)}
+def _linear(old, *new):
+    return {f"{old}.weight": ((*new, "kernel"), _Kernel), f"{old}.bias": ((*new, "bias"), _Same)}
 
 
-def _norm(old):
-    return {f"{old}.weight": (("norm", "scale"), _Same), f"{old}.bias": (("norm", "bias"), _Same)}
+def _norm(old, *new):
+    return {f"{old}.weight": ((*new, "scale"), _Same), f"{old}.bias": ((*new, "bias"), _Same)}
 
 
 def _encoder_names(encoder):
@@ -62,11 +83,33 @@ def _encoder_names(encoder):
     return {
         "patch_embed.proj.weight": (("patch_embed", "kernel"), patch),
         "patch_embed.proj.bias": (("patch_embed", "bias"), _Same),
-    } | _norm("norm")
+    } | _norm("norm", "norm")
 
 
 def _predictor_names():
-    return _linear("predictor_embed", "embed") | _norm("predictor_norm") | _linear("predictor_proj", "proj")
+    return (
+        _linear("predictor_embed", "embed") | _norm("predictor_norm", "norm") | _linear("predictor_proj", "proj")
+    )
+
+
+def _action_predictor_names():
+    return _predictor_names() | {
+        name: entry
+        for new in ("action", "state", "extrinsics")
+        for name, entry in _linear(f"{new}_encoder", new).items()
+    }
+
+
+def _probe_names(heads):
+    cross = "pooler.cross_attention_block"
+    names = {"pooler.query_tokens": (("query_tokens",), _Queries)}
+    for norm in ("norm1", "norm2"):
+        names |= _norm(f"{cross}.{norm}", "cross", norm)
+    for old, new in (("xattn.q", ("q",)), ("xattn.kv", ("kv",)), ("mlp.fc1", ("mlp", "fc1")), ("mlp.fc2", ("mlp", "fc2"))):
+        names |= _linear(f"{cross}.{old}", "cross", *new)
+    for head in heads:
+        names |= _linear(head, PROBE_HEADS[head])
+    return names
 
 
 def _put(tree, path, value):
@@ -81,32 +124,51 @@ def _get(tree, path):
     return tree
 
 
-def _read(state, names, blocks, tables):
-    state = {name: np.asarray(value) for name, value in state.items() if name not in tables}
+def _without(state, table):
+    """Drop a fixed position table, which files may or may not hold."""
+    return {name: value for name, value in state.items() if name != table}
+
+
+def _block_names(state, blocks, depth):
+    """Return dict from our path to (official names block by block, kind)."""
+    # Gated MLPs have a third matrix.
+    gated = any(".mlp.fc3." in name for name in state)
+    return {
+        _LAYERS + path: ([f"{blocks}.{i}.{old}" for i in range(depth)], kind)
+        for old, (path, kind) in _BLOCK.items() if gated or "fc3" not in path
+    }
+
+
+def _read(state, names, blocks, what, least_depth=1):
+    """Convert the tensors of `names` and of the stack `blocks`; all of `state` must be among them."""
+    state = {name: np.asarray(value) for name, value in state.items()}
+    indices = {match[1] for name in state if (match := re.match(rf"{re.escape(blocks)}\.(\d+)\.", name))}
+    depth = max(least_depth, len(indices))
+    stacks = _block_names(state, blocks, depth) if depth else {}
+    needed = [*names, *(old for olds, _ in stacks.values() for old in olds)]
+    missing = [old for old in needed if old not in state]
+    if missing:
+        raise KeyError(f"{what} lacks tensors: {', '.join(missing)}")
+    left = sorted(state.keys() - set(needed))
+    if left:
+        raise ValueError(f"{what} has tensors that do not belong to it: {', '.join(left)}")
     params = {}
     for old, (path, kind) in names.items():
-        _put(params, path, kind.read(state.pop(old)))
-    depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith(blocks + "."))
-    for old, (path, kind) in _BLOCK.items():
-        if f"{blocks}.0.{old}" in state:
-            stack = np.stack([state.pop(f"{blocks}.{i}.{old}") for i in range(depth)])
-            _put(params, _LAYERS + path, kind.read(stack))
-    return params, state
+        _put(params, path, kind.read(state[old]))
+    for path, (olds, kind) in stacks.items():
+        _put(params, path, kind.read(np.stack([state[old] for old in olds])))
+    return params
 
 
 def _write(params, names, blocks):
     state = {old: kind.write(np.asarray(_get(params, path))) for old, (path, kind) in names.items()}
-    layers = _get(params, _LAYERS)
+    # A probe of depth 1 has no stack.
+    layers = _get(params, _LAYERS) if _LAYERS[0] in params else {}
     for old, (path, kind) in _BLOCK.items():
-        if path[1] in layers[path[0]]:
+        if path[1] in layers.get(path[0], ()):
             for i, value in enumerate(kind.write(np.asarray(_get(layers, path)))):
                 state[f"{blocks}.{i}.{old}"] = value
     return state
-
-
-def _expect_empty(left, what):
-    if left:
-        raise ValueError(f"{what} has tensors that do not belong to it: {', '.join(sorted(left))}")
 
 
 def encoder_from_official(state, encoder):
@@ -123,9 +185,7 @@ def encoder_from_official(state, encoder):
       KeyError: if a tensor is missing.
       ValueError: if a tensor is left over. The fixed position table is ignored.
     """
-    params, left = _read(state, _encoder_names(encoder), "blocks", {"pos_embed"})
-    _expect_empty(left, "encoder state")
-    return params
+    return _read(_without(state, "pos_embed"), _encoder_names(encoder), "blocks", "encoder state")
 
 
 def encoder_to_official(params, encoder):
@@ -135,14 +195,50 @@ def encoder_to_official(params, encoder):
 
 def predictor_from_official(state):
     """Convert an official predictor state dict; see `encoder_from_official`."""
-    params, left = _read(state, _predictor_names(), "predictor_blocks", {"predictor_pos_embed"})
-    tokens = [left.pop(f"mask_tokens.{i}") for i in range(sum(name.startswith("mask_tokens.") for name in left))]
-    _expect_empty(left, "predictor state")
-    params["mask_tokens"] = np.concatenate(tokens).reshape(len(tokens), -1)
+    count = sum(name.startswith("mask_tokens.") for name in state)
+    names = _predictor_names() | {f"mask_tokens.{i}": ((i,), _Token) for i in range(max(count, 1))}
+    params = _read(_without(state, "predictor_pos_embed"), names, "predictor_blocks", "predictor state")
+    params["mask_tokens"] = np.stack([params.pop(i) for i in range(count)])
     return params
 
 
 def predictor_to_official(params):
     """Invert `predictor_from_official`."""
-    tokens = {f"mask_tokens.{i}": token[None, None] for i, token in enumerate(np.asarray(params["mask_tokens"]))}
+    tokens = {f"mask_tokens.{i}": _Token.write(token) for i, token in enumerate(np.asarray(params["mask_tokens"]))}
     return _write(params, _predictor_names(), "predictor_blocks") | tokens
+
+
+def action_predictor_from_official(state):
+    """Convert the state dict of an official action-conditioned predictor; see `encoder_from_official`."""
+    return _read(state, _action_predictor_names(), "predictor_blocks", "action predictor state")
+
+
+def action_predictor_to_official(params):
+    """Invert `action_predictor_from_official`."""
+    return _write(params, _action_predictor_names(), "predictor_blocks")
+
+
+def probe_from_official(state):
+    """Convert the state dict of an official attentive probe; see `encoder_from_official`.
+
+    The outputs are those whose linear heads are in `state`: "label", or "verb", "noun", "action".
+    """
+    heads = [head for head in PROBE_HEADS if any(name.startswith(head + ".") for name in state)]
+    # Without any head, the one of a classifier is what is missing.
+    names = _probe_names(heads or ["linear"])
+    return _read(state, names, _PROBE_BLOCKS, "probe state", least_depth=0)
+
+
+def probe_to_official(params):
+    """Invert `probe_from_official`.
+
+    Raises:
+      ValueError: if an output has no official name.
+    """
+    outputs = params.keys() - {"query_tokens", "blocks", "cross"}
+    unknown = sorted(outputs - set(PROBE_HEADS.values()))
+    if unknown:
+        known = ", ".join(PROBE_HEADS.values())
+        raise ValueError(f"probe outputs {unknown} have no official name; those of {known} have")
+    heads = [head for head, output in PROBE_HEADS.items() if output in outputs]
+    return _write(params, _probe_names(heads), _PROBE_BLOCKS)

@@ -44,6 +44,8 @@ class VideoEncoder(nn.Module):
         `table_grid[0] == 1` is the official image model.
       positions: "rope" or "sincos".
       rope_layout: "tiled" (released weights) or "interleaved" (corrected).
+      rope_grid: (h, w) by which rotary positions are read from token ids; None for the grid
+        of the input. Parity: Hugging Face always uses `crop_size // patch_size`.
       table_grid: (t, h, w) for which the sincos table is built; not used by rope.
       uniform_power: channel split of the sincos table.
       activation, norm_eps, attention, remat, dtype, param_dtype, residual_dtype:
@@ -60,6 +62,7 @@ class VideoEncoder(nn.Module):
     tubelet_size: int = 2
     positions: str = "rope"
     rope_layout: str = "tiled"
+    rope_grid: tuple[int, int] | None = None
     table_grid: tuple[int, int, int] = (8, 16, 16)
     uniform_power: bool = True
     activation: str = "gelu"
@@ -119,7 +122,8 @@ class VideoEncoder(nn.Module):
         ids = jnp.arange(patches.shape[1])[None] if ids is None else ids
         angles = None
         if self.positions == "rope":
-            angles = rotary_angles(grid_positions(ids, grid), self.width // self.num_heads, self.rope_layout)
+            rope_grid = grid if self.rope_grid is None else (grid[0], *self.rope_grid)
+            angles = rotary_angles(grid_positions(ids, rope_grid), self.width // self.num_heads, self.rope_layout)
         else:
             table = sincos_table(self.width, self.table_grid, self.uniform_power)
             x = x + jnp.asarray(resample_table(table, self.table_grid, grid), x.dtype)[ids]

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jepa_jax.models.attention import attention
+from jepa_jax.models.attention import attention, block_causal_attention
 from jepa_jax.models.precision import widen
 from jepa_jax.models.rope import rotate
 
@@ -94,6 +94,17 @@ class LayerNorm(nn.Module):
         return x.astype(self.dtype)
 
 
+def head_dim(width, num_heads):
+    """Return the channels per head.
+
+    Raises:
+      ValueError: if the heads do not divide the width.
+    """
+    if width % num_heads:
+        raise ValueError(f"width {width} is not divisible by num_heads {num_heads}")
+    return width // num_heads
+
+
 def mlp_hidden_dim(width, ratio, activation):
     """Return the hidden width of the MLP.
 
@@ -140,6 +151,7 @@ class Attention(nn.Module):
       num_heads: heads K; the width must divide by it.
       backend: see `jepa_jax.models.attention`.
       init_scale: factor on the initial output projection.
+      causal_block: tokens per block of block-causal attention; None: all see all.
     """
 
     num_heads: int
@@ -147,18 +159,22 @@ class Attention(nn.Module):
     dtype: jnp.dtype
     param_dtype: jnp.dtype
     init_scale: jax.Array | float = 1.0
+    causal_block: int | None = None
 
     @nn.compact
     def __call__(self, x, angles):
         batch, length, width = x.shape
         types = (self.dtype, self.param_dtype)
         qkv = dense(3 * width, "qkv", *types)(x)
-        qkv = qkv.reshape(batch, length, 3, self.num_heads, width // self.num_heads)
+        qkv = qkv.reshape(batch, length, 3, self.num_heads, head_dim(width, self.num_heads))
         q, k, v = (qkv[:, :, i] for i in range(3))
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        out = attention(q, k, v, self.backend).reshape(batch, length, width)
-        return dense(width, "proj", *types, self.init_scale)(out)
+        if self.causal_block is None:
+            out = attention(q, k, v, self.backend)
+        else:
+            out = block_causal_attention(q, k, v, self.causal_block, self.backend)
+        return dense(width, "proj", *types, self.init_scale)(out.reshape(batch, length, width))
 
 
 class Block(nn.Module):
@@ -181,6 +197,7 @@ class Block(nn.Module):
     dtype: jnp.dtype
     param_dtype: jnp.dtype
     residual_dtype: jnp.dtype
+    causal_block: int | None = None
 
     @nn.compact
     def __call__(self, x, layer, angles):
@@ -189,7 +206,10 @@ class Block(nn.Module):
         scale = jax.lax.rsqrt(2.0 * layer)
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         h = LayerNorm(self.norm_eps, name="norm1", **types)(x)
-        h = Attention(self.num_heads, self.attention, init_scale=scale, name="attention", **types)(h, angles)
+        attend = Attention(
+            self.num_heads, self.attention, init_scale=scale, causal_block=self.causal_block, name="attention", **types
+        )
+        h = attend(h, angles)
         x = x + h.astype(self.residual_dtype)
         h = LayerNorm(self.norm_eps, name="norm2", **types)(x)
         h = Mlp(self.mlp_hidden, self.activation, init_scale=scale, name="mlp", **types)(h)
@@ -203,6 +223,8 @@ class BlockStack(nn.Module):
     Attributes:
       remat: "none", or a key of `REMAT_POLICIES`: what the backward pass keeps.
       residual_dtype: dtype of the residual stream between blocks.
+      causal_block: tokens per frame when a token may see its own and earlier frames only,
+        None when all see all.
 
     Call args:
       x: `[B, N, D]`.
@@ -224,10 +246,9 @@ class BlockStack(nn.Module):
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
     residual_dtype: jnp.dtype = jnp.float32
+    causal_block: int | None = None
 
-    def _check(self, width, layers):
-        if width % self.num_heads:
-            raise ValueError(f"width {width} is not divisible by num_heads {self.num_heads}")
+    def _check(self, layers):
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation {self.activation!r} is unknown; choose one of {ACTIVATIONS}")
         if self.remat != "none" and self.remat not in REMAT_POLICIES:
@@ -237,7 +258,7 @@ class BlockStack(nn.Module):
 
     @nn.compact
     def __call__(self, x, angles=None, layers=()):
-        self._check(x.shape[-1], layers)
+        self._check(layers)
         block_class = Block
         if self.remat != "none":
             # Inside a scan the compiler cannot merge recomputation with the forward
@@ -246,7 +267,8 @@ class BlockStack(nn.Module):
         block = block_class(
             num_heads=self.num_heads, mlp_hidden=self.mlp_hidden, activation=self.activation,
             norm_eps=self.norm_eps, attention=self.attention, dtype=self.dtype,
-            param_dtype=self.param_dtype, residual_dtype=self.residual_dtype, name="layers",
+            param_dtype=self.param_dtype, residual_dtype=self.residual_dtype, causal_block=self.causal_block,
+            name="layers",
         )
 
         def body(block, carry, layer, slot, angles):

@@ -7,7 +7,8 @@ while tracing and never appear among the parameters.
 import numpy as np
 
 
-def _encode(dim, positions):
+def sincos_axis(dim, positions):
+    """Build float64 `[len(positions), dim]` (dim even): the sines of all frequencies, then the cosines."""
     frequencies = 1.0 / 10000.0 ** (np.arange(dim // 2, dtype=np.float64) / (dim / 2.0))
     angles = np.outer(positions, frequencies)
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
@@ -36,7 +37,7 @@ def sincos_table(width, grid, uniform_power=True):
         parts = [(share, time), (share, row), (share, column)]
     else:
         parts = [(width // 2, time), (width // 4, row), (width // 4, column)]
-    table = np.concatenate([_encode(dim, positions) for dim, positions in parts], axis=1)
+    table = np.concatenate([sincos_axis(dim, positions) for dim, positions in parts], axis=1)
     return table[:, :width].astype(np.float32)
 
 

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
-from jepa_jax.models import MaskedPredictor, VideoEncoder, token_grid
+from jepa_jax.models import MaskedPredictor, VideoEncoder
 from jepa_jax.tasks import pretrain
-from jepa_jax.training import checkpoint
-from jepa_jax.training.state import TrainState
+from jepa_jax.weights import runs
+from jepa_jax.weights.bundle import WeightsError
 
 
 class LoadedRun(NamedTuple):
@@ -32,7 +32,8 @@ class LoadedRun(NamedTuple):
 
     def initial_params(self):
         """Return the parameters of step 0, drawn again from the seed."""
-        return _make_params(self.encoder, self.predictor)(jax.random.key(self.config.seed))
+        make = functools.partial(pretrain.init_params, self.encoder, self.predictor)
+        return jax.jit(make)(jax.random.key(self.config.seed))
 
 
 def config_from_json(tree):
@@ -46,10 +47,6 @@ def _with_tuples(value):
     return tuple(_with_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
-def _make_params(encoder, predictor):
-    return jax.jit(functools.partial(pretrain.init_params, encoder, predictor))
-
-
 def load_run(path):
     """Load a pretraining run.
 
@@ -60,33 +57,15 @@ def load_run(path):
       `LoadedRun`.
 
     Raises:
-      CheckpointError: if there is no checkpoint, or it is not of a pretraining run.
+      CheckpointError: if there is no checkpoint, or it does not fit its description.
+      WeightsError: if it is not of a pretraining run.
     """
-    store, step = checkpoint.open_checkpoint(path)
-    try:
-        config = config_from_json(store.read_run(step)["config"])
-        if config.task != "pretrain":
-            raise checkpoint.CheckpointError(f"{store.directory} is of task {config.task!r}; needed: 'pretrain'")
-        encoder, predictor = _models(config)
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
-            jax.eval_shape(_make_params(encoder, predictor), jax.random.key(0)),
-        )
-        state = TrainState(step=(), params=abstract, target_params=abstract["encoder"], opt_state=(), guard=())
-        params, target_params = store.restore_weights(step, state)
-    finally:
-        store.close()
-    return LoadedRun(config, step, encoder, predictor, params, target_params)
-
-
-def _models(config):
-    """Build the networks; backend and remat of the training machine need not suit this one."""
-    model, data = config.model, config.data
-    # The clips of the first group, as in `pretrain.make_groups`, set the grid of sincos tables.
-    section = min(
-        (section for _, section in sorted(data.groups.items()) if section.batch_size),
-        key=lambda section: section.kind != "video",
-    )
-    grid = token_grid(section.frames, data.size, data.size, model.patch_size, model.tubelet_size)
-    return tuple(network.clone(attention="auto", remat="none") for network in pretrain.make_models(model, grid))
+    bundle = runs.read(path)
+    config = config_from_json(bundle.provenance["config"])
+    if config.task != "pretrain":
+        raise WeightsError(f"{path} is of task {config.task!r}; needed: 'pretrain'")
+    dtype = config.model.dtype
+    encoder, predictor = (bundle.networks[name].module.clone(dtype=dtype) for name in ("encoder", "predictor"))
+    params = {name: jax.device_put(bundle.networks[name].params) for name in ("encoder", "predictor")}
+    target_params = jax.device_put(bundle.networks["target_encoder"].params)
+    return LoadedRun(config, bundle.provenance["step"], encoder, predictor, params, target_params)

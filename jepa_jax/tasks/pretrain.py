@@ -18,6 +18,8 @@ from jepa_jax.tasks.losses import latent_loss
 from jepa_jax.training import optim, sharding
 from jepa_jax.training.state import create_state, tensor_names
 from jepa_jax.training.task import Task
+from jepa_jax.weights import runs
+from jepa_jax.weights.start import read_start
 
 # Parity: the norm of the targets has PyTorch's default eps, unlike the networks.
 TARGET_NORM_EPS = 1e-5
@@ -289,6 +291,9 @@ def make_task(config, mesh):
         clips_per_step=sum(group.spec.batch_size for group in groups),
         flops_per_step=step_flops(program.encoder, program.predictor, groups),
         data_state={"seed": config.seed, "groups": pipeline.describe()},
+        model_card=runs.model_card({"encoder": program.encoder, "predictor": program.predictor},
+                                   data.size, groups[0].spec.frames),
+        read_weights=functools.partial(read_start, encoder=program.encoder, predictor=program.predictor),
         summary=_summarize(groups) + pipeline.describe(),
     )
 

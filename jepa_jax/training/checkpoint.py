@@ -39,6 +39,9 @@ class CheckpointStore:
 
     def __init__(self, directory, *, keep_last=3, keep_every=0, read_only=False):
         self.directory = epath.Path(directory)
+        # Orbax warns that a folder opened for reading is read-only.
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity(logging.ERROR if read_only else verbosity)
         handlers = {name: ocp.StandardCheckpointHandler() for name in _TREES}
         self._manager = ocp.CheckpointManager(
             self.directory.resolve(),
@@ -48,6 +51,7 @@ class CheckpointStore:
             ),
             item_handlers=handlers | {"run": ocp.JsonCheckpointHandler()},
         )
+        logging.set_verbosity(verbosity)
 
     def latest(self):
         """Return the step of the newest complete checkpoint, or None."""
@@ -131,18 +135,8 @@ class CheckpointStore:
         for item in names:
             if metadata[item] is None:
                 raise CheckpointError(f"checkpoint {self.directory / str(step)} has no readable {item!r}")
-            here = _shapes(_trees(abstract_state)[item])
-            there = _shapes(metadata[item].tree)
-            for name in sorted(here.keys() | there.keys()):
-                if here.get(name) != there.get(name):
-                    problems.append(f"  {item}/{name}: {there.get(name, 'absent')} in the checkpoint, "
-                                    f"{here.get(name, 'absent')} in this config")
-        if problems:
-            shown = "\n".join(problems[:5] + [f"  and {len(problems) - 5} more"] * (len(problems) > 5))
-            raise CheckpointError(
-                f"checkpoint {self.directory / str(step)} holds another model than this config describes:\n{shown}\n"
-                "Use the config it was trained with, or another --workdir"
-            )
+            problems += _misfits(item, _shapes(_trees(abstract_state)[item]), _shapes(metadata[item].tree))
+        _refuse(self.directory / str(step), problems)
 
     def _failures_named(self):
         return _NamedFailure(self)
@@ -171,23 +165,37 @@ class _NamedFailure:
         ) from error
 
 
+def _misfits(item, here, there):
+    return [f"  {item}/{name}: {there.get(name, 'absent')} in the checkpoint, {here.get(name, 'absent')} in this config"
+            for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
+
+
+def _refuse(what, problems):
+    if problems:
+        shown = "\n".join(problems[:5] + [f"  and {len(problems) - 5} more"] * (len(problems) > 5))
+        raise CheckpointError(f"checkpoint {what} holds another model than this config describes:\n{shown}\n"
+                              "Use the config it was trained with, or another --workdir")
+
+
 def _shapes(tree):
     return {name: tuple(leaf.shape) for name, leaf in zip(tensor_names(tree), jax.tree.leaves(tree))}
 
 
-def start(store, abstract_state, make_state, *, mode, checkpoint):
+def start(store, abstract_state, make_state, read_weights, *, mode, checkpoint):
     """Give a run its first state. The four ways to start, in order of precedence:
 
     1. resume: the workdir holds a checkpoint; everything is taken from it;
     2. cooldown: `checkpoint` gives weights, EMA weights and Adam moments; steps, schedules
        and data order start at 0;
-    3. weights: `checkpoint` gives weights and EMA weights only;
+    3. weights: `checkpoint` gives weights and EMA weights only; it may also be converted or
+       released weights, in any format that `read_weights` knows;
     4. scratch.
 
     Args:
       store: `CheckpointStore` of this run.
       abstract_state: shapes and shardings.
       make_state: () -> freshly initialised `TrainState`.
+      read_weights: path -> (params, target_params), for weights that are no checkpoint.
       mode: one of `STARTS`.
       checkpoint: workdir, or checkpoint folder, of the other run; for 2 and 3.
 
@@ -205,6 +213,9 @@ def start(store, abstract_state, make_state, *, mode, checkpoint):
         return state, run, f"resumed from step {step} in {store.directory}"
     if mode == "scratch":
         return make_state(), None, "starting from scratch"
+    if mode == "weights" and not holds_checkpoint(checkpoint):
+        params, target_params = _place(checkpoint, read_weights(checkpoint), abstract_state)
+        return make_state().replace(params=params, target_params=target_params), None, f"weights from {checkpoint}"
     source, step = open_checkpoint(checkpoint)
     if mode == "weights":
         params, target_params = source.restore_weights(step, abstract_state)
@@ -218,6 +229,16 @@ def start(store, abstract_state, make_state, *, mode, checkpoint):
     return state, None, f"{mode} from step {step} of {source.directory}"
 
 
+def _place(what, trees, abstract_state):
+    """Put host arrays where the state wants them, if they are the tensors it wants."""
+    wanted = (abstract_state.params, abstract_state.target_params)
+    problems = []
+    for item, tree, abstract in zip(_TREES, trees, wanted):
+        problems += _misfits(item, _shapes(abstract), _shapes(tree))
+    _refuse(what, problems)
+    return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), tuple(trees), wanted)
+
+
 def check_start(mode, checkpoint):
     """Raise ValueError unless `start.mode` and `start.checkpoint` go together."""
     if mode not in STARTS:
@@ -225,6 +246,16 @@ def check_start(mode, checkpoint):
     if (mode == "scratch") != (not checkpoint):
         raise ValueError(f"start.mode {mode!r} and start.checkpoint {checkpoint!r} do not go together: 'scratch' takes "
                          "no checkpoint, the other modes need one (--config.start.checkpoint=WORKDIR)")
+
+
+def holds_checkpoint(path):
+    """Tell whether `open_checkpoint` finds a checkpoint at a path."""
+    try:
+        store, _ = open_checkpoint(path)
+    except CheckpointError:
+        return False
+    store.close()
+    return True
 
 
 def open_checkpoint(path):

@@ -133,13 +133,19 @@ def _begin(store, task, abstract, config):
     """Make or load the first state and log how; returns it."""
     checkpoint.log_parameters(abstract.params)
     state, run, text = checkpoint.start(
-        store, abstract, functools.partial(make_state, task, abstract, config.seed), **config.start.to_dict()
+        store, abstract, functools.partial(make_state, task, abstract, config.seed), task.read_weights,
+        **config.start.to_dict()
     )
     logging.info("%s", text)
     if run is not None and run["data"] != task.data_state:
         logging.warning("the data differ from those this run started with, so batches from here on are not the ones "
                         "it would have seen:\n  then %s\n  now  %s", run["data"], task.data_state)
     return state
+
+
+def _run_record(task, config):
+    """Collect what a checkpoint says besides its arrays."""
+    return {"config": config.to_dict(), "data": task.data_state, "model": task.model_card}
 
 
 def train(task, skip_counter, mesh, workdir, *, config, total_steps):
@@ -199,7 +205,7 @@ def train(task, skip_counter, mesh, workdir, *, config, total_steps):
                 writer.write(step, row)
                 progress.show(step, row)
             if step % config.checkpoint.every_steps == 0 or step == total_steps or stopping:
-                store.save(step, state, {"config": config.to_dict(), "data": task.data_state})
+                store.save(step, state, _run_record(task, config))
             if stopping:
                 store.wait()
                 raise Preempted(f"SIGTERM: saved step {step} to {store.directory}; run the same command to continue")

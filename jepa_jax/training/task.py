@@ -18,6 +18,10 @@ class Task(NamedTuple):
       flops_per_step: operations of one step on the global batch, without recomputation.
       data_state: JSON-able description of the data order, saved with every checkpoint and
         compared at resume.
+      model_card: JSON-able description of the networks, saved with every checkpoint, so that it
+        can be read without the config; see `jepa_jax.weights.runs.model_card`.
+      read_weights: path -> (params, target_params) of foreign weights, nested dicts of host arrays, to
+        start from; or raises ValueError.
       summary: lines for the log at start.
     """
 
@@ -28,4 +32,6 @@ class Task(NamedTuple):
     clips_per_step: int
     flops_per_step: float
     data_state: dict[str, Any]
+    model_card: dict[str, Any]
+    read_weights: Callable
     summary: list[str]

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 
 from jepa_jax.data import ShardSource, sampling, transforms, video
+from jepa_jax.data.clips import whole_patches
+from jepa_jax.features.pca import fit_colors
 from jepa_jax.models import normalize_pixels, token_grid
 from jepa_jax.viz import canvas
 
@@ -16,9 +18,9 @@ _SEARCHED = 64
 # Short side of the clip, in training crops: a finer token grid than in training shows more.
 DETAIL = 2.0
 _MAX_COLUMNS = 8
-# The tokens, in percent, whose distance from the median stays well inside the colour range;
-# the rest is bent in, or a few outliers would leave everything else in one colour.
-_CORE = 90
+# White pixels between a frame and its colours.
+_GAP = 8
+_MIN_INCHES = 6.5
 
 
 class Clip(NamedTuple):
@@ -64,7 +66,7 @@ def read_clip(config, path=None, detail=DETAIL):
     short_side = round(detail * config.data.size / patch) * patch
     if short_side < patch:
         raise ValueError(f"detail {detail} of {config.data.size} pixels is less than one patch of {patch} pixels")
-    frames = _whole_patches(transforms.eval_resize(frames, short_side), patch)
+    frames = whole_patches(transforms.eval_resize(frames, short_side), patch)
     return Clip(frames, info.fps / step, os.path.basename(name))
 
 
@@ -83,13 +85,6 @@ def _first_video(section):
         if record.kind == "video":
             return record.data, record.source_id
     raise canvas.PictureError(f"no video among the first {_SEARCHED} records of {source.files[0]}; give --video FILE")
-
-
-def _whole_patches(frames, patch):
-    """Cut the borders so that both sides are whole patches."""
-    height, width = (side // patch * patch for side in frames.shape[1:3])
-    top, left = (frames.shape[1] - height) // 2, (frames.shape[2] - width) // 2
-    return frames[:, top : top + height, left : left + width]
 
 
 def encode_clip(encoder, params, frames):
@@ -118,18 +113,18 @@ def pca_colors(latents):
       (colors, share): float64 `[t, h, w, 3]` in 0..1, and the share of the variance that the
       three components hold.
     """
-    tokens = latents.reshape(-1, latents.shape[-1]).astype(np.float64)
-    tokens = tokens - tokens.mean(axis=0)
-    variances, axes = np.linalg.eigh(tokens.T @ tokens / len(tokens))
-    axes = axes[:, :-4:-1]
-    # An axis has no direction of its own; its largest entry is made positive.
-    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), range(3)])
-    scores = tokens @ axes
-    distances = scores - np.median(scores, axis=0)
-    core = np.percentile(np.abs(distances), _CORE, axis=0)
-    colors = 0.5 + 0.5 * np.tanh(distances / np.maximum(core, 1e-12))
-    total = variances.sum()
-    return colors.reshape(*latents.shape[:3], 3), float(variances[-3:].sum() / total) if total > 0 else 0.0
+    colors = fit_colors([latents])
+    return colors.apply(latents), colors.share
+
+
+def shown_places(count, columns=_MAX_COLUMNS):
+    """Choose which of `count` pictures are shown in a row: all, or some evenly spaced with both ends."""
+    return np.linspace(0, count - 1, min(count, columns)).round().astype(int)
+
+
+def share_label(label, share):
+    """Say what a row of colours is: its name, and how much of the variance the colours hold."""
+    return f"{label}\n({share:.0%} of variance\nin the 3 colours)"
 
 
 def draw_features(clip, rows, name):
@@ -145,30 +140,72 @@ def draw_features(clip, rows, name):
     """
     time_steps = next(iter(rows.values())).shape[0]
     tubelet = len(clip.frames) // time_steps
-    shown = np.linspace(0, time_steps - 1, min(time_steps, _MAX_COLUMNS)).round().astype(int)
-    height, width = clip.frames.shape[1:3]
-    pictures = [("frames", clip.frames[shown * tubelet])]
+    shown = shown_places(time_steps)
+    pictures = []
     for label, latents in rows.items():
         colors, share = pca_colors(latents)
-        images = [_smooth(image, height, width) for image in colors[shown]]
-        pictures.append((f"{label}\n({share:.0%} of variance\nin the 3 colours)", images))
-    panel_width = 1.9 * min(2.0, max(1.0, width / height))
-    figure = canvas.make_figure(
-        1.9 + panel_width * len(shown), 1.2 + (panel_width * height / width + 0.1) * len(pictures),
+        pictures.append((share_label(label, share), colors[shown]))
+    height, width = clip.frames.shape[1:3]
+    return draw_strip(
+        clip.frames[shown * tubelet], [f"{time * tubelet / clip.fps:.2f} s" for time in shown], pictures,
         f"Features of {name}",
         f"{clip.name}, {width} x {height} pixels, {clip.fps:.3g} frames/s\n"
         "colours: first three principal components of the latents, one fit per row",
     )
-    grid = figure.subplots(len(pictures), len(shown), squeeze=False)
+
+
+def draw_strip(frames, captions, rows, title, subtitle):
+    """Draw a row of frames and rows of colours below it.
+
+    Args:
+      frames: uint8 `[k, H, W, 3]`.
+      captions: k texts above the frames.
+      rows: list of (label, colours float `[k, h, w, 3]` in 0..1).
+      title, subtitle: lines above.
+
+    Returns:
+      matplotlib `Figure`.
+    """
+    height, width = frames[0].shape[:2]
+    pictures = [("frames", frames)]
+    pictures += [(label, [enlarge_colors(image, height, width) for image in images]) for label, images in rows]
+    panel_width = 1.9 * panel_stretch(height, width)
+    figure = canvas.make_figure(
+        # A single narrow column still has to hold the title.
+        max(_MIN_INCHES, 1.9 + panel_width * len(frames)),
+        1.2 + (panel_width * height / width + 0.1) * len(pictures), title, subtitle,
+    )
+    grid = figure.subplots(len(pictures), len(frames), squeeze=False)
     for row, (label, images) in zip(grid, pictures):
         for panel, image in zip(row, images):
             canvas.show_image(panel, image)
         canvas.label_row(row[0], label)
-    for panel, time in zip(grid[0], shown):
-        panel.set_title(f"{time * tubelet / clip.fps:.2f} s", fontsize=8.5, color=canvas.GREY, pad=3)
+    for panel, caption in zip(grid[0], captions):
+        panel.set_title(caption, fontsize=8.5, color=canvas.GREY, pad=3)
     return figure
 
 
-def _smooth(image, height, width):
+def panel_stretch(height, width):
+    """Return how much wider than a square one a picture is drawn, so that wide frames stay large enough."""
+    return min(2.0, max(1.0, width / height))
+
+
+def beside(frame, colors):
+    """Put a frame and the colours of its tokens side by side, large enough to look at.
+
+    Args:
+      frame: uint8 `[H, W, 3]`.
+      colors: float `[h, w, 3]` in 0..1.
+
+    Returns:
+      uint8 `[kH, 2 * kW + gap, 3]`, the frame left.
+    """
+    left = canvas.enlarge(frame[None])[0]
+    height, width = left.shape[:2]
+    right = (enlarge_colors(colors, height, width) * 255).round().astype(np.uint8)
+    return np.concatenate([left, np.full((height, _GAP, 3), 255, np.uint8), right], axis=1)
+
+
+def enlarge_colors(image, height, width):
     """Enlarge a token grid to the frame: cubic, which overshoots, so it is cut to 0..1."""
     return np.clip(cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC), 0, 1)

@@ -1,0 +1,213 @@
+"""Frames of video files of any length, one after the other, in constant memory."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import av
+import numpy as np
+from av.codec.context import ThreadType
+from av.video.reformatter import VideoReformatter
+
+from jepa_jax.data.errors import DataError
+from jepa_jax.data.video import open_video, shown_packets, stream_fps, to_rgb
+
+# A measured rate this close to the stated one is the stated one.
+_SAME_RATE = 0.01
+# Sound may go on after the picture; a file that misses more than this share was cut.
+_WHOLE = 0.8
+# More threads decode one video hardly faster.
+_MAX_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Say when the frames of a video file are shown, and where they lie in it.
+
+    Args:
+        path: the file.
+        times: float64 `[n]`, seconds from the first frame, by frame index.
+        fps: average rate, frames per second; 0.0 if unknown.
+        starts: int64 `[n]`, the packet from which decoding gives that frame.
+        stamps: int64 `[n]`, time stamps of the frames, or None where they are unusable.
+    """
+
+    path: str
+    times: np.ndarray
+    fps: float
+    starts: np.ndarray
+    stamps: np.ndarray | None
+
+    @property
+    def num_frames(self) -> int:
+        """Count the frames."""
+        return len(self.times)
+
+
+def read_timeline(path: str | os.PathLike) -> Timeline:
+    """Read a video file once, without decoding it.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its timeline.
+
+    Raises:
+        DataError: as in `video.open_video`, or 'truncated'.
+    """
+    path = os.fspath(path)
+    container, stream = open_video(path)
+    with container:
+        packets = _read_headers(container, stream, path)
+        stated, time_base, nominal = stream.frames, stream.time_base, stream_fps(stream)
+        seconds = (container.duration or 0) / av.time_base
+        is_mp4, is_avi = ("mp4" in container.format.name), ("avi" in container.format.name)
+    if len(packets) < stated and is_mp4:
+        # Other formats state slots or estimates.
+        raise DataError("truncated", f"{path}: the file ends after {len(packets)} of {stated} frames")
+    order = np.array(shown_packets(packets), np.int64)
+    if not len(order):
+        raise DataError("truncated", f"{path}: the video stream holds no frames")
+    stamps = [packets[number].pts for number in order]
+    # AVI has no time stamps; FFmpeg makes some up, in the wrong order where frames are reordered.
+    if is_avi or None in stamps or len(set(stamps)) < len(stamps):
+        # Such frames can only be counted, from the start.
+        times = _stored_times(packets, order, time_base, nominal)
+        return Timeline(path, times, _average_rate(times, nominal), np.zeros_like(order), None)
+    stamps = np.array(stamps, np.int64)
+    times = (stamps - stamps[0]) * float(time_base)
+    fps = _average_rate(times, nominal)
+    if not is_mp4 and fps and times[-1] + 1 / fps < _WHOLE * seconds:
+        raise DataError("truncated", f"{path}: frames end at {times[-1]:.1f} s of the {seconds:.1f} s it states")
+    return Timeline(path, times, fps, _start_packets(packets, order), stamps)
+
+
+@dataclass(frozen=True)
+class _Header:
+    """Keep what is known of a packet when its data are gone."""
+
+    pts: int | None
+    dts: int | None
+    is_keyframe: bool
+    is_discard: bool
+
+
+def _read_headers(container: av.container.InputContainer, stream: av.VideoStream, path: str) -> list[_Header]:
+    headers = []
+    try:
+        for packet in container.demux(stream):
+            if packet.is_corrupt:
+                raise DataError("truncated", f"{path}: the file ends inside the packet at {packet.pts}")
+            if packet.size:
+                headers.append(_Header(packet.pts, packet.dts, packet.is_keyframe, packet.is_discard))
+    except av.FFmpegError as error:
+        raise DataError("truncated", f"{path}: it ends early or its index is wrong: {error.strerror}") from error
+    return headers
+
+
+def _stored_times(packets: list[_Header], order: np.ndarray, time_base, nominal: float) -> np.ndarray:
+    """Time the frames by when they are decoded, or at the nominal rate where that is not stated either."""
+    stored = [packets[number].dts for number in order]
+    if None in stored or len(set(stored)) < len(stored):
+        return np.arange(len(order)) / (nominal or 1.0)
+    return (np.sort(np.array(stored, np.int64)) - min(stored)) * float(time_base)
+
+
+def _average_rate(times: np.ndarray, nominal: float) -> float:
+    if len(times) < 2 or times[-1] <= 0:
+        return nominal
+    measured = (len(times) - 1) / float(times[-1])
+    return nominal if nominal and abs(measured / nominal - 1) < _SAME_RATE else measured
+
+
+def _start_packets(packets: list[_Header], order: np.ndarray) -> np.ndarray:
+    """Find for every shown frame the last key frame that is neither stored nor shown after it."""
+    keys = [number for number, packet in enumerate(packets) if packet.is_keyframe and packet.pts is not None]
+    starts = np.zeros_like(order)
+    for place, number in enumerate(order):
+        key = np.searchsorted(keys, number, side="right") - 1
+        # Frames stored after a key frame but shown before it need the one before.
+        while key >= 0 and packets[keys[key]].pts > packets[number].pts:
+            key -= 1
+        starts[place] = keys[key] if key >= 0 else 0
+    return starts
+
+
+def stream_frames(timeline: Timeline, indices: Sequence[int]) -> Iterator[np.ndarray]:
+    """Decode chosen frames in order; what lies between them is skipped where key frames allow it.
+
+    Args:
+        timeline: of the file.
+        indices: distinct ascending frame indices.
+
+    Yields:
+        uint8 `[H, W, 3]` RGB per index, turned upright as the file says.
+
+    Raises:
+        DataError: as in `video.open_video`, 'damaged', or 'truncated'.
+        IndexError: an index is beyond the last frame.
+        ValueError: the indices do not ascend.
+    """
+    wanted = np.asarray(indices, np.int64)
+    if not len(wanted) or (np.diff(wanted) <= 0).any():
+        raise ValueError(f"frame indices must be some, distinct and ascending, got {wanted[:10].tolist()}")
+    if wanted[0] < 0 or wanted[-1] >= timeline.num_frames:
+        raise IndexError(f"frames {wanted[0]}..{wanted[-1]} asked of a video with {timeline.num_frames} frames")
+    container, stream = open_video(timeline.path)
+    with container:
+        stream.thread_type = ThreadType.AUTO
+        stream.codec_context.thread_count = min(_MAX_THREADS, os.cpu_count() or 1)
+        try:
+            yield from _decode(container, stream, timeline, wanted)
+        except av.FFmpegError as error:
+            raise DataError("damaged", f"{timeline.path}: {error.strerror} while decoding") from error
+
+
+def _decode(container, stream, timeline, wanted) -> Iterator[np.ndarray]:
+    converter = VideoReformatter()
+    missing, shown = deque(wanted), 0
+    for frame in _fed_frames(container, stream, timeline, missing):
+        index = shown if timeline.stamps is None else _index_of(timeline.stamps, frame.pts)
+        shown += 1
+        if index is None or index < missing[0]:
+            continue
+        if index > missing[0]:
+            break
+        missing.popleft()
+        yield np.ascontiguousarray(np.rot90(to_rgb(converter, frame, index), quarter_turns(frame)))
+        if not missing:
+            return
+    raise DataError("damaged", f"{timeline.path}: frame {missing[0]} cannot be decoded")
+
+
+def _fed_frames(container, stream, timeline, missing) -> Iterator[av.VideoFrame]:
+    """Decode packets, but not those that the first missing frame does not need; the caller keeps `missing`."""
+    decoder = stream.codec_context
+    skipping = False
+    packets = (packet for packet in container.demux(stream) if packet.size)
+    for number, packet in enumerate(packets):
+        if number < timeline.starts[missing[0]]:
+            skipping = True
+            continue
+        if skipping:
+            # What the decoder still holds lies before the gap.
+            decoder.flush_buffers()
+            skipping = False
+        yield from decoder.decode(packet)
+    yield from decoder.decode(None)
+
+
+def _index_of(stamps: np.ndarray, stamp: int | None) -> int | None:
+    if stamp is None:
+        return None
+    place = int(np.searchsorted(stamps, stamp))
+    return place if place < len(stamps) and stamps[place] == stamp else None
+
+
+def quarter_turns(frame: av.VideoFrame) -> int:
+    """Return how often to turn a decoded frame by 90 degrees, counter-clockwise, to see it upright."""
+    return round((frame.rotation or 0) / 90) % 4

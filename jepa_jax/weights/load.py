@@ -1,0 +1,47 @@
+"""`load`: from a path or a name to a model that runs."""
+
+import jax
+import jax.numpy as jnp
+
+from jepa_jax.weights import store
+from jepa_jax.weights.bundle import ENCODERS, network_sha256
+from jepa_jax.weights.model import Model
+
+
+def load(path, *, encoder=None, networks=None, dtype=None, probe=0, hints=None, verify=False):
+    """Load weights of any format, checked strictly.
+
+    Args:
+      path: a folder made by `python -m jepa_jax.convert`, the workdir of a run, a Hugging Face
+        folder, a `.pt` file of the official code, or the name of a model on the Hugging Face hub.
+      encoder: "target_encoder" (EMA weights, what evaluation uses) or "encoder"; by default the
+        first of the two that is there.
+      networks: which of "encoder", "predictor", "action_predictor" and "probe" to load; all that
+        are there if None.
+      dtype: compute dtype; bfloat16 on GPU and TPU and float32 on CPU if None. Weights stay float32.
+      probe: which probe, for files with several.
+      hints: `jepa_jax.weights.hints.Hints`, for `.pt` files whose weights leave something open.
+      verify: hash the weights and compare with the stored hash.
+
+    Returns:
+      (model, params): a `Model`, and a dict with its weights on the default device.
+
+    Raises:
+      WeightsError: if the weights are not what they should be; nothing loads half-way.
+    """
+    bundle = store.read(path, hints, verify=verify)
+    chosen = {"encoder": bundle.choose_encoder(encoder)}
+    chosen |= {name: name for name in bundle.networks if name not in ENCODERS and name not in bundle.probes()}
+    if bundle.probes():
+        chosen["probe"] = bundle.choose_probe(probe)
+    if networks is not None:
+        chosen = {name: source for name, source in chosen.items() if name in networks}
+    dtype = jnp.dtype(dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16))
+    found = {name: bundle.networks[source] for name, source in chosen.items()}
+    model = Model(
+        networks={name: network.module.clone(dtype=dtype) for name, network in found.items()},
+        preprocessing=bundle.preprocessing,
+        sha256={name: network.sha256 or network_sha256(network.params) for name, network in found.items()},
+        labels=bundle.labels, protocol=bundle.protocol, provenance=bundle.provenance,
+    )
+    return model, {name: jax.device_put(network.params) for name, network in found.items()}

@@ -1,0 +1,136 @@
+"""Our own form: a folder with `model.json` and one safetensors file per network.
+
+`model.json` holds, for every network, its description (class and fields), the identity of
+its weights and their number; the preprocessing; labels and protocol of a probe; where the
+weights come from and what was assumed. Tensors carry the names of the parameter tree,
+such as `blocks/layers/attention/qkv/kernel`, stacked over depth.
+"""
+
+import dataclasses
+import json
+import os
+
+import jax
+
+from jepa_jax.models.spec import SpecError, build, describe
+from jepa_jax.training.state import tensor_names
+from jepa_jax.weights import tensors
+from jepa_jax.weights.bundle import (
+    Bundle, Network, Preprocessing, Protocol, WeightsError, check_tensors, check_values, count_params,
+    expected_shapes, network_sha256,
+)
+
+FILE = "model.json"
+_FORMAT, _VERSION = "jepa_jax model", 1
+_SUFFIX = ".safetensors"
+
+
+def write(bundle, path):
+    """Write a bundle as a new folder.
+
+    Raises:
+      WeightsError: if the destination exists or cannot be written.
+    """
+    with tensors.whole_output(path, folder=True) as folder:
+        for name, network in bundle.networks.items():
+            names = tensor_names(network.params)
+            tensors.write_safetensors(dict(zip(names, jax.tree.leaves(network.params))), os.path.join(folder, name + _SUFFIX))
+        with open(os.path.join(folder, FILE), "w", encoding="utf-8") as file:
+            json.dump({"format": _FORMAT, "version": _VERSION} | card(bundle), file, indent=1)
+
+
+def card(bundle):
+    """Describe a bundle, without its weights, as JSON-able dict."""
+    return {
+        "networks": {
+            name: {
+                "spec": describe(network.module),
+                "sha256": network_sha256(network.params),
+                "parameters": count_params(network.params),
+            }
+            for name, network in bundle.networks.items()
+        },
+        "preprocessing": _plain(bundle.preprocessing),
+        "labels": bundle.labels,
+        "protocol": _plain(bundle.protocol),
+        "provenance": bundle.provenance,
+        "notes": bundle.notes,
+    }
+
+
+def read_card(text, what):
+    """Read the JSON of `card`, checked.
+
+    Returns:
+      (modules, sha256, rest): dicts by network name, and a `Bundle` without networks.
+
+    Raises:
+      WeightsError: if it is no such JSON.
+    """
+    try:
+        content = json.loads(text)
+        modules = {name: build(entry["spec"]) for name, entry in content["networks"].items()}
+        sha256 = {name: entry["sha256"] for name, entry in content["networks"].items()}
+        rest = Bundle(
+            {}, _record(Preprocessing, content["preprocessing"]), _tuple(content["labels"]),
+            _record(Protocol, content["protocol"]), content["provenance"], tuple(content["notes"]),
+        )
+    except json.JSONDecodeError as error:
+        raise WeightsError(f"{what} is not JSON: {error}") from error
+    except KeyError as error:
+        raise WeightsError(f"{what} lacks the key {error}") from error
+    except (SpecError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{what} does not describe a model: {error}") from error
+    return modules, sha256, rest
+
+
+def read(path, names=None, verify=False):
+    """Read a folder.
+
+    Args:
+      path: the folder.
+      names: networks to read; all if None.
+      verify: compare every weight with the stored hash.
+
+    Raises:
+      WeightsError: if files are missing, damaged, or contradict `model.json`.
+    """
+    what = os.path.join(path, FILE)
+    with open(what, encoding="utf-8") as file:
+        text = file.read()
+    modules, sha256, rest = read_card(text, what)
+    networks = {}
+    for name, module in modules.items():
+        if names is not None and name not in names:
+            continue
+        file = os.path.join(path, name + _SUFFIX)
+        found = tensors.read_safetensors(file)
+        check_tensors({key: value.shape for key, value in found.items()}, expected_shapes(module), file)
+        networks[name] = Network(module, _nested(check_values(found, file)), sha256[name])
+        if verify and network_sha256(networks[name].params) != sha256[name]:
+            raise WeightsError(f"{file} does not hold the weights that {FILE} names (sha256 {sha256[name]}): it was "
+                               "changed or damaged; convert again")
+    return dataclasses.replace(rest, networks=networks)
+
+
+def _nested(flat):
+    tree = {}
+    for name, value in flat.items():
+        *folders, last = name.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[last] = value
+    return tree
+
+
+def _plain(record):
+    return None if record is None else dataclasses.asdict(record)
+
+
+def _record(kind, fields):
+    return None if fields is None else kind(**{key: _tuple(value) for key, value in fields.items()})
+
+
+def _tuple(value):
+    return tuple(value) if isinstance(value, list) else value
