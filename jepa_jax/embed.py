@@ -94,9 +94,8 @@ def main(argv=None):
       arguments, the weights or the folder are unusable.
     """
     args = _parser().parse_args(argv)
-    # Damage is reported by file and reason; other lines would tear the progress bar.
+    # Orbax warns that a folder opened for reading is read-only.
     logging.set_verbosity(logging.ERROR)
-    av.logging.set_level(av.logging.PANIC)
     workers.one_thread_per_image()
     try:
         entries = naming.list_entries(args.sources)

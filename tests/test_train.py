@@ -18,6 +18,7 @@ from jepa_jax.data import DataError, SkipCounter
 from jepa_jax.data.records import resolve_shards
 from jepa_jax.tasks.pretrain import make_task
 from jepa_jax.training import checkpoint, loop, sharding
+from jepa_jax.weights import store
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STEPS = 6
@@ -146,6 +147,28 @@ def test_weights_only_start(config, finished, tmp_path):
     assert distance(state.params) < 1e-3 < distance(scratch.params)
 
 
+def test_converted_weights_are_a_start(config, finished, tmp_path):
+    """A run written as a folder of weights starts another exactly as the run itself does."""
+    bundle = store.read(finished[0])
+    assert bundle.provenance["step"] == STEPS and bundle.preprocessing.crop_size == 64
+    assert_same({name: bundle.networks[name].params for name in ("encoder", "predictor")}, finished[1].params)
+    assert_same(bundle.networks["target_encoder"].params, finished[1].target_params)
+    store.write(bundle, tmp_path / "weights")
+    states = [run(changed(config, start__mode="weights", start__checkpoint=str(source)), tmp_path / str(i), total_steps=1)
+              for i, source in enumerate((finished[0], tmp_path / "weights"))]
+    assert_same(*states)
+
+
+def test_weights_of_another_network_are_no_start(config, finished, tmp_path):
+    """What no tensor shows, such as the layout of rotary positions, is compared too."""
+    store.write(store.read(finished[0]), tmp_path / "weights")
+    other = changed(config, start__mode="weights", start__checkpoint=str(tmp_path / "weights"),
+                    model__rope_layout="interleaved", model__predictor__num_mask_tokens=10)
+    with pytest.raises(ValueError, match="encoder.rope_layout: 'tiled' in the weights, 'interleaved' in this config\n"
+                                         ".*predictor.num_mask_tokens: 2 in the weights, 10 in this config"):
+        run(other, tmp_path / "run")
+
+
 def test_checkpoint_of_another_model_is_refused(config, finished):
     other = changed(config, model__predictor__width=60)
     with pytest.raises(checkpoint.CheckpointError, match=r"another model.*\n.*predictor/.*48\).*60\)"):
@@ -153,7 +176,8 @@ def test_checkpoint_of_another_model_is_refused(config, finished):
 
 
 @pytest.mark.parametrize("mode, source, message", [
-    ("cooldown", "", "need one"), ("scratch", "x", "takes no checkpoint"), ("weights", "nowhere", "no checkpoint in"),
+    ("cooldown", "", "need one"), ("scratch", "x", "takes no checkpoint"), ("weights", "nowhere", "nowhere does not exist"),
+    ("cooldown", "nowhere", "no checkpoint in"),
     ("resume", "x", "unknown"),
 ])
 def test_impossible_starts(config, tmp_path, mode, source, message):

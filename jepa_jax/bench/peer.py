@@ -4,58 +4,10 @@ import jax
 import numpy as np
 
 from jepa_jax.bench import report
+from jepa_jax.bench.torch_setup import choose_device, import_torch, make_fast
 
 _LOSS_TOLERANCE = {"float32": 1e-4}
 _HALF_LOSS_TOLERANCE = 2e-2
-
-
-class MissingTorch(ImportError):
-    """Say that the optional PyTorch is not installed, or has no device to compare on."""
-
-
-def import_torch():
-    """Import PyTorch, which is an optional extra.
-
-    Raises:
-      MissingTorch: if it is not installed.
-    """
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingTorch("--against torch or transformers needs PyTorch: pip install 'jepa_jax[peers]'") from error
-    return torch
-
-
-def import_transformers():
-    """Import Hugging Face's transformers, which is an optional extra.
-
-    Raises:
-      MissingTorch: if it is not installed.
-    """
-    import_torch()
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingTorch("--against transformers needs it: pip install 'jepa_jax[peers]'") from error
-    return transformers
-
-
-def torch_device():
-    """Name the PyTorch device that is the one we use, and set it up to be as fast as ours: "cpu" or "cuda".
-
-    Raises:
-      MissingTorch: if PyTorch is missing or sees no GPU where we use one.
-    """
-    torch = import_torch()
-    device = {"cpu": "cpu", "gpu": "cuda"}.get(jax.default_backend())
-    if device is None or (device == "cuda" and not torch.cuda.is_available()):
-        raise MissingTorch(f"PyTorch {torch.__version__} has no device to compare with {jax.default_backend()}; "
-                           "install a build of it for this accelerator")
-    torch.set_num_threads(report.usable_cores())
-    if device == "cuda":
-        # As fast as ours in float32: both may use the reduced product.
-        torch.set_float32_matmul_precision("high")
-    return device
 
 
 class Comparison:
@@ -76,12 +28,12 @@ class Comparison:
     """
 
     def __init__(self, config, groups, encoder, predictor, params, batches, schedules, *, num_steps, compiled):
-        torch = import_torch()
         from jepa_jax.bench.torch_peer import Rates, TorchPeer
 
         if config.optim.accumulate > 1:
             raise ValueError(f"the PyTorch peer does not accumulate; optim.accumulate is {config.optim.accumulate}")
-        device = torch_device()
+        torch, device = import_torch(), choose_device(jax.default_backend())
+        make_fast(device)
         self._torch, self._device, self._compiled = torch, device, compiled
         self._dtype = str(config.model.dtype)
         self._peer = TorchPeer(

@@ -159,8 +159,11 @@ def stream_frames(timeline: Timeline, indices: Sequence[int]) -> Iterator[np.nda
         raise IndexError(f"frames {wanted[0]}..{wanted[-1]} asked of a video with {timeline.num_frames} frames")
     container, stream = open_video(timeline.path)
     with container:
-        stream.thread_type = ThreadType.AUTO
-        stream.codec_context.thread_count = min(_MAX_THREADS, os.cpu_count() or 1)
+        if av.logging.get_level() is None:
+            # With PyAV's logging on, a decoding thread that reports an error waits for the
+            # interpreter lock, whose holder may be waiting for that thread.
+            stream.thread_type = ThreadType.AUTO
+            stream.codec_context.thread_count = min(_MAX_THREADS, os.cpu_count() or 1)
         try:
             yield from _decode(container, stream, timeline, wanted)
         except av.FFmpegError as error:

@@ -14,7 +14,7 @@ class CrossBlock(nn.Module):
 
     Attributes:
       init_scale: factor on the initial `fc2` kernel of the MLP.
-      num_heads, mlp_hidden, norm_eps, attention, dtype, param_dtype, residual_dtype:
+      num_heads, mlp_hidden, norm_eps, dtype, param_dtype, residual_dtype:
         see `jepa_jax.models.layers.BlockStack`.
 
     Call args:
@@ -30,7 +30,6 @@ class CrossBlock(nn.Module):
     num_heads: int
     mlp_hidden: int
     norm_eps: float
-    attention: str
     init_scale: float
     dtype: jnp.dtype
     param_dtype: jnp.dtype
@@ -46,7 +45,8 @@ class CrossBlock(nn.Module):
         q = dense(width, "q", **types)(queries).reshape(batch, -1, *heads)
         kv = dense(2 * width, "kv", **types)(LayerNorm(self.norm_eps, name="norm1", **types)(tokens))
         kv = kv.reshape(batch, -1, 2, *heads)
-        gathered = attention(q, kv[:, :, 0], kv[:, :, 1], self.attention).reshape(batch, -1, width)
+        # A few queries: their scores are small, and kernels made for many would pad them.
+        gathered = attention(q, kv[:, :, 0], kv[:, :, 1], "xla").reshape(batch, -1, width)
         x = queries + gathered.astype(self.residual_dtype)
         h = LayerNorm(self.norm_eps, name="norm2", **types)(x)
         h = Mlp(self.mlp_hidden, _ACTIVATION, init_scale=self.init_scale, name="mlp", **types)(h)
@@ -64,8 +64,8 @@ class AttentiveProbe(nn.Module):
       outputs: (name, number of classes) of every linear head, in the order of the queries.
         Action anticipation has verb, noun and action, or action alone.
       norm_eps: 1e-5 in released probes, unlike encoders; 1e-6 in those of Hugging Face.
-      remat: of the self-attention blocks.
-      mlp_ratio, attention, dtype, param_dtype, residual_dtype: as in `VideoEncoder`.
+      attention, remat: of the self-attention blocks.
+      mlp_ratio, dtype, param_dtype, residual_dtype: as in `VideoEncoder`.
 
     Source: src/models/attentive_pooler.py, evals/action_anticipation_frozen/models.py.
     """
@@ -125,9 +125,8 @@ class AttentiveProbe(nn.Module):
         queries = jnp.broadcast_to(queries.astype(self.residual_dtype), (tokens.shape[0], *queries.shape))
         # Parity: at initialisation the last block counts as deep as the one before it.
         scale = (2 * max(self.depth - 1, 1)) ** -0.5
-        pooled = CrossBlock(
-            self.num_heads, hidden, self.norm_eps, self.attention, scale, name="cross", **types
-        )(queries, tokens)
+        gather = CrossBlock(self.num_heads, hidden, self.norm_eps, scale, name="cross", **types)
+        pooled = gather(queries, tokens)
         # Heads are small, so they may be exact.
         wide = jnp.promote_types(self.dtype, jnp.float32)
         logits = {

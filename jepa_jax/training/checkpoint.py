@@ -279,7 +279,8 @@ def open_checkpoint(path):
             if store.latest() is not None:
                 return store, store.latest()
             store.close()
-    raise CheckpointError(f"no checkpoint in {path}; give a run's workdir or one of its numbered checkpoints")
+    raise CheckpointError(f"no checkpoint in {path}; give a run's workdir or one of its numbered checkpoints "
+                          "(released or converted weights are for start.mode=weights)")
 
 
 def log_parameters(params):

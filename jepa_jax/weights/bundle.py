@@ -69,12 +69,11 @@ class Protocol:
       frames: frames of a segment.
       frame_step: native frames from one to the next.
       num_segments: segments in time; the probe gets the tokens of all of them at once.
-      num_views: square crops along the long side; their probabilities are averaged.
+      num_views: square crops along the long side; their probabilities are averaged. A single view
+        is the central crop of `Preprocessing`.
       crop_size: side of a view, pixels.
       layers: 0-based blocks whose outputs the probe gets, joined along the tokens;
         empty for the output of the encoder.
-      single_view_short_side: with one view, resize to this short side and cut the centre, pixels;
-        several views use `crop_size` as short side.
     """
 
     name: str
@@ -84,7 +83,6 @@ class Protocol:
     num_views: int
     crop_size: int
     layers: tuple[int, ...] = ()
-    single_view_short_side: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jepa_jax.models import VideoEncoder, normalize_pixels, token_grid
-from jepa_jax.weights.bundle import Preprocessing, Protocol
+from jepa_jax.models import VideoEncoder, join_levels, join_segments, normalize_pixels, token_grid
+from jepa_jax.weights.bundle import Preprocessing, Protocol, WeightsError
 
 
 class Features(NamedTuple):
@@ -95,6 +95,35 @@ class Model:
         return _predict(self.networks["predictor"], params["predictor"], context, context_ids, target_ids, tuple(grid), mask_index)
 
 
+    def classify(self, params, views):
+        """Compute class probabilities of one video.
+
+        Args:
+          params: as returned by `load`.
+          views: uint8 `[S, V, T, H, W, 3]`: S segments in time, V square views.
+
+        Returns:
+          float32 `[classes]`: the probe sees the tokens of all segments at once; the softmax is
+          averaged over the views.
+
+        Raises:
+          WeightsError: if these weights have no probe, or one that does not classify.
+
+        Source: evals/video_classification_frozen/eval.py.
+        """
+        if "probe" not in self.networks:
+            raise WeightsError(f"no classifier: these weights hold {', '.join(self.networks)}; join a probe to its encoder: "
+                               "python -m jepa_jax.convert PROBE DST --join ENCODER")
+        probe = self.networks["probe"]
+        names = [name for name, _ in probe.outputs]
+        if len(names) != 1:
+            raise WeightsError(f"this probe anticipates {', '.join(names)} from predicted features; it does not classify clips")
+        layers = self.protocol.layers if self.protocol else ()
+        # Clip by clip: the encoder needs far more memory than the tokens that are kept.
+        tokens = [[self.encode(params, clip, layers).tokens for clip in segment] for segment in views]
+        return _classify(probe, params["probe"], tokens, bool(layers))
+
+
 def check_clip(clip):
     """Return a uint8 clip as a batch `[B, T, H, W, 3]`.
 
@@ -116,6 +145,15 @@ def _encode(encoder, params, clip, layers, mean, std):
     if layers:
         return encoder.apply({"params": params}, video, layers, method="encode_layers")
     return encoder.apply({"params": params}, video)
+
+
+@functools.partial(jax.jit, static_argnames=("probe", "several_layers"))
+def _classify(probe, params, tokens, several_layers):
+    if several_layers:
+        tokens = jax.tree.map(join_levels, tokens)
+    joined = join_segments(jnp.stack([jnp.stack(segment) for segment in tokens]))
+    (logits,) = probe.apply({"params": params}, joined[:, 0]).values()
+    return jnp.mean(jax.nn.softmax(logits, axis=-1), axis=0)
 
 
 @functools.partial(jax.jit, static_argnames=("predictor", "grid", "mask_index"))

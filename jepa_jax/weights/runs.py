@@ -2,6 +2,7 @@
 
 import jax
 
+from jepa_jax.data.clips import resized_side
 from jepa_jax.models.spec import abstract_params, build, describe
 from jepa_jax.training import checkpoint
 from jepa_jax.training.state import TrainState
@@ -21,11 +22,8 @@ def model_card(networks, crop_size, frames):
 
 
 def preprocessing(crop_size, frames):
-    """Return the official evaluation preprocessing for a training resolution.
-
-    Source: src/hub/preprocessor.py.
-    """
-    return Preprocessing(crop_size=crop_size, short_side=crop_size * 256 // 224, frames=frames)
+    """Return the official evaluation preprocessing for a training resolution."""
+    return Preprocessing(crop_size=crop_size, short_side=resized_side(crop_size), frames=frames)
 
 
 def read(path):

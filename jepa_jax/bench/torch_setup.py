@@ -1,0 +1,60 @@
+"""Find and set up PyTorch and transformers, which are optional; free of JAX, so that its memory is not counted as theirs."""
+
+from jepa_jax.bench import report
+
+_DEVICES = {"cpu": "cpu", "gpu": "cuda"}
+
+
+class MissingTorch(ImportError):
+    """Say that the optional PyTorch or transformers is not installed, or has no device to compare on."""
+
+
+def import_torch():
+    """Import PyTorch, which is an optional extra.
+
+    Raises:
+      MissingTorch: if it is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingTorch("--against needs PyTorch: pip install 'jepa_jax[peers]'") from error
+    return torch
+
+
+def import_transformers():
+    """Import Hugging Face's transformers, which is an optional extra.
+
+    Raises:
+      MissingTorch: if it is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingTorch("--against transformers needs it: pip install 'jepa_jax[peers]'") from error
+    return transformers
+
+
+def choose_device(platform):
+    """Name the PyTorch device that is the one we use: "cpu" or "cuda".
+
+    Args:
+      platform: as JAX names it.
+
+    Raises:
+      MissingTorch: if PyTorch is missing or sees no GPU where we use one.
+    """
+    torch = import_torch()
+    device = _DEVICES.get(platform)
+    if device is None or (device == "cuda" and not torch.cuda.is_available()):
+        raise MissingTorch(f"PyTorch {torch.__version__} has no device to compare with {platform}; "
+                           "install a build of it for this accelerator")
+    return device
+
+
+def make_fast(device):
+    """Let PyTorch in this process use what we use: all cores, and on GPU the reduced float32 product."""
+    torch = import_torch()
+    torch.set_num_threads(report.usable_cores())
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")
