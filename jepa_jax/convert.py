@@ -75,7 +75,7 @@ def _hints(args):
             labels = tuple(line.strip() for line in file if line.strip())
     return Hints(
         size=args.size, heads=dict(args.heads), positions=args.positions, crop_size=args.crop_size, frames=args.frames,
-        protocol=args.protocol, labels=labels, use_extrinsics=args.use_extrinsics, rope_grid=args.rope_grid,
+        config=args.config, protocol=args.protocol, labels=labels, use_extrinsics=args.use_extrinsics, rope_grid=args.rope_grid,
     )
 
 
@@ -110,6 +110,7 @@ def _parser():
     parser.add_argument("--networks", nargs="+", metavar="NAME", help="keep these networks only")
     parser.add_argument("--join", metavar="SRC2", help="weights whose encoder and predictor join the probe of SRC")
     hints = parser.add_argument_group("what weights do not show", "needed where a .pt file is no released one")
+    hints.add_argument("--config", metavar="YAML", help="config of the official training run; also checked against the weights")
     hints.add_argument("--size", help="named size of the encoder, such as vit_large")
     hints.add_argument("--heads", nargs="+", type=_heads, default=[], metavar="NETWORK=N",
                        help="attention heads of encoder, predictor, action_predictor or probe")

@@ -235,6 +235,38 @@ def test_encode_is_batched_and_reads_one_program_per_shape(tmp_path):
     np.testing.assert_allclose(tokens.astype(np.float32), features.tokens, atol=0.15)
 
 
+CONFIG = """
+app: vjepa
+data: {crop_size: 256, dataset_fpcs: [16, 64], patch_size: 16, tubelet_size: 2}
+model: {model_name: vit_tiny, pred_depth: 2, pred_embed_dim: 24, pred_num_heads: 2, use_rope: true}
+"""
+
+
+def test_official_config_fills_and_contradicts(tmp_path, capsys):
+    torch = needs_torch()
+    bundle = make_bundle(target_encoder=make_encoder("vit_tiny"), predictor=MaskedPredictor(192, 24, 2, 2, num_mask_tokens=2))
+    content = {name: {f"module.backbone.{key}": torch.from_numpy(np.ascontiguousarray(value))
+                      for key, value in inference.to_official(network.module, network.params).items()}
+               for name, network in bundle.networks.items()}
+    source, config = tmp_path / "run.pt", tmp_path / "params-pretrain.yaml"
+    torch.save(content, source)
+    with pytest.raises(WeightsError, match="--heads predictor=N"):
+        store.read(source)
+    config.write_text(CONFIG)
+    found = store.read(source, Hints(config=str(config)))
+    assert found.networks["predictor"].module.num_heads == 2 and found.networks["target_encoder"].module.num_heads == 3
+    assert found.preprocessing.frames == 64
+    for change, message, flags in (
+        (("vit_tiny", "vit_small"), r"the weights are not vit_small \(width 384.*which is vit_tiny", ()),
+        (("pred_depth: 2", "pred_depth: 12"), "contradicts the weights:\n  predictor.depth: 12 in the config, 2 in the weights", ()),
+        (("tubelet_size: 2", "tubelet_size: 1"), "target_encoder.tubelet_size: 1 in the config, 2", ()),
+        (("x", "x"), "crop_size 384 is not its 256", ("--crop-size", "384")),
+        (("model:", "modell:"), "needs the sections model and data", ()), (("{crop", "{{crop"), "is not YAML", ()),
+    ):
+        config.write_text(CONFIG.replace(*change))
+        refused(source, message, tmp_path, capsys, "--config", str(config), *flags)
+
+
 # Bad input. Every case: an error that says what is wrong, and nothing written.
 
 

@@ -143,8 +143,8 @@ def _encode_lines(run):
                    f"of {times['num']})  {run[side]['clips_per_s']:.3g} clips/s  {peak / 2**30:.2f} GiB peak"
                    + (f"  compiled in {run[side]['compile_s']:.1f} s" if side == "ours" else ""))
     if "time_over_peer" in run:
-        yield (f"            ours takes {run['time_over_peer']:.2f} of its time; tokens differ by "
-               f"{run['max_token_difference']:.1g} at most")
+        yield (f"            ours takes {run['time_over_peer']:.2f} of its time, {run['cpu_time_over_peer']:.2f} of its CPU "
+               f"time; tokens differ by {run['max_token_difference']:.1g} at most")
 
 
 def _parser():

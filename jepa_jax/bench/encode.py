@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from jepa_jax.bench import report
-from jepa_jax.bench.peer import import_transformers
 from jepa_jax.bench.processes import Remote
+from jepa_jax.bench.torch_setup import choose_device, import_transformers
 from jepa_jax.models import MaskedPredictor, make_encoder, token_grid
 from jepa_jax.models.attention import choose_backend
 from jepa_jax.models.flops import encoder_flops
@@ -52,7 +52,7 @@ def random_params(module, seed):
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
 
-class WeightsFolder:
+def write_random_weights(folder, size, crop_size):
     """Write random weights of a named size as a Hugging Face folder, which both sides read.
 
     Args:
@@ -60,18 +60,10 @@ class WeightsFolder:
       size: named size of the encoder.
       crop_size: side of the clips, pixels.
     """
-
-    def __init__(self, folder, size, crop_size):
-        encoder = make_encoder(size, positions="rope")
-        predictor = MaskedPredictor(output_dim=encoder.width)
-        self._params = count_params(abstract_params(encoder))
-        networks = {name: Network(module, random_params(module, seed))
-                    for seed, (name, module) in enumerate({"encoder": encoder, "predictor": predictor}.items())}
-        store.write(Bundle(networks, Preprocessing(crop_size=crop_size)), folder, "huggingface")
-
-    def count(self):
-        """Return the number of parameters of the encoder."""
-        return self._params
+    encoder = make_encoder(size, positions="rope")
+    modules = {"encoder": encoder, "predictor": MaskedPredictor(output_dim=encoder.width)}
+    networks = {name: Network(module, random_params(module, seed)) for seed, (name, module) in enumerate(modules.items())}
+    store.write(Bundle(networks, Preprocessing(crop_size=crop_size)), folder, "huggingface")
 
 
 class OurEncoder:
@@ -84,21 +76,25 @@ class OurEncoder:
 
     def __init__(self, folder, dtype):
         self._model, self._params = load(folder, networks=("encoder",), dtype=dtype)
-        self._tokens = None
+        # The copies to the device would otherwise go on during what is measured next.
+        jax.block_until_ready(self._params)
+        self._compiled = self._clip = self._tokens = None
+        self.times = report.Times([], [])
 
     def prepare(self, path):
         """Read clips (uint8 `[B, T, H, W, 3]`, .npy) and compile; returns the seconds of tracing and compiling."""
         self._clip = jax.device_put(np.load(path))
         start = time.perf_counter()
         encode = jax.jit(lambda params, clip: self._model.encode(params, clip).tokens)
-        self._encode = encode.lower(self._params, self._clip).compile()
+        self._compiled = encode.lower(self._params, self._clip).compile()
         return time.perf_counter() - start
 
+    def _encode(self):
+        self._tokens = jax.block_until_ready(self._compiled(self._params, self._clip))
+
     def encode(self):
-        """Encode the clips; returns milliseconds."""
-        start = time.perf_counter()
-        self._tokens = jax.block_until_ready(self._encode(self._params, self._clip))
-        return 1e3 * (time.perf_counter() - start)
+        """Encode the clips, and append to `times`."""
+        self.times.measure(self._encode)
 
     def save(self, path):
         """Write the last tokens as float32 .npy; returns the peak of device memory in bytes, or None on CPU."""
@@ -106,9 +102,9 @@ class OurEncoder:
         return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
     def describe(self):
-        """Return the attention backend, as dict."""
+        """Return what ran (dict), and the `report.Times` of all calls."""
         encoder = self._model.encoder
-        return {"attention_backend": choose_backend(encoder.attention, encoder.dtype)}
+        return {"attention_backend": choose_backend(encoder.attention, encoder.dtype)}, self.times
 
 
 def measure_encode(size, *, frames, crop_size, batch, dtype, repeats, against=None):
@@ -132,35 +128,35 @@ def measure_encode(size, *, frames, crop_size, batch, dtype, repeats, against=No
     """
     encoder = make_encoder(size, positions="rope")
     grids = [token_grid(count, crop_size, crop_size, encoder.patch_size, encoder.tubelet_size) for count in frames]
-    sides = {"ours": OurEncoder}
+    sides = {"ours": (OurEncoder, dtype)}
     if against:
+        device = choose_device(jax.default_backend())
         import_transformers()
         from jepa_jax.bench.hf_peer import HfEncoder
 
-        sides[against] = HfEncoder
+        sides[against] = (HfEncoder, dtype, device)
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="jepa_jax_bench_") as scratch:
         folder = os.path.join(scratch, "weights")
-        with Remote(WeightsFolder, folder, size, crop_size) as writer:
+        with Remote(write_random_weights, folder, size, crop_size) as writer:
             writer.wait_ready()
-            num_params = writer.call("count")[0]
         runs = []
         for count, grid in zip(frames, grids, strict=True):
             clip = os.path.join(scratch, "clip.npy")
             shape = (batch, count, crop_size, crop_size, 3)
             np.save(clip, np.random.default_rng(count).integers(0, 256, shape, np.uint8))
-            run = _measure_run(sides, folder, clip, scratch, dtype, repeats)
-            seconds = run["ours"]["encode_ms"]["median"] / 1e3
-            flops = batch * encoder_flops(encoder, math.prod(grid))
+            run, times, tokens = _measure_run(sides, folder, clip, scratch, repeats)
             for side in sides:
                 run[side]["clips_per_s"] = 1e3 * batch / run[side]["encode_ms"]["median"]
-            runs.append({"frames": count, "size": crop_size, "batch": batch, "grid": list(grid),
-                         "model_tflop_per_s": flops / 1e12 / seconds} | run)
+            flops = encoder_flops(encoder, math.prod(grid))
+            shape = {"frames": count, "size": crop_size, "batch": batch, "grid": list(grid)}
+            runs.append(shape | {"model_tflop_per_s": flops / 1e12 * run["ours"]["clips_per_s"]} | run
+                        | (_compare(times, tokens, dtype) if against else {}))
     device = jax.devices()[0]
     return {
         "benchmark": "encode",
         "model": size,
-        "parameters": num_params,
+        "parameters": count_params(abstract_params(encoder)),
         "dtype": dtype,
         "device": {"kind": device.device_kind, "platform": device.platform},
         "machine": report.machine() | {"load_average_1min_before": load_before},
@@ -170,51 +166,46 @@ def measure_encode(size, *, frames, crop_size, batch, dtype, repeats, against=No
     }
 
 
-def _measure_run(sides, folder, clip, scratch, dtype, repeats):
+def _measure_run(sides, folder, clip, scratch, repeats):
     """Measure one clip length: every side in its own process, timed in turn."""
-    run = {name: {"memory": {}} for name in sides}
+    run, tokens, times = {name: {} for name in sides}, {}, {}
     with contextlib.ExitStack() as stack:
         remotes = {}
-        for name, side in sides.items():
-            memory = run[name]["memory"]
-            remote = remotes[name] = stack.enter_context(Remote(side, folder, dtype))
-            memory["load_rss_bytes"] = remote.wait_ready()
-            run[name] |= remote.call("describe")[0]
+        for name, (factory, *options) in sides.items():
+            remote = remotes[name] = stack.enter_context(Remote(factory, folder, *options))
+            memory = run[name]["memory"] = {"load_rss_bytes": remote.wait_ready()}
             run[name]["compile_s"], memory["compile_rss_bytes"] = remote.call("prepare", clip)
-            run[name]["first_ms"], memory["encode_rss_bytes"] = remote.call("encode")
-        times = {name: [] for name in sides}
+            memory["encode_rss_bytes"] = remote.call("encode")[1]
         for _ in range(repeats):
             for name, remote in remotes.items():
                 # Idle threads of the other framework spin for a moment before they sleep.
                 time.sleep(_PAUSE_S)
-                milliseconds, peak = remote.call("encode")
-                times[name].append(milliseconds)
                 memory = run[name]["memory"]
-                memory["encode_rss_bytes"] = max(memory["encode_rss_bytes"], peak)
-        tokens = {}
+                memory["encode_rss_bytes"] = max(memory["encode_rss_bytes"], remote.call("encode")[1])
         for name, remote in remotes.items():
-            path = os.path.join(scratch, f"{name}.npy")
             memory = run[name]["memory"]
-            # The peaks of all three phases together are the peak of the process.
+            # The largest peak of the three phases is the peak of the process.
             memory["peak_rss_bytes"] = max(memory.values())
+            facts, (wall, cpu) = remote.call("describe")[0]
+            times[name] = report.Times(wall[1:], cpu[1:])
+            run[name] |= facts | {"first_ms": wall[0], "encode_ms": report.spread(wall[1:]), "encode_cpu_ms": report.spread(cpu[1:])}
+            path = os.path.join(scratch, f"{name}.npy")
             memory["device_peak_bytes"] = remote.call("save", path)[0]
-            run[name]["encode_ms"] = report.spread(times[name])
             tokens[name] = np.load(path)
-    return run | _compare(times, tokens, dtype)
+    return run, times, tokens
 
 
 def _compare(times, tokens, dtype):
-    """Compare the second side, if there is one, with ours."""
-    if len(tokens) == 1:
-        return {}
+    """Compare the second side with ours."""
     (_, ours), (against, theirs) = tokens.items()
     difference = float(np.max(np.abs(ours - theirs)))
     if not difference <= _TOLERANCE.get(dtype, _HALF_TOLERANCE):
         raise ValueError(f"the tokens of the two sides differ by up to {difference:.2g}, more than rounding explains")
-    pairs = [a / b for a, b in zip(times["ours"], times[against], strict=True)]
+    ours, theirs = times["ours"], times[against]
     return {
         "max_token_difference": difference,
-        "token_std": float(np.std(theirs)),
-        "time_over_peer": statistics.median(times["ours"]) / statistics.median(times[against]),
-        "time_over_peer_pairs": report.spread(pairs),
+        "token_std": float(np.std(tokens[against])),
+        "time_over_peer": statistics.median(ours.wall_ms) / statistics.median(theirs.wall_ms),
+        "time_over_peer_pairs": report.spread([a / b for a, b in zip(ours.wall_ms, theirs.wall_ms, strict=True)]),
+        "cpu_time_over_peer": statistics.median(ours.cpu_ms) / statistics.median(theirs.cpu_ms),
     }

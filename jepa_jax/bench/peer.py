@@ -28,12 +28,12 @@ class Comparison:
     """
 
     def __init__(self, config, groups, encoder, predictor, params, batches, schedules, *, num_steps, compiled):
-        from jepa_jax.bench.torch_peer import Rates, TorchPeer
-
         if config.optim.accumulate > 1:
             raise ValueError(f"the PyTorch peer does not accumulate; optim.accumulate is {config.optim.accumulate}")
         torch, device = import_torch(), choose_device(jax.default_backend())
         make_fast(device)
+        from jepa_jax.bench.torch_peer import Rates, TorchPeer
+
         self._torch, self._device, self._compiled = torch, device, compiled
         self._dtype = str(config.model.dtype)
         self._peer = TorchPeer(
@@ -68,7 +68,7 @@ class Comparison:
         """Summarise the comparison as a JSON-able dict.
 
         Args:
-          ours, theirs: `step.Times` of each side.
+          ours, theirs: `report.Times` of each side.
         """
         wall, cpu = report.spread(theirs.wall_ms), report.spread(theirs.cpu_ms)
         return {

@@ -8,7 +8,9 @@ import re
 import resource
 import statistics
 import sys
+import time
 from importlib import metadata
+from typing import NamedTuple
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "av", "opencv-python-headless", "numpy", "torch",
              "transformers")
@@ -65,6 +67,23 @@ def spread(values):
         "mad": statistics.median(abs(value - median) for value in values),
         "num": len(values),
     }
+
+
+class Times(NamedTuple):
+    """Milliseconds of each call: by the clock, and of all threads of the process together.
+
+    On a machine that others use too, the second is the steadier one.
+    """
+
+    wall_ms: list[float]
+    cpu_ms: list[float]
+
+    def measure(self, call):
+        """Call and append both."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        call()
+        self.wall_ms.append(1e3 * (time.perf_counter() - wall))
+        self.cpu_ms.append(1e3 * (time.process_time() - cpu))
 
 
 def peak_rss_bytes():

@@ -2,7 +2,6 @@
 
 import json
 import time
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -107,29 +106,16 @@ class _Ours:
         return float(metrics["train/loss"])
 
 
-class Times(NamedTuple):
-    """Milliseconds of each step: by the clock, and of all threads of the process together.
-
-    On a machine that others use too, the second is the steadier one.
-    """
-
-    wall_ms: list[float]
-    cpu_ms: list[float]
-
-
 def _time(run, comparison, steps):
     """Time `steps` steps of each side, one of ours and one of the peer's in turn."""
-    ours, theirs = Times([], []), Times([], [])
+    ours, theirs = report.Times([], []), report.Times([], [])
     for number in range(steps):
         for call, times in ((run, ours), (comparison, theirs)):
             if call is None:
                 continue
             # Idle threads of the other framework spin for a moment before they sleep.
             time.sleep(_PAUSE_S)
-            wall, cpu = time.perf_counter(), time.process_time()
-            call()
-            times.wall_ms.append(1e3 * (time.perf_counter() - wall))
-            times.cpu_ms.append(1e3 * (time.process_time() - cpu))
+            times.measure(call)
         logging.info("step %d of %d: %.1f ms", number + 1, steps, ours.wall_ms[-1])
     return ours, theirs
 

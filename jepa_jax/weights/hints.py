@@ -26,6 +26,8 @@ class Hints:
       protocol: name of the protocol of a probe, from `released.PROTOCOLS`.
       labels: class names of a probe.
       use_extrinsics: whether an action-conditioned predictor gets camera extrinsics.
+      config: path of the YAML config of the official training run; it fills the fields above and is
+        checked against the weights.
       rope_grid: "input" reads rotary positions off the real input, as the official code does;
         "config" off the configured crop size, as Hugging Face does.
     """
@@ -38,6 +40,7 @@ class Hints:
     protocol: str | None = None
     labels: tuple[str, ...] | None = None
     use_extrinsics: bool = False
+    config: str | None = None
     rope_grid: str = "input"
 
 

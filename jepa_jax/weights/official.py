@@ -11,7 +11,7 @@ import zipfile
 
 import numpy as np
 
-from jepa_jax.weights import inference, native, released, runs, tensors
+from jepa_jax.weights import inference, native, official_config, released, runs, tensors
 from jepa_jax.weights.bundle import ENCODERS, PROBE, Bundle, Network, WeightsError, check_tensors, check_values
 from jepa_jax.weights.hints import CROP_SIZE, FRAMES, Hints
 
@@ -54,6 +54,9 @@ def read(path, hints=None):
     if known and card is None:
         size = None if _PROBES in content else hints.size or known.size
         hints = dataclasses.replace(hints, size=size, crop_size=hints.crop_size or known.crop_size)
+    config = official_config.read_config(hints.config) if hints.config else None
+    if config:
+        hints = official_config.add_to_hints(config, hints, hints.config)
     described, _, rest = native.read_card(card, f"{path}: {_CARD}") if card else ({}, {}, None)
     states = _states(content, path)
     networks = {}
@@ -61,6 +64,8 @@ def read(path, hints=None):
         encoder = next((network.module for network in networks.values()), None)
         module = described.get(key) or inference.infer(inference.kind_of(key), state, hints, notes, f"{path}: {key}", encoder)
         networks[key] = _network(key, module, state, hints, notes, f"{path}: {key}")
+    if config:
+        official_config.compare(config, networks, hints.config)
     if not networks:
         raise WeightsError(f"{path} holds no network; it has {', '.join(content) or 'nothing'}")
     facts = {key: number(content[key]) for key, number in _FACTS.items() if content.get(key) is not None}
