@@ -60,14 +60,19 @@ def _settle_protocol(model, name):
         protocol = released.find_protocol(name)
         layers = [layer for layer in protocol.layers if layer >= model.encoder.depth]
         if layers:
-            raise WeightsError(f"protocol {name} takes blocks {protocol.layers}; this encoder has {model.encoder.depth}")
+            raise WeightsError(
+                f"protocol {name} takes blocks {protocol.layers}; this encoder has {model.encoder.depth}"
+            )
         model = dataclasses.replace(model, protocol=protocol)
     if model.protocol is None:
-        text = (f"one clip of {model.preprocessing.frames} frames spread over the whole video, central crop; the weights "
-                "name no protocol (--protocol sets one)")
+        text = (
+            f"one clip of {model.preprocessing.frames} frames spread over the whole video, central crop; the weights "
+            "name no protocol (--protocol sets one)"
+        )
     else:
         p = model.protocol
-        text = f"{p.name}: {p.num_segments} segments of {p.frames} frames every {p.frame_step}, {p.num_views} views of {p.crop_size}"
+        text = f"{p.name}: {p.num_segments} segments of {p.frames} frames every {p.frame_step}"
+        text += f", {p.num_views} views of {p.crop_size}"
     sys.stderr.write(f"protocol {text}\n")
     return model
 
@@ -96,14 +101,22 @@ def _write(path, ranking, as_json):
 
 def _parser():
     parser = argparse.ArgumentParser(
-        prog="python -m jepa_jax.classify", description="Print the most probable classes of videos.", epilog=_EXAMPLES,
+        prog="python -m jepa_jax.classify",
+        description="Print the most probable classes of videos.",
+        epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("sources", nargs="+", metavar="VIDEO", help="file, folder, glob or CSV")
-    parser.add_argument("--model", required=True, metavar="CLASSIFIER", help="weights with a probe: a path, or a name on the hub")
-    parser.add_argument("--protocol", choices=sorted(released.PROTOCOLS), help="how the video is seen (default: as the weights say)")
+    parser.add_argument(
+        "--model", required=True, metavar="CLASSIFIER", help="weights with a probe: a path, or a name on the hub"
+    )
+    parser.add_argument(
+        "--protocol", choices=sorted(released.PROTOCOLS), help="how the video is seen (default: as the weights say)"
+    )
     parser.add_argument("--top", type=_positive, default=5, help="classes to print (default %(default)s)")
-    parser.add_argument("--probe", type=int, default=0, help="which probe, for files with several (default %(default)s)")
+    parser.add_argument(
+        "--probe", type=int, default=0, help="which probe, for files with several (default %(default)s)"
+    )
     parser.add_argument("--encoder", choices=ENCODERS, help="which encoder (default: the one that evaluation uses)")
     parser.add_argument("--json", action="store_true", help="one JSON object per video")
     return parser

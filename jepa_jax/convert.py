@@ -23,7 +23,7 @@ _EXAMPLES = f"""examples:
 SRC is a .pt file of the official code (pretraining, cooldown, action-conditioned, probe), a Hugging Face
 folder or the name of a model on the hub, a folder of ours, or the workdir of a run. DST ending in .pt is
 official, any other a folder of ours, unless --to says otherwise. Nothing is ever overwritten.
-Released .pt files: {released.URL}NAME, NAME one of {', '.join(released.FILES)}."""
+Released .pt files: {released.URL}NAME, NAME one of {", ".join(released.FILES)}."""
 
 
 def main(argv=None):
@@ -74,8 +74,16 @@ def _hints(args):
         with open(args.labels, encoding="utf-8") as file:
             labels = tuple(line.strip() for line in file if line.strip())
     return Hints(
-        size=args.size, heads=dict(args.heads), positions=args.positions, crop_size=args.crop_size, frames=args.frames,
-        config=args.config, protocol=args.protocol, labels=labels, use_extrinsics=args.use_extrinsics, rope_grid=args.rope_grid,
+        size=args.size,
+        heads=dict(args.heads),
+        positions=args.positions,
+        crop_size=args.crop_size,
+        frames=args.frames,
+        config=args.config,
+        protocol=args.protocol,
+        labels=labels,
+        use_extrinsics=args.use_extrinsics,
+        rope_grid=args.rope_grid,
     )
 
 
@@ -85,9 +93,13 @@ def _report(bundle):
     width = max(map(len, bundle.networks))
     for name, network in bundle.networks.items():
         spec = describe(network.module)
-        sizes = ", ".join(f"{key} {spec[key]}" for key in ("width", "depth", "num_heads", "num_mask_tokens", "outputs") if key in spec)
-        lines.append(f"{name:{width}}  {count_params(network.params):>13,} parameters  {sizes}  "
-                     f"sha256 {network_sha256(network.params)[:16]}")
+        sizes = ", ".join(
+            f"{key} {spec[key]}" for key in ("width", "depth", "num_heads", "num_mask_tokens", "outputs") if key in spec
+        )
+        lines.append(
+            f"{name:{width}}  {count_params(network.params):>13,} parameters  {sizes}  "
+            f"sha256 {network_sha256(network.params)[:16]}"
+        )
     for name in ("preprocessing", "protocol"):
         record = getattr(bundle, name)
         if record is not None:
@@ -99,30 +111,50 @@ def _report(bundle):
 
 def _parser():
     parser = argparse.ArgumentParser(
-        prog="python -m jepa_jax.convert", description="Convert weights, checking every tensor.", epilog=_EXAMPLES,
+        prog="python -m jepa_jax.convert",
+        description="Convert weights, checking every tensor.",
+        epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("src", metavar="SRC", help="weights in any format")
     parser.add_argument("dst", metavar="DST", nargs="?", help="where to write; nothing is written without it")
     parser.add_argument("--to", choices=store.FORMATS, help="format of DST (default: by its name)")
-    parser.add_argument("--encoder", choices=ENCODERS, help="keep this encoder only: target_encoder (EMA weights, what "
-                        "evaluation uses; the one that Hugging Face folders get by default) or encoder (student)")
+    parser.add_argument(
+        "--encoder",
+        choices=ENCODERS,
+        help="keep this encoder only: target_encoder (EMA weights, what "
+        "evaluation uses; the one that Hugging Face folders get by default) or encoder (student)",
+    )
     parser.add_argument("--networks", nargs="+", metavar="NAME", help="keep these networks only")
     parser.add_argument("--join", metavar="SRC2", help="weights whose encoder and predictor join the probe of SRC")
     hints = parser.add_argument_group("what weights do not show", "needed where a .pt file is no released one")
-    hints.add_argument("--config", metavar="YAML", help="config of the official training run; also checked against the weights")
+    hints.add_argument(
+        "--config", metavar="YAML", help="config of the official training run; also checked against the weights"
+    )
     hints.add_argument("--size", help="named size of the encoder, such as vit_large")
-    hints.add_argument("--heads", nargs="+", type=_heads, default=[], metavar="NETWORK=N",
-                       help="attention heads of encoder, predictor, action_predictor or probe")
+    hints.add_argument(
+        "--heads",
+        nargs="+",
+        type=_heads,
+        default=[],
+        metavar="NETWORK=N",
+        help="attention heads of encoder, predictor, action_predictor or probe",
+    )
     hints.add_argument("--positions", choices=("rope", "sincos"), help="kind of positions (default rope)")
     hints.add_argument("--crop-size", type=int, metavar="PIXELS", help="side of the input in training")
     hints.add_argument("--frames", type=int, help="frames per clip in training")
     hints.add_argument("--protocol", choices=sorted(released.PROTOCOLS), help="how a probe was trained to see a video")
     hints.add_argument("--labels", metavar="FILE", help="class names of a probe, one per line")
-    hints.add_argument("--use-extrinsics", action="store_true", help="the action-conditioned predictor gets camera extrinsics")
-    hints.add_argument("--rope-grid", choices=("input", "config"), default="input",
-                       help="read rotary positions off the real input, as the official code (default), or off the "
-                            "configured size, as transformers")
+    hints.add_argument(
+        "--use-extrinsics", action="store_true", help="the action-conditioned predictor gets camera extrinsics"
+    )
+    hints.add_argument(
+        "--rope-grid",
+        choices=("input", "config"),
+        default="input",
+        help="read rotary positions off the real input, as the official code (default), or off the "
+        "configured size, as transformers",
+    )
     return parser
 
 

@@ -51,7 +51,9 @@ def video(tmp_path_factory):
 def test_segments_and_views(video):
     views = read_views(video, PROTOCOL)
     assert views.shape == (2, 3, 4, 32, 32, 3) and views.dtype == np.uint8
-    wanted = sampling.sample_frame_indices(60, 30.0, frames=4, num_clips=2, step=3, allow_overlap=True, uniforms=np.full(2, 0.5))
+    wanted = sampling.sample_frame_indices(
+        60, 30.0, frames=4, num_clips=2, step=3, allow_overlap=True, uniforms=np.full(2, 0.5)
+    )
     # The three squares side by side are the whole frame: 64 of 32 wide views at offsets 0, 16, 32.
     whole = np.concatenate([views[:, 0], views[:, 2]], axis=-2)
     numbers = [[read_number(frame) for frame in segment] for segment in whole]
@@ -62,7 +64,9 @@ def test_segments_and_views(video):
 def test_one_view_is_the_central_crop(video):
     views = read_views(video, dataclasses.replace(PROTOCOL, num_views=1))
     assert views.shape == (2, 1, 4, 32, 32, 3)
-    indices = sampling.sample_frame_indices(60, 30.0, frames=4, num_clips=2, step=3, allow_overlap=True, uniforms=np.full(2, 0.5))
+    indices = sampling.sample_frame_indices(
+        60, 30.0, frames=4, num_clips=2, step=3, allow_overlap=True, uniforms=np.full(2, 0.5)
+    )
     clip = jepa_jax.read_clip(video, frames=60, size=32)
     np.testing.assert_array_equal(views[:, 0], clip[indices])
 
@@ -111,8 +115,12 @@ def test_command_prints_labels(classifier, video, tmp_path, capsys):
     model, params = jepa_jax.load(classifier)
     probabilities = np.asarray(model.classify(params, read_views(video, PROTOCOL)))
     assert [entry["label"] for entry in result["top"]] == [LABELS[i] for i in np.argsort(-probabilities)[:5]]
-    np.testing.assert_allclose([entry["probability"] for entry in result["top"]], np.sort(probabilities)[::-1][:5], atol=1e-6)
-    assert [f"{entry['probability']:7.2%}  {entry['label']}" for entry in result["top"][:3]] == [line[2:] for line in lines[1:]]
+    np.testing.assert_allclose(
+        [entry["probability"] for entry in result["top"]], np.sort(probabilities)[::-1][:5], atol=1e-6
+    )
+    assert [f"{entry['probability']:7.2%}  {entry['label']}" for entry in result["top"][:3]] == [
+        line[2:] for line in lines[1:]
+    ]
 
 
 def test_command_without_protocol(video, tmp_path, capsys):

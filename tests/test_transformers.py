@@ -1,5 +1,7 @@
 """Our networks against Hugging Face's, live: random configurations and weights, in both directions."""
 
+# ruff: noqa: E402 (without these packages the file is skipped here, before it imports them)
+
 import json
 
 import media
@@ -147,7 +149,8 @@ def _ours(size, depth=None):
             c.hidden_size, depth, c.num_attention_heads, outputs=(("label", len(_LABELS)),),
             norm_eps=c.layer_norm_eps,
         )
-    networks = {name: Network(module, random_params(module, seed)) for seed, (name, module) in enumerate(modules.items())}
+    networks = {name: Network(module, random_params(module, seed))
+                for seed, (name, module) in enumerate(modules.items())}
     return Bundle(networks, Preprocessing(c.crop_size, frames=c.frames_per_clip), labels=_LABELS if depth else None)
 
 

@@ -102,13 +102,16 @@ def test_official_prefixes_and_missing_card(prefix, tmp_path):
     store.write(bundle, tmp_path / "ours.pt")
     content = torch.load(tmp_path / "ours.pt", weights_only=True)
     del content["jepa_jax"]
-    bare = {entry: {prefix + key.removeprefix("module.backbone."): value for key, value in state.items()}
-            for entry, state in content.items()}
+    bare = {
+        entry: {prefix + key.removeprefix("module.backbone."): value for key, value in state.items()}
+        for entry, state in content.items()
+    }
     bare |= {"epoch": 3, "opt": {"state": {0: torch.zeros(3)}}, "scaler": None, "loss": float("nan")}
     torch.save(bare, tmp_path / "official.pt")
     found = store.read(tmp_path / "official.pt", HINTS)
     assert {name: network_sha256(net.params) for name, net in found.networks.items()} == {
-        name: network_sha256(net.params) for name, net in bundle.networks.items()}
+        name: network_sha256(net.params) for name, net in bundle.networks.items()
+    }
     assert found.networks["encoder"].module == ENCODER
     assert found.provenance["epoch"] == 3 and found.provenance["source_sha256"]
     assert any("opt" in note for note in found.notes)
@@ -121,10 +124,19 @@ def official_state(module):
     return {name: np.broadcast_to(np.float32(0), shape) for name, shape in inference.official_shapes(module).items()}
 
 
-@pytest.mark.parametrize("size, heads", [
-    ("vit_tiny", 3), ("vit_small", 6), ("vit_base", 12), ("vit_large", 16), ("vit_huge", 16), ("vit_giant_xformers", 22),
-    ("vit_gigantic_xformers", 26), ("vit_micro", 3),
-])
+@pytest.mark.parametrize(
+    "size, heads",
+    [
+        ("vit_tiny", 3),
+        ("vit_small", 6),
+        ("vit_base", 12),
+        ("vit_large", 16),
+        ("vit_huge", 16),
+        ("vit_giant_xformers", 22),
+        ("vit_gigantic_xformers", 26),
+        ("vit_micro", 3),
+    ],
+)
 def test_named_sizes_are_recognised(size, heads):
     notes = []
     wanted = make_encoder(size, table_grid=(32, 16, 16))
@@ -136,8 +148,11 @@ def test_named_sizes_are_recognised(size, heads):
 
 def test_released_heads():
     """ViT-g has 22 heads, its probe 16, its predictors 12 and 16: no weight shows it."""
-    cases = (("predictor", MaskedPredictor(1408), 12), ("action_predictor", ActionPredictor(1408), 16),
-             ("probe", AttentiveProbe(1408), 16))
+    cases = (
+        ("predictor", MaskedPredictor(1408), 12),
+        ("action_predictor", ActionPredictor(1408), 16),
+        ("probe", AttentiveProbe(1408), 16),
+    )
     for kind, module, heads in cases:
         found = inference.infer(kind, official_state(module), Hints(), [], "file")
         assert found.num_heads == heads
@@ -177,17 +192,25 @@ def test_gated_networks_are_recognised(activation):
 
 def test_formats_refuse_what_they_would_compute_differently(tmp_path):
     corrected = make_bundle(encoder=ENCODER.clone(rope_layout="interleaved"), predictor=PREDICTOR)
-    cases = [(corrected, "huggingface", "rope_layout 'interleaved'"),
-             (make_bundle(PROBE, encoder=ENCODER, predictor=PREDICTOR), "huggingface",
-              "probe: num_heads 3, transformers gives it 2\n.*probe: norm_eps 1e-05"),
-             (make_bundle(encoder=ENCODER), "huggingface", "needs a predictor")]
+    cases = [
+        (corrected, "huggingface", "rope_layout 'interleaved'"),
+        (
+            make_bundle(PROBE, encoder=ENCODER, predictor=PREDICTOR),
+            "huggingface",
+            "probe: num_heads 3, transformers gives it 2\n.*probe: norm_eps 1e-05",
+        ),
+        (make_bundle(encoder=ENCODER), "huggingface", "needs a predictor"),
+    ]
     try:
         import torch  # noqa: F401
     except ImportError:
         pass
     else:
-        cases += [(corrected, "official", "rope_layout='interleaved'"), (BUNDLES["classifier"], "official", "norm_eps 1e-06"),
-                  (make_bundle(**PRETRAINED, action_predictor=ACTION_PREDICTOR), "official", "one predictor per file")]
+        cases += [
+            (corrected, "official", "rope_layout='interleaved'"),
+            (BUNDLES["classifier"], "official", "norm_eps 1e-06"),
+            (make_bundle(**PRETRAINED, action_predictor=ACTION_PREDICTOR), "official", "one predictor per file"),
+        ]
     for i, (bundle, kind, message) in enumerate(cases):
         path = path_for(kind, tmp_path, f"refused{i}")
         with pytest.raises(WeightsError, match=message):
@@ -244,10 +267,16 @@ model: {model_name: vit_tiny, pred_depth: 2, pred_embed_dim: 24, pred_num_heads:
 
 def test_official_config_fills_and_contradicts(tmp_path, capsys):
     torch = needs_torch()
-    bundle = make_bundle(target_encoder=make_encoder("vit_tiny"), predictor=MaskedPredictor(192, 24, 2, 2, num_mask_tokens=2))
-    content = {name: {f"module.backbone.{key}": torch.from_numpy(np.ascontiguousarray(value))
-                      for key, value in inference.to_official(network.module, network.params).items()}
-               for name, network in bundle.networks.items()}
+    bundle = make_bundle(
+        target_encoder=make_encoder("vit_tiny"), predictor=MaskedPredictor(192, 24, 2, 2, num_mask_tokens=2)
+    )
+    content = {
+        name: {
+            f"module.backbone.{key}": torch.from_numpy(np.ascontiguousarray(value))
+            for key, value in inference.to_official(network.module, network.params).items()
+        }
+        for name, network in bundle.networks.items()
+    }
     source, config = tmp_path / "run.pt", tmp_path / "params-pretrain.yaml"
     torch.save(content, source)
     with pytest.raises(WeightsError, match="--heads predictor=N"):
@@ -258,10 +287,15 @@ def test_official_config_fills_and_contradicts(tmp_path, capsys):
     assert found.preprocessing.frames == 64
     for change, message, flags in (
         (("vit_tiny", "vit_small"), r"the weights are not vit_small \(width 384.*which is vit_tiny", ()),
-        (("pred_depth: 2", "pred_depth: 12"), "contradicts the weights:\n  predictor.depth: 12 in the config, 2 in the weights", ()),
+        (
+            ("pred_depth: 2", "pred_depth: 12"),
+            "contradicts the weights:\n  predictor.depth: 12 in the config, 2 in the weights",
+            (),
+        ),
         (("tubelet_size: 2", "tubelet_size: 1"), "target_encoder.tubelet_size: 1 in the config, 2", ()),
         (("x", "x"), "crop_size 384 is not its 256", ("--crop-size", "384")),
-        (("model:", "modell:"), "needs the sections model and data", ()), (("{crop", "{{crop"), "is not YAML", ()),
+        (("model:", "modell:"), "needs the sections model and data", ()),
+        (("{crop", "{{crop"), "is not YAML", ()),
     ):
         config.write_text(CONFIG.replace(*change))
         refused(source, message, tmp_path, capsys, "--config", str(config), *flags)
@@ -291,26 +325,49 @@ def put(name, value):
 
 HF_FC1 = "vjepa2.encoder.layer.1.mlp.fc1.weight"
 HF_CASES = {
-    "truncated": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-100]),
-                  r"model.safetensors \(\d+ bytes\) is no whole safetensors file"),
+    "truncated": (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-100]),
+        r"model.safetensors \(\d+ bytes\) is no whole safetensors file",
+    ),
     "empty": (lambda f: (f / "model.safetensors").write_bytes(b""), r"\(0 bytes\) is no whole safetensors file"),
-    "wrong shape": (lambda f: edit_tensors(f / "model.safetensors", put(HF_FC1, np.zeros((7, 36), np.float32))),
-                    r"shape: encoder.layer.1.mlp.fc1.weight is \(7, 36\), needed \(157, 36\)"),
-    "unknown key": (lambda f: edit_tensors(f / "model.safetensors", put("vjepa2.encoder.extra", np.zeros(3, np.float32))),
-                    r"unknown: encoder.extra \(3,\)"),
-    "missing key": (lambda f: edit_tensors(f / "model.safetensors", lambda found: found.pop(HF_FC1)),
-                    r"missing: encoder.layer.1.mlp.fc1.weight \(157, 36\)"),
-    "not finite": (lambda f: edit_tensors(f / "model.safetensors", put("classifier.bias", np.full(5, np.nan, np.float32))),
-                   "classifier.bias has 5 values that are not finite"),
-    "integers": (lambda f: edit_tensors(f / "model.safetensors", put("classifier.bias", np.zeros(5, np.int32))),
-                 "classifier.bias is int32"),
-    "config contradicts": (lambda f: edit_json(f / "config.json", num_hidden_layers=4, mlp_ratio=2.0),
-                           r"num_hidden_layers: 4 in the config, 3 in the weights\n  mlp_ratio.*72 in the config, 157"),
-    "heads do not divide": (lambda f: edit_json(f / "config.json", num_attention_heads=5), "impossible VideoEncoder: width 36 is not divisible by num_heads 5"),
+    "wrong shape": (
+        lambda f: edit_tensors(f / "model.safetensors", put(HF_FC1, np.zeros((7, 36), np.float32))),
+        r"shape: encoder.layer.1.mlp.fc1.weight is \(7, 36\), needed \(157, 36\)",
+    ),
+    "unknown key": (
+        lambda f: edit_tensors(f / "model.safetensors", put("vjepa2.encoder.extra", np.zeros(3, np.float32))),
+        r"unknown: encoder.extra \(3,\)",
+    ),
+    "missing key": (
+        lambda f: edit_tensors(f / "model.safetensors", lambda found: found.pop(HF_FC1)),
+        r"missing: encoder.layer.1.mlp.fc1.weight \(157, 36\)",
+    ),
+    "not finite": (
+        lambda f: edit_tensors(f / "model.safetensors", put("classifier.bias", np.full(5, np.nan, np.float32))),
+        "classifier.bias has 5 values that are not finite",
+    ),
+    "integers": (
+        lambda f: edit_tensors(f / "model.safetensors", put("classifier.bias", np.zeros(5, np.int32))),
+        "classifier.bias is int32",
+    ),
+    "config contradicts": (
+        lambda f: edit_json(f / "config.json", num_hidden_layers=4, mlp_ratio=2.0),
+        r"num_hidden_layers: 4 in the config, 3 in the weights\n  mlp_ratio.*72 in the config, 157",
+    ),
+    "heads do not divide": (
+        lambda f: edit_json(f / "config.json", num_attention_heads=5),
+        "impossible VideoEncoder: width 36 is not divisible by num_heads 5",
+    ),
     "other model": (lambda f: edit_json(f / "config.json", model_type="vit"), "model_type 'vit'; needed: 'vjepa2'"),
-    "other activation": (lambda f: edit_json(f / "config.json", hidden_act="relu"), r"hidden_act 'relu' \(needed: 'gelu'\)"),
+    "other activation": (
+        lambda f: edit_json(f / "config.json", hidden_act="relu"),
+        r"hidden_act 'relu' \(needed: 'gelu'\)",
+    ),
     "broken config": (lambda f: (f / "config.json").write_text('{"model_type": '), "config.json is not JSON"),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), "holds config.json but no model.safetensors; it has: "),
+    "no weights": (
+        lambda f: (f / "model.safetensors").unlink(),
+        "holds config.json but no model.safetensors; it has: ",
+    ),
     "resampling": (lambda f: edit_json(f / "video_preprocessor_config.json", resample=3), "asks for resample 3"),
 }
 
@@ -335,17 +392,28 @@ def refused(path, message, tmp_path, capsys, *flags):
 
 
 NATIVE_CASES = {
-    "truncated": (lambda f: (f / "encoder.safetensors").write_bytes((f / "encoder.safetensors").read_bytes()[:500]),
-                  "encoder.safetensors .* is no whole safetensors file"),
+    "truncated": (
+        lambda f: (f / "encoder.safetensors").write_bytes((f / "encoder.safetensors").read_bytes()[:500]),
+        "encoder.safetensors .* is no whole safetensors file",
+    ),
     "missing file": (lambda f: (f / "predictor.safetensors").unlink(), "predictor.safetensors does not exist"),
-    "wrong shape": (lambda f: edit_tensors(f / "encoder.safetensors", put("norm/bias", np.zeros(35, np.float32))),
-                    r"shape: norm/bias is \(35,\), needed \(36,\)"),
-    "swapped files": (lambda f: (f / "predictor.safetensors").replace(f / "encoder.safetensors"), "missing: patch_embed/kernel"),
+    "wrong shape": (
+        lambda f: edit_tensors(f / "encoder.safetensors", put("norm/bias", np.zeros(35, np.float32))),
+        r"shape: norm/bias is \(35,\), needed \(36,\)",
+    ),
+    "swapped files": (
+        lambda f: (f / "predictor.safetensors").replace(f / "encoder.safetensors"),
+        "missing: patch_embed/kernel",
+    ),
     "no card": (lambda f: edit_json(f / "model.json", networks=None), "model.json lacks the key 'networks'"),
-    "unknown class": (lambda f: (f / "model.json").write_text((f / "model.json").read_text().replace("VideoEncoder", "Encoder")),
-                      "network class 'Encoder' is unknown; known: VideoEncoder"),
-    "unknown field": (lambda f: (f / "model.json").write_text((f / "model.json").read_text().replace('"depth"', '"deptj"')),
-                      r"has no field \['deptj'\]"),
+    "unknown class": (
+        lambda f: (f / "model.json").write_text((f / "model.json").read_text().replace("VideoEncoder", "Encoder")),
+        "network class 'Encoder' is unknown; known: VideoEncoder",
+    ),
+    "unknown field": (
+        lambda f: (f / "model.json").write_text((f / "model.json").read_text().replace('"depth"', '"deptj"')),
+        r"has no field \['deptj'\]",
+    ),
 }
 
 
@@ -385,14 +453,28 @@ def official_content(torch, **changes):
 
 
 OFFICIAL_CASES = {
-    "wrong shape": (lambda t: official_content(t, tensors={"blocks.2.norm1.bias": t.zeros(35)}),
-                    r"shape: blocks.2.norm1.bias is \(35,\), needed \(36,\)"),
-    "missing": (lambda t: official_content(t, tensors={"blocks.1.norm1.bias": None, "norm.weight": None}),
-                r"2 tensors do not fit\):\n  missing: norm.weight \(36,\)\n  missing: blocks.1.norm1.bias"),
-    "whole block missing": (lambda t: official_content(t, tensors={
-        name: None for name in inference.official_shapes(ENCODER) if name.startswith("blocks.1.")}), "missing: blocks.1.norm1"),
-    "unknown tensor": (lambda t: official_content(t, tensors={"cls_token": t.zeros(1, 1, 36)}), r"unknown: cls_token \(1, 1, 36\)"),
-    "unknown entry": (lambda t: official_content(t, decoder={"a": t.zeros(3)}), "unknown entries: decoder; known: .*target_encoder"),
+    "wrong shape": (
+        lambda t: official_content(t, tensors={"blocks.2.norm1.bias": t.zeros(35)}),
+        r"shape: blocks.2.norm1.bias is \(35,\), needed \(36,\)",
+    ),
+    "missing": (
+        lambda t: official_content(t, tensors={"blocks.1.norm1.bias": None, "norm.weight": None}),
+        r"2 tensors do not fit\):\n  missing: norm.weight \(36,\)\n  missing: blocks.1.norm1.bias",
+    ),
+    "whole block missing": (
+        lambda t: official_content(
+            t, tensors={name: None for name in inference.official_shapes(ENCODER) if name.startswith("blocks.1.")}
+        ),
+        "missing: blocks.1.norm1",
+    ),
+    "unknown tensor": (
+        lambda t: official_content(t, tensors={"cls_token": t.zeros(1, 1, 36)}),
+        r"unknown: cls_token \(1, 1, 36\)",
+    ),
+    "unknown entry": (
+        lambda t: official_content(t, decoder={"a": t.zeros(3)}),
+        "unknown entries: decoder; known: .*target_encoder",
+    ),
     "not a network": (lambda t: official_content(t, predictor={"a": t.zeros(3)}), "is no predictor: it has no"),
     "not a dict": (lambda t: [t.zeros(3)], "holds a list; needed: a dict of networks"),
     "nothing": (lambda t: {"epoch": 3}, "holds no network; it has epoch"),
@@ -447,9 +529,18 @@ def test_a_probe_is_no_encoder_and_can_be_joined(tmp_path, capsys):
     with pytest.raises(WeightsError, match="probe 2 is not there: these weights hold probes 0 to 1"):
         jepa_jax.load(joined, probe=2)
     capsys.readouterr()
-    refused(tmp_path / "backbone", "nothing to join: SRC has no probe", tmp_path, capsys, "--join", str(tmp_path / "probes"))
+    refused(
+        tmp_path / "backbone", "nothing to join: SRC has no probe", tmp_path, capsys, "--join", str(tmp_path / "probes")
+    )
     store.write(make_bundle(AttentiveProbe(30, 2, 3, outputs=(("label", 5),))), tmp_path / "narrow")
-    refused(tmp_path / "narrow", "features of width 30, this encoder has 36", tmp_path, capsys, "--join", str(tmp_path / "backbone"))
+    refused(
+        tmp_path / "narrow",
+        "features of width 30, this encoder has 36",
+        tmp_path,
+        capsys,
+        "--join",
+        str(tmp_path / "backbone"),
+    )
 
 
 def test_destinations_are_never_overwritten(tmp_path, capsys):
@@ -479,8 +570,12 @@ def test_report_without_destination_writes_nothing(tmp_path, capsys):
 
 
 def test_flags_are_checked(capsys):
-    for flags, message in ((["--heads", "encoder"], "is not NETWORK=N"), (["--heads", "decoder=3"], "is not NETWORK=N"),
-                           (["--too", "x"], "unrecognized|ambiguous"), (["--protocol", "imagenet"], "invalid choice")):
+    for flags, message in (
+        (["--heads", "encoder"], "is not NETWORK=N"),
+        (["--heads", "decoder=3"], "is not NETWORK=N"),
+        (["--too", "x"], "unrecognized|ambiguous"),
+        (["--protocol", "imagenet"], "invalid choice"),
+    ):
         with pytest.raises(SystemExit):
             convert.main(["a", "b", *flags])
         assert re.search(message, capsys.readouterr().err)
@@ -523,7 +618,12 @@ def test_protocols_of_released_classifiers(tmp_path):
     assert store.read(folder, Hints(protocol="ssv2-vitl")).protocol == released.PROTOCOLS["ssv2-vitl"]
     with pytest.raises(WeightsError, match="protocol 'ucf' is unknown; choose one of ssv2-vitl"):
         store.read(folder, Hints(protocol="ucf"))
-    assert released.PROTOCOLS["ssv2-vitg384"].frames == 64 and released.PROTOCOLS["diving48-vitg384"].layers == (24, 29, 34, 39)
+    assert released.PROTOCOLS["ssv2-vitg384"].frames == 64 and released.PROTOCOLS["diving48-vitg384"].layers == (
+        24,
+        29,
+        34,
+        39,
+    )
 
 
 def test_hub_names_come_from_the_cache(tmp_path, monkeypatch):
@@ -535,7 +635,9 @@ def test_hub_names_come_from_the_cache(tmp_path, monkeypatch):
     store.write(BUNDLES["one encoder"], snapshot, "huggingface")
     monkeypatch.chdir(tmp_path)
     fetch = huggingface_hub.snapshot_download
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: fetch(*a, cache_dir=tmp_path, local_files_only=True, **k))
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *a, **k: fetch(*a, cache_dir=tmp_path, local_files_only=True, **k)
+    )
     assert hub.is_name("someone/tiny")
     assert_same(store.read("someone/tiny"), BUNDLES["one encoder"])
     with pytest.raises(WeightsError, match="nobody/nothing is no path here, and no model could be downloaded"):

@@ -62,7 +62,8 @@ def write_random_weights(folder, size, crop_size):
     """
     encoder = make_encoder(size, positions="rope")
     modules = {"encoder": encoder, "predictor": MaskedPredictor(output_dim=encoder.width)}
-    networks = {name: Network(module, random_params(module, seed)) for seed, (name, module) in enumerate(modules.items())}
+    networks = {name: Network(module, random_params(module, seed))
+                for seed, (name, module) in enumerate(modules.items())}
     store.write(Bundle(networks, Preprocessing(crop_size=crop_size)), folder, "huggingface")
 
 
@@ -188,7 +189,9 @@ def _measure_run(sides, folder, clip, scratch, repeats):
             memory["peak_rss_bytes"] = max(memory.values())
             facts, (wall, cpu) = remote.call("describe")[0]
             times[name] = report.Times(wall[1:], cpu[1:])
-            run[name] |= facts | {"first_ms": wall[0], "encode_ms": report.spread(wall[1:]), "encode_cpu_ms": report.spread(cpu[1:])}
+            run[name] |= facts | {
+                "first_ms": wall[0], "encode_ms": report.spread(wall[1:]), "encode_cpu_ms": report.spread(cpu[1:]),
+            }
             path = os.path.join(scratch, f"{name}.npy")
             memory["device_peak_bytes"] = remote.call("save", path)[0]
             tokens[name] = np.load(path)

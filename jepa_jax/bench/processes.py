@@ -48,7 +48,8 @@ class Remote:
         except (EOFError, ConnectionResetError) as error:
             self._process.join()
             code = self._process.exitcode
-            reason = f"by signal {-code}, perhaps for lack of memory" if code < 0 else f"with exit status {code}, see above"
+            reason = (f"by signal {-code}, perhaps for lack of memory" if code < 0
+                      else f"with exit status {code}, see above")
             raise ChildProcessError(f"the process of {self._what} ended {reason}") from error
 
     def __enter__(self):

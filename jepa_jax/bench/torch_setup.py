@@ -1,4 +1,7 @@
-"""Find and set up PyTorch and transformers, which are optional; free of JAX, so that its memory is not counted as theirs."""
+"""Find and set up PyTorch and transformers, which are optional.
+
+This file imports no JAX, whose memory would then count as theirs.
+"""
 
 from jepa_jax.bench import report
 

@@ -29,7 +29,11 @@ def _action_predictor_inputs(predictor):
 
     extrinsics = per_frame(predictor.extrinsics_dim) if predictor.use_extrinsics else None
     return (
-        per_frame(predictor.output_dim), per_frame(predictor.action_dim), per_frame(predictor.state_dim), extrinsics, (1, 1)
+        per_frame(predictor.output_dim),
+        per_frame(predictor.action_dim),
+        per_frame(predictor.state_dim),
+        extrinsics,
+        (1, 1),
     )
 
 

@@ -107,7 +107,9 @@ class Bundle:
 
     def probes(self):
         """Return the names of the probes, in order."""
-        return sorted((name for name in self.networks if name.startswith(PROBE)), key=lambda name: int(name[len(PROBE):]))
+        return sorted(
+            (name for name in self.networks if name.startswith(PROBE)), key=lambda name: int(name[len(PROBE) :])
+        )
 
     def choose_probe(self, index=0):
         """Return the name of a probe by its number in the file.
@@ -134,8 +136,10 @@ class Bundle:
                 return wanted
         have = ", ".join(self.networks)
         if name is None and self.probes():
-            raise WeightsError(f"a probe where an encoder is expected: these weights hold {have} only. Join them with "
-                               "their encoder: python -m jepa_jax.convert PROBE DST --join ENCODER")
+            raise WeightsError(
+                f"a probe where an encoder is expected: these weights hold {have} only. Join them with "
+                "their encoder: python -m jepa_jax.convert PROBE DST --join ENCODER"
+            )
         raise WeightsError(f"these weights have no {name or 'encoder'}; they hold: {have}")
 
 
@@ -164,11 +168,18 @@ def combine(probe, backbone):
     encoder = backbone.networks[backbone.choose_encoder()].module
     for name, network in probes.items():
         if network.module.width != encoder.width:
-            raise WeightsError(f"{name} takes features of width {network.module.width}, this encoder has {encoder.width}")
+            raise WeightsError(
+                f"{name} takes features of width {network.module.width}, this encoder has {encoder.width}"
+            )
     rest = {name: network for name, network in backbone.networks.items() if not name.startswith(PROBE)}
     provenance = backbone.provenance | {"probe": probe.provenance}
-    return dataclasses.replace(probe, networks=rest | probes, preprocessing=backbone.preprocessing,
-                               provenance=provenance, notes=(*backbone.notes, *probe.notes))
+    return dataclasses.replace(
+        probe,
+        networks=rest | probes,
+        preprocessing=backbone.preprocessing,
+        provenance=provenance,
+        notes=(*backbone.notes, *probe.notes),
+    )
 
 
 def network_sha256(params):
@@ -226,12 +237,17 @@ def check_tensors(found, expected, what, allowed=()):
     """
     problems = [f"missing: {name} {expected[name]}" for name in expected if name not in found]
     problems += [f"unknown: {name} {found[name]}" for name in found if name not in expected and name not in allowed]
-    problems += [f"shape: {name} is {found[name]}, needed {expected[name]}"
-                 for name in expected if name in found and tuple(found[name]) != tuple(expected[name])]
+    problems += [
+        f"shape: {name} is {found[name]}, needed {expected[name]}"
+        for name in expected
+        if name in found and tuple(found[name]) != tuple(expected[name])
+    ]
     if problems:
         more = [f"and {len(problems) - _SHOWN} more"] * (len(problems) > _SHOWN)
         lines = "\n  ".join(problems[:_SHOWN] + more)
-        raise WeightsError(f"{what} does not hold the network it should ({len(problems)} tensors do not fit):\n  {lines}")
+        raise WeightsError(
+            f"{what} does not hold the network it should ({len(problems)} tensors do not fit):\n  {lines}"
+        )
 
 
 def check_values(tensors, what):

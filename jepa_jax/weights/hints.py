@@ -59,12 +59,16 @@ def decide_heads(kind, width, hints, notes):
     heads = hints.heads.get(kind, released.HEADS.get((kind, width)))
     if heads is None:
         divisors = [n for n in range(1, width) if width % n == 0 and width // n >= _MIN_HEAD_DIM]
-        raise WeightsError(f"the {kind} is {width} channels wide, which is no released size, and weights do not show the "
-                           f"number of attention heads; give it: --heads {kind}=N, N one of {divisors}")
+        raise WeightsError(
+            f"the {kind} is {width} channels wide, which is no released size, and weights do not show the "
+            f"number of attention heads; give it: --heads {kind}=N, N one of {divisors}"
+        )
     if heads < 1 or width % heads:
         raise WeightsError(f"{kind}: {heads} heads do not divide its width {width}")
     if kind not in hints.heads:
-        notes.append(f"{kind}: {heads} attention heads, which weights do not show; released ones of this width have them")
+        notes.append(
+            f"{kind}: {heads} attention heads, which weights do not show; released ones of this width have them"
+        )
     return heads
 
 
@@ -89,7 +93,8 @@ def decide_size(width, depth, hidden, activation, hints, notes):
         if wanted != key:
             raise WeightsError(
                 f"the weights are not {hints.size} (width {wanted[0]}, depth {wanted[1]}, MLP {wanted[2]}): they have "
-                f"width {width}, depth {depth}, MLP {hidden}" + (f", which is {' or '.join(fitting)}" if fitting else "")
+                f"width {width}, depth {depth}, MLP {hidden}"
+                + (f", which is {' or '.join(fitting)}" if fitting else "")
             )
         fitting = [hints.size.removesuffix("_rope")]
     if not fitting:
@@ -97,12 +102,17 @@ def decide_size(width, depth, hidden, activation, hints, notes):
     heads = {name: encoder_size(name)["num_heads"] for name in fitting}
     asked = hints.heads.get("encoder")
     if asked is not None and asked not in heads.values():
-        raise WeightsError(f"{asked} heads for the encoder contradict its size: "
-                           + ", ".join(f"{name} has {number}" for name, number in heads.items()))
+        raise WeightsError(
+            f"{asked} heads for the encoder contradict its size: "
+            + ", ".join(f"{name} has {number}" for name, number in heads.items())
+        )
     order = sorted(fitting, key=lambda name: (heads[name] != asked, name not in released.PREFERRED_SIZES))
     if len(fitting) > 1 and asked is None:
-        notes.append(f"encoder: {order[0]} with {heads[order[0]]} heads, as released; by its shapes it could be "
-                     + ", ".join(f"{name} ({heads[name]} heads)" for name in order[1:]) + " (--size)")
+        notes.append(
+            f"encoder: {order[0]} with {heads[order[0]]} heads, as released; by its shapes it could be "
+            + ", ".join(f"{name} ({heads[name]} heads)" for name in order[1:])
+            + " (--size)"
+        )
     return {key: value for key, value in encoder_size(order[0]).items() if key != "positions"}
 
 
@@ -120,7 +130,8 @@ def mlp_ratio(width, hidden, activation):
     Raises:
       WeightsError: if there is none, which no real network has.
     """
-    # The wide gated form keeps two thirds of it, rounded up to a multiple of 8; the quotient may be a rounding too small.
+    # The wide gated form keeps two thirds of it, rounded up to a multiple of 8. The quotient may
+    # be a rounding too small.
     start = hidden / width if activation != "swiglu_wide" else (3 * (hidden - 4) / 2) / width
     for ratio in (*sorted({encoder_size(name)["mlp_ratio"] for name in NAMES}), start, start * (1 + 1e-12)):
         if mlp_hidden_dim(width, ratio, activation) == hidden:

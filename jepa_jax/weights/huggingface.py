@@ -15,6 +15,7 @@ from jepa_jax.models.layers import mlp_hidden_dim
 from jepa_jax.weights import inference, native, runs, tensors
 from jepa_jax.weights.bundle import PROBE, Bundle, Network, Preprocessing, WeightsError, check_tensors, check_values
 from jepa_jax.weights.hints import Hints
+from jepa_jax.weights.huggingface_names import MASK_TOKENS, from_official, to_official
 from jepa_jax.weights.released import find_protocol
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -29,75 +30,31 @@ _PROBE_MLP_RATIO = 4.0
 
 # Values that transformers leaves out of config.json where they are the default. Source: (HF) configuration_vjepa2.py.
 _DEFAULTS = {
-    "patch_size": 16, "crop_size": 256, "frames_per_clip": 64, "tubelet_size": 2, "hidden_size": 1024, "in_chans": 3,
-    "num_attention_heads": 16, "num_hidden_layers": 24, "mlp_ratio": 4.0, "layer_norm_eps": 1e-6, "qkv_bias": True,
-    "hidden_act": "gelu", "num_pooler_layers": 3, "pred_hidden_size": 384, "pred_num_attention_heads": 12,
-    "pred_num_hidden_layers": 12, "pred_num_mask_tokens": 10, "pred_mlp_ratio": 4.0,
+    "patch_size": 16,
+    "crop_size": 256,
+    "frames_per_clip": 64,
+    "tubelet_size": 2,
+    "hidden_size": 1024,
+    "in_chans": 3,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 24,
+    "mlp_ratio": 4.0,
+    "layer_norm_eps": 1e-6,
+    "qkv_bias": True,
+    "hidden_act": "gelu",
+    "num_pooler_layers": 3,
+    "pred_hidden_size": 384,
+    "pred_num_attention_heads": 12,
+    "pred_num_hidden_layers": 12,
+    "pred_num_mask_tokens": 10,
+    "pred_mlp_ratio": 4.0,
+}
+_ROPE_NOTES = {
+    "input": "rotary positions by the real input, as in training; transformers goes by config.crop_size, which is the "
+    "same at that size",
+    "config": "rotary positions by the configured size, as in transformers; wrong for inputs of another size",
 }
 _ONLY = {"in_chans": 3, "qkv_bias": True, "hidden_act": "gelu"}
-
-# Official name (pattern) -> names here; a tuple holds the equal parts of a fused matrix, in order.
-_NAMES = [(re.compile(f"{old}\\.(weight|bias)"), new) for old, new in (
-    (r"patch_embed\.proj", "encoder.embeddings.patch_embeddings.proj"),
-    (r"norm", "encoder.layernorm"),
-    (r"blocks\.(\d+)\.attn\.qkv", tuple(rf"encoder.layer.\1.attention.{part}" for part in ("query", "key", "value"))),
-    (r"blocks\.(\d+)\.attn\.proj", r"encoder.layer.\1.attention.proj"),
-    (r"blocks\.(\d+)\.(norm1|norm2|mlp\.fc1|mlp\.fc2)", r"encoder.layer.\1.\2"),
-    (r"predictor_embed", "predictor.embeddings.predictor_embeddings"),
-    (r"predictor_norm", "predictor.layernorm"),
-    (r"predictor_proj", "predictor.proj"),
-    (r"predictor_blocks\.(\d+)\.attn\.qkv", tuple(rf"predictor.layer.\1.attention.{part}" for part in ("query", "key", "value"))),
-    (r"predictor_blocks\.(\d+)\.attn\.proj", r"predictor.layer.\1.attention.proj"),
-    (r"predictor_blocks\.(\d+)\.(norm1|norm2|mlp\.fc1|mlp\.fc2)", r"predictor.layer.\1.\2"),
-    (r"pooler\.cross_attention_block\.norm(\d)", r"pooler.cross_attention_layer.layer_norm\1"),
-    (r"pooler\.cross_attention_block\.xattn\.q", "pooler.cross_attention_layer.cross_attn.q_proj"),
-    (r"pooler\.cross_attention_block\.xattn\.kv", tuple(f"pooler.cross_attention_layer.cross_attn.{part}_proj" for part in "kv")),
-    (r"pooler\.cross_attention_block\.(mlp\.fc1|mlp\.fc2)", r"pooler.cross_attention_layer.\1"),
-    (r"pooler\.blocks\.(\d+)\.norm(\d)", r"pooler.self_attention_layers.\1.layer_norm\2"),
-    (r"pooler\.blocks\.(\d+)\.attn\.qkv", tuple(rf"pooler.self_attention_layers.\1.self_attn.{part}_proj" for part in "qkv")),
-    (r"pooler\.blocks\.(\d+)\.attn\.proj", r"pooler.self_attention_layers.\1.self_attn.out_proj"),
-    (r"pooler\.blocks\.(\d+)\.(mlp\.fc1|mlp\.fc2)", r"pooler.self_attention_layers.\1.\2"),
-    (r"linear", "classifier"),
-)]
-_QUERIES = "pooler.query_tokens"
-_OFFICIAL_MASK_TOKEN = re.compile(r"mask_tokens\.(\d+)")
-_MASK_TOKENS = "predictor.embeddings.mask_tokens"
-
-
-def _parts(official):
-    """Return the names here of an official tensor, in the order in which they are joined."""
-    for pattern, new in _NAMES:
-        if match := pattern.fullmatch(official):
-            return [f"{match.expand(part)}.{match[match.lastindex]}" for part in (new if isinstance(new, tuple) else (new,))]
-    if official == _QUERIES:
-        return [_QUERIES]
-    raise WeightsError(f"Hugging Face has no place for {official}")
-
-
-def from_official(state):
-    """Rename and split official tensors, of one or more networks, into those of transformers, without prefix."""
-    found, tokens = {}, {}
-    for official, value in state.items():
-        if match := _OFFICIAL_MASK_TOKEN.fullmatch(official):
-            tokens[int(match[1])] = value
-            continue
-        parts = _parts(official)
-        found |= zip(parts, np.split(value, len(parts)))
-    if tokens:
-        found[_MASK_TOKENS] = np.stack([tokens[i] for i in range(len(tokens))])
-    return found
-
-
-def to_official(found, names):
-    """Invert `from_official` for the official `names`."""
-    state = {}
-    for official in names:
-        if match := _OFFICIAL_MASK_TOKEN.fullmatch(official):
-            state[official] = found[_MASK_TOKENS][int(match[1])]
-        else:
-            parts = [found[part] for part in _parts(official)]
-            state[official] = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return state
 
 
 def read(path, hints=None):
@@ -141,16 +98,18 @@ def _surround(path, config, networks, hints):
         with open(card, encoding="utf-8") as file:
             rest = native.read_card(file.read(), card)[2]
         provenance, notes, labels, protocol = rest.provenance, rest.notes, rest.labels, rest.protocol
-    notes += (f"rotary positions by the {hints.rope_grid} grid" + (
-        ", as the official code and training do; transformers reads them off config.crop_size, which is the same at that size"
-        if hints.rope_grid == "input" else ", as transformers does"),)
+    notes += (_ROPE_NOTES[hints.rope_grid],)
     if _PROBE_NAME in networks:
         labels = hints.labels or labels or _labels(config)
         protocol = find_protocol(hints.protocol) if hints.protocol else protocol or _known_protocol(path, config)
         notes += ("the probe gets the last layer only, as in transformers",)
-    provenance = provenance | {"format": "huggingface", "source": os.path.basename(os.path.abspath(path)),
-                               "source_sha256": tensors.file_sha256(os.path.join(path, WEIGHTS))
-                               if os.path.isfile(os.path.join(path, WEIGHTS)) else tensors.file_sha256(path)}
+    provenance = provenance | {
+        "format": "huggingface",
+        "source": os.path.basename(os.path.abspath(path)),
+        "source_sha256": tensors.file_sha256(os.path.join(path, WEIGHTS))
+        if os.path.isfile(os.path.join(path, WEIGHTS))
+        else tensors.file_sha256(path),
+    }
     return Bundle(networks, _read_processor(path, config), labels, protocol, provenance, tuple(dict.fromkeys(notes)))
 
 
@@ -203,20 +162,25 @@ def _compare(config, found, what):
         "patch_size": (config["patch_size"], kernel[3]),
         "tubelet_size": (config["tubelet_size"], kernel[2]),
         "num_hidden_layers": (config["num_hidden_layers"], layers("encoder.layer.")),
-        "mlp_ratio (hidden channels)": (mlp_hidden_dim(width, config["mlp_ratio"], "gelu"), first("encoder.layer.0.mlp.fc1.weight")),
+        "mlp_ratio (hidden channels)": (
+            mlp_hidden_dim(width, config["mlp_ratio"], "gelu"),
+            first("encoder.layer.0.mlp.fc1.weight"),
+        ),
     }
     if predictor_width is not None:
         seen |= {
             "pred_hidden_size": (config["pred_hidden_size"], predictor_width),
             "pred_num_hidden_layers": (config["pred_num_hidden_layers"], layers("predictor.layer.")),
-            "pred_num_mask_tokens": (config["pred_num_mask_tokens"], first(_MASK_TOKENS)),
+            "pred_num_mask_tokens": (config["pred_num_mask_tokens"], first(MASK_TOKENS)),
         }
     if "classifier.bias" in shape:
         seen |= {
             "num_pooler_layers": (config["num_pooler_layers"], layers("pooler.self_attention_layers.")),
             "number of labels": (len(_labels(config)), first("classifier.bias")),
         }
-    wrong = [f"{key}: {said} in the config, {there} in the weights" for key, (said, there) in seen.items() if said != there]
+    wrong = [
+        f"{key}: {said} in the config, {there} in the weights" for key, (said, there) in seen.items() if said != there
+    ]
     if wrong:
         raise WeightsError(f"{what} contradicts the weights:\n  " + "\n  ".join(wrong))
 
@@ -230,20 +194,39 @@ def _modules(config, found, hints):
     side = config["crop_size"] // config["patch_size"]
     grid = (max(1, config["frames_per_clip"] // config["tubelet_size"]), side, side)
     eps, width = config["layer_norm_eps"], config["hidden_size"]
-    modules = {"encoder": VideoEncoder(
-        width, config["num_hidden_layers"], config["num_attention_heads"], config["mlp_ratio"], config["patch_size"],
-        config["tubelet_size"], norm_eps=eps, table_grid=grid, rope_grid=grid[1:] if hints.rope_grid == "config" else None,
-    )}
+    modules = {
+        "encoder": VideoEncoder(
+            width,
+            config["num_hidden_layers"],
+            config["num_attention_heads"],
+            config["mlp_ratio"],
+            config["patch_size"],
+            config["tubelet_size"],
+            norm_eps=eps,
+            table_grid=grid,
+            rope_grid=grid[1:] if hints.rope_grid == "config" else None,
+        )
+    }
     if any(name.startswith("predictor.") for name in found):
         modules["predictor"] = MaskedPredictor(
-            width, config["pred_hidden_size"], config["pred_num_hidden_layers"], config["pred_num_attention_heads"],
-            config["pred_mlp_ratio"], config["pred_num_mask_tokens"], norm_eps=eps, table_grid=grid,
+            width,
+            config["pred_hidden_size"],
+            config["pred_num_hidden_layers"],
+            config["pred_num_attention_heads"],
+            config["pred_mlp_ratio"],
+            config["pred_num_mask_tokens"],
+            norm_eps=eps,
+            table_grid=grid,
         )
     if "classifier.bias" in found:
-        # Parity: transformers gives the pooler the encoder's epsilon and number of heads, the official probe has its own.
+        # Parity: transformers gives the pooler the encoder's epsilon and heads, the official probe has its own.
         modules[_PROBE_NAME] = AttentiveProbe(
-            width, config["num_pooler_layers"] + 1, config["num_attention_heads"], _PROBE_MLP_RATIO,
-            outputs=(("label", len(found["classifier.bias"])),), norm_eps=eps,
+            width,
+            config["num_pooler_layers"] + 1,
+            config["num_attention_heads"],
+            _PROBE_MLP_RATIO,
+            outputs=(("label", len(found["classifier.bias"])),),
+            norm_eps=eps,
         )
     return modules
 
@@ -270,7 +253,9 @@ def _read_processor(path, config):
     crop = crop["height"] if isinstance(crop, dict) else crop
     short = content.get("size", {}).get("shortest_edge", usual.short_side)
     if content.get("resample", _BILINEAR) != _BILINEAR:
-        raise WeightsError(f"{what} asks for resample {content['resample']}; this code resizes bilinearly ({_BILINEAR})")
+        raise WeightsError(
+            f"{what} asks for resample {content['resample']}; this code resizes bilinearly ({_BILINEAR})"
+        )
     mean, std = (tuple(content.get(key, getattr(usual, key[6:]))) for key in ("image_mean", "image_std"))
     return Preprocessing(crop, short, config["frames_per_clip"], mean=mean, std=std)
 
@@ -292,8 +277,10 @@ def write(bundle, path):
         raise WeightsError(f"a Hugging Face model needs a predictor; these weights hold {', '.join(bundle.networks)}")
     chosen["predictor"] = bundle.networks["predictor"]
     if len(bundle.probes()) > 1:
-        raise WeightsError(f"a Hugging Face classifier has one probe; these weights hold {', '.join(bundle.probes())}: choose one "
-                           "with --networks")
+        raise WeightsError(
+            f"a Hugging Face classifier has one probe; these weights hold {', '.join(bundle.probes())}: choose one "
+            "with --networks"
+        )
     if bundle.probes():
         chosen[_PROBE_NAME] = bundle.networks[bundle.choose_probe()]
     config = _config(bundle, {name: network.module for name, network in chosen.items()})
@@ -301,12 +288,19 @@ def write(bundle, path):
     for network in chosen.values():
         found |= from_official(inference.to_official(network.module, network.params))
     if bundle.probes():
-        found = {name if name.startswith(("pooler.", "classifier.")) else _PREFIX + name: value for name, value in found.items()}
+        found = {
+            name if name.startswith(("pooler.", "classifier.")) else _PREFIX + name: value
+            for name, value in found.items()
+        }
     provenance = {"encoder": encoder} | bundle.provenance
     kept = dataclasses.replace(bundle, networks=chosen, provenance=provenance)
     with tensors.whole_output(path, folder=True) as folder:
         tensors.write_safetensors(found, os.path.join(folder, WEIGHTS))
-        for name, content in ((CONFIG, config), (_PROCESSOR, _processor(bundle.preprocessing)), (_CARD, native.card(kept))):
+        for name, content in (
+            (CONFIG, config),
+            (_PROCESSOR, _processor(bundle.preprocessing)),
+            (_CARD, native.card(kept)),
+        ):
             with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
                 json.dump(content, file, indent=2)
                 file.write("\n")
@@ -316,19 +310,30 @@ def _config(bundle, modules):
     encoder, predictor, probe = (modules.get(name) for name in ("encoder", "predictor", _PROBE_NAME))
     _refuse_foreign(bundle, encoder, predictor, probe)
     config = {
-        "architectures": [_CLASSIFIER if probe else _MODEL], "model_type": "vjepa2", "dtype": "float32", **_ONLY,
-        "patch_size": encoder.patch_size, "tubelet_size": encoder.tubelet_size,
-        "crop_size": bundle.preprocessing.crop_size, "frames_per_clip": bundle.preprocessing.frames,
-        "hidden_size": encoder.width, "num_hidden_layers": encoder.depth, "num_attention_heads": encoder.num_heads,
-        "mlp_ratio": encoder.mlp_ratio, "layer_norm_eps": encoder.norm_eps,
-        "pred_hidden_size": predictor.width, "pred_num_hidden_layers": predictor.depth,
-        "pred_num_attention_heads": predictor.num_heads, "pred_num_mask_tokens": predictor.num_mask_tokens,
+        "architectures": [_CLASSIFIER if probe else _MODEL],
+        "model_type": "vjepa2",
+        "dtype": "float32",
+        **_ONLY,
+        "patch_size": encoder.patch_size,
+        "tubelet_size": encoder.tubelet_size,
+        "crop_size": bundle.preprocessing.crop_size,
+        "frames_per_clip": bundle.preprocessing.frames,
+        "hidden_size": encoder.width,
+        "num_hidden_layers": encoder.depth,
+        "num_attention_heads": encoder.num_heads,
+        "mlp_ratio": encoder.mlp_ratio,
+        "layer_norm_eps": encoder.norm_eps,
+        "pred_hidden_size": predictor.width,
+        "pred_num_hidden_layers": predictor.depth,
+        "pred_num_attention_heads": predictor.num_heads,
+        "pred_num_mask_tokens": predictor.num_mask_tokens,
         "pred_mlp_ratio": predictor.mlp_ratio,
     }
     if probe:
         labels = bundle.labels or tuple(f"LABEL_{i}" for i in range(probe.outputs[0][1]))
         config |= {
-            "num_pooler_layers": probe.depth - 1, "id2label": {str(i): label for i, label in enumerate(labels)},
+            "num_pooler_layers": probe.depth - 1,
+            "id2label": {str(i): label for i, label in enumerate(labels)},
             "label2id": {label: i for i, label in enumerate(labels)},
         }
     return config
@@ -339,14 +344,20 @@ def _refuse_foreign(bundle, encoder, predictor, probe):
     problems = []
     for name, module in (("encoder", encoder), ("predictor", predictor)):
         wanted = {"positions": "rope", "rope_layout": "tiled", "activation": "gelu", "norm_eps": encoder.norm_eps}
-        problems += [f"{name}: {key} {getattr(module, key)!r}, transformers has {value!r}"
-                     for key, value in wanted.items() if getattr(module, key) != value]
+        problems += [
+            f"{name}: {key} {getattr(module, key)!r}, transformers has {value!r}"
+            for key, value in wanted.items()
+            if getattr(module, key) != value
+        ]
     if encoder.table_grid[0] == 1 and encoder.tubelet_size == 1:
         problems.append("encoder: it takes images, transformers has video encoders only")
     if probe:
         wanted = {"num_heads": encoder.num_heads, "norm_eps": encoder.norm_eps, "mlp_ratio": _PROBE_MLP_RATIO}
-        problems += [f"probe: {key} {getattr(probe, key)}, transformers gives it {value}"
-                     for key, value in wanted.items() if getattr(probe, key) != value]
+        problems += [
+            f"probe: {key} {getattr(probe, key)}, transformers gives it {value}"
+            for key, value in wanted.items()
+            if getattr(probe, key) != value
+        ]
         if len(probe.outputs) != 1:
             problems.append(f"probe: {len(probe.outputs)} outputs, transformers has one")
         if bundle.protocol and bundle.protocol.layers:
@@ -357,9 +368,15 @@ def _refuse_foreign(bundle, encoder, predictor, probe):
 
 def _processor(preprocessing):
     return {
-        "video_processor_type": "VJEPA2VideoProcessor", "do_resize": True, "do_center_crop": True, "do_rescale": True,
-        "do_normalize": True, "rescale_factor": 1 / 255, "resample": _BILINEAR,
+        "video_processor_type": "VJEPA2VideoProcessor",
+        "do_resize": True,
+        "do_center_crop": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "rescale_factor": 1 / 255,
+        "resample": _BILINEAR,
         "size": {"shortest_edge": preprocessing.short_side},
         "crop_size": {"height": preprocessing.crop_size, "width": preprocessing.crop_size},
-        "image_mean": list(preprocessing.mean), "image_std": list(preprocessing.std),
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
     }

@@ -44,7 +44,9 @@ def infer(kind, state, hints, notes, what, encoder=None):
         return _INFER[kind](state, hints, notes, encoder)
     except KeyError as error:
         names = ", ".join(sorted(state)[:5])
-        raise WeightsError(f"{what} is no {kind.replace('_', ' ')}: it has no {error}; it holds {names}, ...") from error
+        raise WeightsError(
+            f"{what} is no {kind.replace('_', ' ')}: it has no {error}; it holds {names}, ..."
+        ) from error
     except WeightsError as error:
         raise WeightsError(f"{what}: {error}") from error
 
@@ -66,7 +68,9 @@ def _encoder(state, hints, notes, _):
     kernel = state["patch_embed.proj.weight"].shape
     depth, hidden, activation = _blocks(state, "blocks.")
     if not depth or len(kernel) not in (4, 5) or kernel[1] != 3 or kernel[-1] != kernel[-2]:
-        raise WeightsError(f"no video encoder: {depth} blocks, patch kernel {kernel}; needed: (width, 3, [tubelet,] patch, patch)")
+        raise WeightsError(
+            f"no video encoder: {depth} blocks, patch kernel {kernel}; needed: (width, 3, [tubelet,] patch, patch)"
+        )
     width, patch, is_image = kernel[0], kernel[-1], len(kernel) == 4
     tubelet = 1 if is_image else kernel[2]
     size = decide_size(width, depth, hidden, activation, hints, notes)
@@ -87,8 +91,10 @@ def _uniform_power(table, grid):
             wanted = sincos_table(table.shape[2], grid, uniform)
             if wanted.shape == table.shape[1:] and np.allclose(wanted, table[0], atol=1e-5):
                 return uniform
-    raise WeightsError(f"the position table {table.shape} is not that of a token grid {grid}; give the size of the clips "
-                       "in training: --frames and --crop-size")
+    raise WeightsError(
+        f"the position table {table.shape} is not that of a token grid {grid}; give the size of the clips "
+        "in training: --frames and --crop-size"
+    )
 
 
 def _predictor(state, hints, notes, encoder):
@@ -98,7 +104,11 @@ def _predictor(state, hints, notes, encoder):
     fields = {} if encoder is None else {"table_grid": encoder.table_grid}
     if hints.positions == "sincos":
         grid = fields.get("table_grid", MaskedPredictor.table_grid)
-        fields = {"positions": "sincos", "table_grid": grid, "uniform_power": _uniform_power(state["predictor_pos_embed"], grid)}
+        fields = {
+            "positions": "sincos",
+            "table_grid": grid,
+            "uniform_power": _uniform_power(state["predictor_pos_embed"], grid),
+        }
     heads = decide_heads("predictor", width, hints, notes)
     ratio = mlp_ratio(width, hidden, activation)
     return MaskedPredictor(output_dim, width, depth, heads, ratio, count, activation=activation, **fields)
@@ -112,19 +122,30 @@ def _action_predictor(state, hints, notes, encoder):
         notes.append("action_predictor: no camera extrinsics, as released; weights do not show it (--use-extrinsics)")
     fields = {} if encoder is None else {"grid": encoder.table_grid[1:]}
     return ActionPredictor(
-        output_dim, width, depth, decide_heads("action_predictor", width, hints, notes),
-        mlp_ratio(width, hidden, activation), use_extrinsics=hints.use_extrinsics, **dims, **fields,
+        output_dim,
+        width,
+        depth,
+        decide_heads("action_predictor", width, hints, notes),
+        mlp_ratio(width, hidden, activation),
+        use_extrinsics=hints.use_extrinsics,
+        **dims,
+        **fields,
     )
 
 
 def _probe(state, hints, notes, _):
     num_queries, width = state["pooler.query_tokens"].shape[1:]
     hidden = state["pooler.cross_attention_block.mlp.fc1.weight"].shape[0]
-    outputs = tuple((name, len(state[f"{official}.bias"])) for official, name in convert.PROBE_HEADS.items()
-                    if f"{official}.bias" in state)
+    outputs = tuple(
+        (name, len(state[f"{official}.bias"]))
+        for official, name in convert.PROBE_HEADS.items()
+        if f"{official}.bias" in state
+    )
     if len(outputs) != num_queries:
-        raise WeightsError(f"a probe with {num_queries} queries and {len(outputs)} linear heads; it needs one head per "
-                           f"query, out of {', '.join(convert.PROBE_HEADS)}")
+        raise WeightsError(
+            f"a probe with {num_queries} queries and {len(outputs)} linear heads; it needs one head per "
+            f"query, out of {', '.join(convert.PROBE_HEADS)}"
+        )
     heads = decide_heads("probe", width, hints, notes)
     depth = 1 + _blocks(state, "pooler.blocks.")[0]
     return AttentiveProbe(width, depth, heads, mlp_ratio(width, hidden, "gelu"), num_queries, outputs)
@@ -170,8 +191,11 @@ def refuse_unofficial(name, module):
     for field, allowed in _OFFICIAL.items():
         value = getattr(module, field, allowed[0])
         if value not in allowed:
-            raise WeightsError(f"{name} has {field}={value!r}, which the official code does not have; it knows {allowed[0]!r}")
+            raise WeightsError(
+                f"{name} has {field}={value!r}, which the official code does not have; it knows {allowed[0]!r}"
+            )
     eps = _OFFICIAL_EPS.get(kind_of(name), 1e-6)
     if module.norm_eps != eps:
-        raise WeightsError(f"{name} has norm_eps {module.norm_eps}, the official code has {eps} fixed: it would compute "
-                           "something else")
+        raise WeightsError(
+            f"{name} has norm_eps {module.norm_eps}, the official code has {eps} fixed: it would compute something else"
+        )

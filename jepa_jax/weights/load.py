@@ -42,6 +42,8 @@ def load(path, *, encoder=None, networks=None, dtype=None, probe=0, hints=None, 
         networks={name: network.module.clone(dtype=dtype) for name, network in found.items()},
         preprocessing=bundle.preprocessing,
         sha256={name: network.sha256 or network_sha256(network.params) for name, network in found.items()},
-        labels=bundle.labels, protocol=bundle.protocol, provenance=bundle.provenance,
+        labels=bundle.labels,
+        protocol=bundle.protocol,
+        provenance=bundle.provenance,
     )
     return model, {name: jax.device_put(network.params) for name, network in found.items()}

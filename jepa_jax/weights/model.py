@@ -92,8 +92,9 @@ class Model:
         Raises:
           KeyError: if these weights have no predictor.
         """
-        return _predict(self.networks["predictor"], params["predictor"], context, context_ids, target_ids, tuple(grid), mask_index)
-
+        return _predict(
+            self.networks["predictor"], params["predictor"], context, context_ids, target_ids, tuple(grid), mask_index
+        )
 
     def classify(self, params, views):
         """Compute class probabilities of one video.
@@ -112,12 +113,16 @@ class Model:
         Source: evals/video_classification_frozen/eval.py.
         """
         if "probe" not in self.networks:
-            raise WeightsError(f"no classifier: these weights hold {', '.join(self.networks)}; join a probe to its encoder: "
-                               "python -m jepa_jax.convert PROBE DST --join ENCODER")
+            raise WeightsError(
+                f"no classifier: these weights hold {', '.join(self.networks)}; join a probe to its encoder: "
+                "python -m jepa_jax.convert PROBE DST --join ENCODER"
+            )
         probe = self.networks["probe"]
         names = [name for name, _ in probe.outputs]
         if len(names) != 1:
-            raise WeightsError(f"this probe anticipates {', '.join(names)} from predicted features; it does not classify clips")
+            raise WeightsError(
+                f"this probe anticipates {', '.join(names)} from predicted features; it does not classify clips"
+            )
         layers = self.protocol.layers if self.protocol else ()
         # Clip by clip: the encoder needs far more memory than the tokens that are kept.
         tokens = [[self.encode(params, clip, layers).tokens for clip in segment] for segment in views]
@@ -132,8 +137,10 @@ def check_clip(clip):
       ValueError: if it is no RGB clip.
     """
     if clip.dtype != np.uint8:
-        raise TypeError(f"a clip is uint8 RGB in 0..255 (normalisation is the model's part), not {clip.dtype}; "
-                        "for normalised floats call model.encoder.apply")
+        raise TypeError(
+            f"a clip is uint8 RGB in 0..255 (normalisation is the model's part), not {clip.dtype}; "
+            "for normalised floats call model.encoder.apply"
+        )
     if clip.ndim not in (4, 5) or clip.shape[-1] != 3:
         raise ValueError(f"a clip is [T, H, W, 3] or [B, T, H, W, 3], not {list(clip.shape)}")
     return clip[None] if clip.ndim == 4 else clip

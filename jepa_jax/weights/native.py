@@ -16,8 +16,16 @@ from jepa_jax.models.spec import SpecError, build, describe
 from jepa_jax.training.state import tensor_names
 from jepa_jax.weights import tensors
 from jepa_jax.weights.bundle import (
-    Bundle, Network, Preprocessing, Protocol, WeightsError, check_tensors, check_values, count_params,
-    expected_shapes, network_sha256,
+    Bundle,
+    Network,
+    Preprocessing,
+    Protocol,
+    WeightsError,
+    check_tensors,
+    check_values,
+    count_params,
+    expected_shapes,
+    network_sha256,
 )
 
 FILE = "model.json"
@@ -34,7 +42,9 @@ def write(bundle, path):
     with tensors.whole_output(path, folder=True) as folder:
         for name, network in bundle.networks.items():
             names = tensor_names(network.params)
-            tensors.write_safetensors(dict(zip(names, jax.tree.leaves(network.params))), os.path.join(folder, name + _SUFFIX))
+            tensors.write_safetensors(
+                dict(zip(names, jax.tree.leaves(network.params))), os.path.join(folder, name + _SUFFIX)
+            )
         with open(os.path.join(folder, FILE), "w", encoding="utf-8") as file:
             json.dump({"format": _FORMAT, "version": _VERSION} | card(bundle), file, indent=1)
 
@@ -72,8 +82,12 @@ def read_card(text, what):
         modules = {name: build(entry["spec"]) for name, entry in content["networks"].items()}
         sha256 = {name: entry["sha256"] for name, entry in content["networks"].items()}
         rest = Bundle(
-            {}, _record(Preprocessing, content["preprocessing"]), _tuple(content["labels"]),
-            _record(Protocol, content["protocol"]), content["provenance"], tuple(content["notes"]),
+            {},
+            _record(Preprocessing, content["preprocessing"]),
+            _tuple(content["labels"]),
+            _record(Protocol, content["protocol"]),
+            content["provenance"],
+            tuple(content["notes"]),
         )
     except json.JSONDecodeError as error:
         raise WeightsError(f"{what} is not JSON: {error}") from error
@@ -108,8 +122,10 @@ def read(path, names=None, verify=False):
         check_tensors({key: value.shape for key, value in found.items()}, expected_shapes(module), file)
         networks[name] = Network(module, _nested(check_values(found, file)), sha256[name])
         if verify and network_sha256(networks[name].params) != sha256[name]:
-            raise WeightsError(f"{file} does not hold the weights that {FILE} names (sha256 {sha256[name]}): it was "
-                               "changed or damaged; convert again")
+            raise WeightsError(
+                f"{file} does not hold the weights that {FILE} names (sha256 {sha256[name]}): it was "
+                "changed or damaged; convert again"
+            )
     return dataclasses.replace(rest, networks=networks)
 
 

@@ -62,7 +62,9 @@ def read(path, hints=None):
     networks = {}
     for key, state in states.items():
         encoder = next((network.module for network in networks.values()), None)
-        module = described.get(key) or inference.infer(inference.kind_of(key), state, hints, notes, f"{path}: {key}", encoder)
+        module = described.get(key) or inference.infer(
+            inference.kind_of(key), state, hints, notes, f"{path}: {key}", encoder
+        )
         networks[key] = _network(key, module, state, hints, notes, f"{path}: {key}")
     if config:
         official_config.compare(config, networks, hints.config)
@@ -81,7 +83,9 @@ def _finish(networks, rest, known, hints, provenance, notes):
             notes.append(f"input of {CROP_SIZE} pixels assumed, which the weights do not show (--crop-size)")
         protocol = hints.protocol or (known.protocol if known else None)
         rest = Bundle(
-            {}, runs.preprocessing(hints.crop_size or CROP_SIZE, hints.frames or FRAMES) if has_encoder else None, hints.labels,
+            {},
+            runs.preprocessing(hints.crop_size or CROP_SIZE, hints.frames or FRAMES) if has_encoder else None,
+            hints.labels,
             released.find_protocol(protocol) if protocol else None,
         )
     kept = {key: value for key, value in rest.provenance.items() if key not in provenance}
@@ -99,8 +103,10 @@ def _load(path):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         reason = str(error).strip().splitlines()[-1]
-        raise WeightsError(f"{path} is refused: it is no checkpoint, or its pickle wants more than tensors, which could "
-                           f"run code ({reason})") from error
+        raise WeightsError(
+            f"{path} is refused: it is no checkpoint, or its pickle wants more than tensors, which could "
+            f"run code ({reason})"
+        ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         size = os.path.getsize(path)
         raise WeightsError(f"{path} ({size} bytes) is no whole PyTorch file: {str(error).splitlines()[0]}") from error
@@ -118,13 +124,20 @@ def import_torch(purpose):
     try:
         import torch
     except ImportError as error:
-        raise WeightsError(f"{purpose} .pt files needs PyTorch: pip install torch (its CPU build is enough). Hugging Face "
-                           "folders and our own need no PyTorch") from error
+        raise WeightsError(
+            f"{purpose} .pt files needs PyTorch: pip install torch (its CPU build is enough). Hugging Face "
+            "folders and our own need no PyTorch"
+        ) from error
     return torch
 
 
 def _harmless():
-    return [np.dtype, np.ndarray, np._core.multiarray.scalar, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8"))]
+    return [
+        np.dtype,
+        np.ndarray,
+        np._core.multiarray.scalar,
+        *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")),
+    ]
 
 
 def _refuse_unknown(content, path):
@@ -184,17 +197,20 @@ def write(bundle, path):
         inference.refuse_unofficial(name, network.module)
         state = inference.to_official(network.module, network.params)
         if name.startswith(PROBE):
-            probes.append({"module." + key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in state.items()})
+            probes.append(
+                {"module." + key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in state.items()}
+            )
         else:
             entry = _PREDICTOR if name == "action_predictor" else name
             content[entry] = {wrapper + key: torch.from_numpy(np.ascontiguousarray(v)) for key, v in state.items()}
     if {"predictor", "action_predictor"} <= bundle.networks.keys():
-        raise WeightsError("the official code has one predictor per file; these weights hold a masked and an "
-                           "action-conditioned one: choose with --networks")
+        raise WeightsError(
+            "the official code has one predictor per file; these weights hold a masked and an "
+            "action-conditioned one: choose with --networks"
+        )
     if probes:
         content[_PROBES] = probes
     content |= {key: bundle.provenance[key] for key in _FACTS if key in bundle.provenance}
     content[_CARD] = json.dumps(native.card(bundle))
     with tensors.whole_output(path, folder=False) as partial:
         torch.save(content, partial)
-

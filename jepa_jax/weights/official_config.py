@@ -29,8 +29,11 @@ def read_config(path):
     sections = ("model", "data")
     if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in sections):
         raise WeightsError(f"{path} is no config of an official training run: it needs the sections model and data")
-    missing = [key for section, key in (("model", "model_name"), ("data", "crop_size"), ("data", "dataset_fpcs"))
-               if key not in content[section]]
+    missing = [
+        key
+        for section, key in (("model", "model_name"), ("data", "crop_size"), ("data", "dataset_fpcs"))
+        if key not in content[section]
+    ]
     if missing:
         raise WeightsError(f"{path} lacks {', '.join(missing)}")
     return {key: content[key] for key in sections}
@@ -55,10 +58,14 @@ def add_to_hints(config, hints, what):
         "size": model["model_name"].removesuffix("_rope"),
         # The official default is the fixed table.
         "positions": "rope" if model.get("use_rope") or model["model_name"].endswith("_rope") else "sincos",
-        "crop_size": data["crop_size"], "frames": max(data["dataset_fpcs"]),
+        "crop_size": data["crop_size"],
+        "frames": max(data["dataset_fpcs"]),
     }
-    wrong = [f"{name} {getattr(hints, name)!r} is not its {value!r}" for name, value in said.items()
-             if getattr(hints, name) not in (None, value)]
+    wrong = [
+        f"{name} {getattr(hints, name)!r} is not its {value!r}"
+        for name, value in said.items()
+        if getattr(hints, name) not in (None, value)
+    ]
     heads = dict(hints.heads)
     if model.get("pred_num_heads"):
         for name in _PREDICTORS:
@@ -82,12 +89,16 @@ def compare(config, networks, what):
       WeightsError: listing every contradiction.
     """
     model, data = config["model"], config["data"]
-    checks = {name: {"patch_size": data.get("patch_size"), "tubelet_size": data.get("tubelet_size")} for name in ENCODERS}
+    checks = {
+        name: {"patch_size": data.get("patch_size"), "tubelet_size": data.get("tubelet_size")} for name in ENCODERS
+    }
     checks |= {name: {"depth": model.get("pred_depth"), "width": model.get("pred_embed_dim")} for name in _PREDICTORS}
     wrong = [
         f"{name}.{field}: {value} in the config, {getattr(networks[name].module, field)} in the weights"
-        for name, fields in checks.items() if name in networks
-        for field, value in fields.items() if value not in (None, getattr(networks[name].module, field))
+        for name, fields in checks.items()
+        if name in networks
+        for field, value in fields.items()
+        if value not in (None, getattr(networks[name].module, field))
     ]
     if wrong:
         raise WeightsError(f"{what} contradicts the weights:\n  " + "\n  ".join(wrong))

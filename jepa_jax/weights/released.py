@@ -42,7 +42,9 @@ URL = "https://dl.fbaipublicfiles.com/vjepa2/"
 PREFERRED_SIZES = ("vit_giant_xformers", "vit_gigantic_xformers")
 # Heads by (kind of network, width); weights do not show them. Every released probe has 16,
 # whatever its encoder has.
-HEADS = {("predictor", 384): 12, ("action_predictor", 1024): 16} | {("probe", width): 16 for width in (1024, 1280, 1408)}
+HEADS = {("predictor", 384): 12, ("action_predictor", 1024): 16} | {
+    ("probe", width): 16 for width in (1024, 1280, 1408)
+}
 
 # Blocks whose outputs multi-level probes take.
 _LEVELS = {"vitl": (17, 19, 21, 23), "vitg384": (24, 29, 34, 39)}

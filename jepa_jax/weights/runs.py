@@ -42,7 +42,9 @@ def read(path):
     try:
         run = store.read_run(step)
         if "model" not in run:
-            raise WeightsError(f"{store.directory / str(step)} does not describe its networks; train it with this version")
+            raise WeightsError(
+                f"{store.directory / str(step)} does not describe its networks; train it with this version"
+            )
         modules = {name: build(spec) for name, spec in run["model"]["networks"].items()}
         params, target_params = store.restore_weights(step, _abstract_state(modules))
     finally:
@@ -50,7 +52,12 @@ def read(path):
     params, target_params = jax.device_get((params, target_params))
     networks = {name: Network(module, params[name]) for name, module in modules.items()}
     networks = {"target_encoder": Network(modules["encoder"], target_params)} | networks
-    provenance = {"format": "run", "source": store.directory.resolve().parent.name, "step": step, "config": run["config"]}
+    provenance = {
+        "format": "run",
+        "source": store.directory.resolve().parent.name,
+        "step": step,
+        "config": run["config"],
+    }
     return Bundle(networks, preprocessing(run["model"]["crop_size"], run["model"]["frames"]), provenance=provenance)
 
 

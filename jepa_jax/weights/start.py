@@ -32,8 +32,11 @@ def read_start(path, encoder, predictor):
     problems = []
     for name, module in (("encoder", encoder), ("predictor", predictor)):
         here, there = describe(module), describe(found[name].module)
-        problems += [f"{name}.{key}: {there[key]!r} in the weights, {here[key]!r} in this config"
-                     for key in here if key not in _FREE and here[key] != there[key]]
+        problems += [
+            f"{name}.{key}: {there[key]!r} in the weights, {here[key]!r} in this config"
+            for key in here
+            if key not in _FREE and here[key] != there[key]
+        ]
     if problems:
         raise WeightsError(f"{path} holds other networks than this config describes:\n  " + "\n  ".join(problems))
     return {name: network.params for name, network in found.items()}, target.params

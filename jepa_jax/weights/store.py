@@ -41,8 +41,10 @@ def read(path, hints=None, verify=False):
     if holds_checkpoint(path):
         return runs.read(path)
     names = ", ".join(sorted(os.listdir(path))[:8]) or "nothing"
-    raise WeightsError(f"{path} holds no weights: no {native.FILE} (ours), no {huggingface.CONFIG} with {huggingface.WEIGHTS} "
-                       f"(Hugging Face), no checkpoints (a run); it has {names}")
+    raise WeightsError(
+        f"{path} holds no weights: no {native.FILE} (ours), no {huggingface.CONFIG} with {huggingface.WEIGHTS} "
+        f"(Hugging Face), no checkpoints (a run); it has {names}"
+    )
 
 
 def _is_huggingface(path):

@@ -43,7 +43,8 @@ def hints_of(config):
     kind = "predictor" if "num_mask_tokens" in predictor else "action_predictor"
     return Hints(
         heads={"encoder": encoder["num_heads"], kind: predictor["num_heads"]},
-        crop_size=encoder["img_size"], frames=encoder["num_frames"],
+        crop_size=encoder["img_size"],
+        frames=encoder["num_frames"],
     )
 
 
@@ -140,8 +141,10 @@ def test_huggingface_model(golden, tmp_path):
     for result, name in (
         (tokens, "last_hidden_state"),
         (context, "masked_hidden_state"),
-        (run(bundle.networks["predictor"], context, context_ids, target_ids, grid=grid, mask_index=1),
-         "predictor_last_hidden_state"),
+        (
+            run(bundle.networks["predictor"], context, context_ids, target_ids, grid=grid, mask_index=1),
+            "predictor_last_hidden_state",
+        ),
         (gather_tokens(tokens, target_ids), "predictor_target_hidden_state"),
         (predict_all(bundle, tokens), "predictor_default_masks"),
     ):
