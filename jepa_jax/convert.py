@@ -9,7 +9,7 @@ from absl import logging
 from jepa_jax.models.spec import describe
 from jepa_jax.training.checkpoint import CheckpointError
 from jepa_jax.weights import released, store
-from jepa_jax.weights.bundle import ENCODERS, WeightsError, combine, count_params, keep_networks, network_sha256
+from jepa_jax.weights.bundle import ENCODERS, WeightsError, choose_encoder, combine, count_params, keep_networks, network_sha256
 from jepa_jax.weights.hints import Hints
 
 _EXAMPLES = f"""examples:
@@ -57,7 +57,7 @@ def _convert(args):
         bundle = combine(bundle, store.read(args.join, dataclasses.replace(hints, protocol=None)))
     if args.encoder or args.dst and store.choose_format(args.dst, args.to) == "huggingface":
         # Hugging Face has one encoder; the report names the one that is written.
-        chosen = bundle.choose_encoder(args.encoder)
+        chosen = choose_encoder(bundle.networks, args.encoder)
         bundle = keep_networks(bundle, [name for name in bundle.networks if name == chosen or name not in ENCODERS])
     if args.networks:
         bundle = keep_networks(bundle, args.networks)

@@ -3,9 +3,11 @@
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import hashlib
 import json
 import os
+import re
 import sys
 
 import av
@@ -93,7 +95,7 @@ def main(argv=None):
       Exit status: 0; 1 when nothing was written or too much was skipped; 2 when the
       arguments, the weights or the folder are unusable.
     """
-    args = _parser().parse_args(argv)
+    args = _parse(sys.argv[1:] if argv is None else argv)
     # Orbax warns that a folder opened for reading is read-only.
     logging.set_verbosity(logging.ERROR)
     workers.one_thread_per_image()
@@ -245,6 +247,17 @@ def _finish(report, earlier, args):
     return status
 
 
+def _parse(argv):
+    parser = _parser()
+    known = re.findall(r"--[a-z-]+", parser.format_help())
+    for name in (word.partition("=")[0] for word in argv if word.startswith("--")):
+        # Otherwise argparse would only say which flags are missing.
+        if not any(flag.startswith(name) for flag in known):
+            close = difflib.get_close_matches(name, known, n=1)
+            parser.error(f"unknown flag {name}" + (f"; did you mean {close[0]}?" if close else ""))
+    return parser.parse_args(argv)
+
+
 def _parser():
     parser = argparse.ArgumentParser(
         prog="python -m jepa_jax.embed", description="Store the features of videos and images.", epilog=_EXAMPLES,
@@ -258,7 +271,7 @@ def _parser():
     add("--frames", type=_positive, help="frames per window (default: as the model was trained)")
     add("--size", type=_positive, help="side of the frames, pixels (default: as the model was trained)")
     rate = parser.add_mutually_exclusive_group()
-    rate.add_argument("--fps", type=_rate, help=f"sampled frames per second (default {_FPS:g})")
+    rate.add_argument("--fps", type=_rate, help=f"sampled frames per second, rounded to whole native frames (default {_FPS:g})")
     rate.add_argument("--step", type=_positive, help="native frames from one sampled frame to the next")
     add("--stride", type=_positive, help="sampled frames from one window to the next (default: --frames, so that they abut)")
     add("--layers", type=int, nargs="+", default=(), metavar="N",

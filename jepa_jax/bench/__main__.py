@@ -140,7 +140,8 @@ def _encode_lines(run):
             memory, times = run[side]["memory"], run[side]["encode_ms"]
             peak = memory["device_peak_bytes"] or memory["peak_rss_bytes"]
             yield (f"{run['frames']:3d} frames  {side:12}  {times['median'] / 1e3:8.3g} s "
-                   f"(mad {times['mad'] / 1e3:.2g}, of {times['num']})  {run[side]['clips_per_s']:.3g} clips/s  {peak / 2**30:.2f} GiB peak"
+                   f"(mad {times['mad'] / 1e3:.2g}, of {times['num']})  {run[side]['clips_per_s']:.3g} clips/s  "
+                   f"{peak / 2**30:.2f} GiB peak"
                    + (f"  compiled in {run[side]['compile_s']:.1f} s" if side == "ours" else ""))
     if "time_over_peer" in run:
         yield (f"            ours takes {run['time_over_peer']:.2f} of its time, {run['cpu_time_over_peer']:.2f} of "

@@ -107,40 +107,71 @@ class Bundle:
 
     def probes(self):
         """Return the names of the probes, in order."""
-        return sorted(
-            (name for name in self.networks if name.startswith(PROBE)), key=lambda name: int(name[len(PROBE) :])
+        return probe_names(self.networks)
+
+
+def probe_names(names):
+    """Return those of the names of networks that are probes, in order."""
+    return sorted((name for name in names if name.startswith(PROBE)), key=lambda name: int(name[len(PROBE) :]))
+
+
+def choose_probe(names, index=0):
+    """Return the name of a probe by its number in the file.
+
+    Raises:
+      WeightsError: if there is none, or not that many.
+    """
+    probes = probe_names(names)
+    if not 0 <= index < len(probes):
+        have = f"probes 0 to {len(probes) - 1}" if probes else "no probe (classifier)"
+        raise WeightsError(f"probe {index} is not there: these weights hold {have}")
+    return probes[index]
+
+
+def choose_encoder(names, wanted=None):
+    """Return the name of the encoder to use: the one wanted, or else the EMA target, as evaluation does.
+
+    Args:
+      names: names of the networks that are there.
+      wanted: one of `ENCODERS`, or None.
+
+    Raises:
+      WeightsError: if it, or any encoder, is absent.
+    """
+    if wanted is not None and wanted not in ENCODERS:
+        raise WeightsError(f"encoder {wanted!r} is unknown; choose one of {', '.join(ENCODERS)}")
+    for name in (wanted,) if wanted else ENCODERS:
+        if name in names:
+            return name
+    have = ", ".join(names)
+    if wanted is None and probe_names(names):
+        raise WeightsError(
+            f"a probe where an encoder is expected: these weights hold {have} only. Join them with "
+            "their encoder: python -m jepa_jax.convert PROBE DST --join ENCODER"
         )
+    raise WeightsError(f"these weights have no {wanted or 'encoder'}; they hold: {have}")
 
-    def choose_probe(self, index=0):
-        """Return the name of a probe by its number in the file.
 
-        Raises:
-          WeightsError: if there is none, or not that many.
-        """
-        probes = self.probes()
-        if not 0 <= index < len(probes):
-            have = f"probes 0 to {len(probes) - 1}" if probes else "no probe (classifier)"
-            raise WeightsError(f"probe {index} is not there: these weights hold {have}")
-        return probes[index]
+def choose_networks(names, encoder=None, probe=0, roles=None):
+    """Choose one network for every role a model has.
 
-    def choose_encoder(self, name=None):
-        """Return the name of the encoder to use: the one asked for, or else the EMA target, as evaluation does.
+    Args:
+      names: names of the networks that are there.
+      encoder: see `choose_encoder`.
+      probe: see `choose_probe`.
+      roles: which of "encoder", "predictor", "action_predictor" and "probe" to fill; all possible if None.
 
-        Raises:
-          WeightsError: if it, or any encoder, is absent.
-        """
-        if name is not None and name not in ENCODERS:
-            raise WeightsError(f"encoder {name!r} is unknown; choose one of {', '.join(ENCODERS)}")
-        for wanted in (name,) if name else ENCODERS:
-            if wanted in self.networks:
-                return wanted
-        have = ", ".join(self.networks)
-        if name is None and self.probes():
-            raise WeightsError(
-                f"a probe where an encoder is expected: these weights hold {have} only. Join them with "
-                "their encoder: python -m jepa_jax.convert PROBE DST --join ENCODER"
-            )
-        raise WeightsError(f"these weights have no {name or 'encoder'}; they hold: {have}")
+    Returns:
+      dict from role to name.
+
+    Raises:
+      WeightsError: if there is no encoder, or not the one or the probe that is wanted.
+    """
+    chosen = {"encoder": choose_encoder(names, encoder)}
+    chosen |= {name: name for name in ("predictor", "action_predictor") if name in names}
+    if probe_names(names):
+        chosen["probe"] = choose_probe(names, probe)
+    return chosen if roles is None else {role: name for role, name in chosen.items() if role in roles}
 
 
 def keep_networks(bundle, names):
@@ -165,7 +196,7 @@ def combine(probe, backbone):
     probes = {name: probe.networks[name] for name in probe.probes()}
     if not probes:
         raise WeightsError(f"nothing to join: SRC has no probe, it holds {', '.join(probe.networks)}")
-    encoder = backbone.networks[backbone.choose_encoder()].module
+    encoder = backbone.networks[choose_encoder(backbone.networks)].module
     for name, network in probes.items():
         if network.module.width != encoder.width:
             raise WeightsError(

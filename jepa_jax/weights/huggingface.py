@@ -13,7 +13,16 @@ import numpy as np
 from jepa_jax.models import AttentiveProbe, MaskedPredictor, VideoEncoder
 from jepa_jax.models.layers import mlp_hidden_dim
 from jepa_jax.weights import inference, native, runs, tensors
-from jepa_jax.weights.bundle import PROBE, Bundle, Network, Preprocessing, WeightsError, check_tensors, check_values
+from jepa_jax.weights.bundle import (
+    PROBE,
+    Bundle,
+    Network,
+    Preprocessing,
+    WeightsError,
+    check_tensors,
+    check_values,
+    choose_encoder,
+)
 from jepa_jax.weights.hints import Hints
 from jepa_jax.weights.huggingface_names import MASK_TOKENS, from_official, to_official
 from jepa_jax.weights.released import find_protocol
@@ -271,7 +280,7 @@ def write(bundle, path):
     Raises:
       WeightsError: if transformers computes something else than these networks, or the destination exists.
     """
-    encoder = bundle.choose_encoder()
+    encoder = choose_encoder(bundle.networks)
     chosen = {"encoder": bundle.networks[encoder]}
     if "predictor" not in bundle.networks:
         raise WeightsError(f"a Hugging Face model needs a predictor; these weights hold {', '.join(bundle.networks)}")
@@ -282,7 +291,7 @@ def write(bundle, path):
             "with --networks"
         )
     if bundle.probes():
-        chosen[_PROBE_NAME] = bundle.networks[bundle.choose_probe()]
+        chosen[_PROBE_NAME] = bundle.networks[bundle.probes()[0]]
     config = _config(bundle, {name: network.module for name, network in chosen.items()})
     found = {}
     for network in chosen.values():

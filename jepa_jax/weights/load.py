@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jepa_jax.weights import store
-from jepa_jax.weights.bundle import ENCODERS, network_sha256
+from jepa_jax.weights.bundle import choose_networks, network_sha256
 from jepa_jax.weights.model import Model
 
 
@@ -29,13 +29,16 @@ def load(path, *, encoder=None, networks=None, dtype=None, probe=0, hints=None, 
     Raises:
       WeightsError: if the weights are not what they should be; nothing loads half-way.
     """
-    bundle = store.read(path, hints, verify=verify)
-    chosen = {"encoder": bundle.choose_encoder(encoder)}
-    chosen |= {name: name for name in bundle.networks if name not in ENCODERS and name not in bundle.probes()}
-    if bundle.probes():
-        chosen["probe"] = bundle.choose_probe(probe)
-    if networks is not None:
-        chosen = {name: source for name, source in chosen.items() if name in networks}
+
+    chosen = {}
+
+    def choose(names):
+        chosen.update(choose_networks(names, encoder, probe, networks))
+        return tuple(chosen.values())
+
+    bundle = store.read(path, hints, choose, verify)
+    if not chosen:
+        choose(bundle.networks)
     dtype = jnp.dtype(dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16))
     found = {name: bundle.networks[source] for name, source in chosen.items()}
     model = Model(

@@ -98,12 +98,12 @@ def read_card(text, what):
     return modules, sha256, rest
 
 
-def read(path, names=None, verify=False):
+def read(path, choose=None, verify=False):
     """Read a folder.
 
     Args:
       path: the folder.
-      names: networks to read; all if None.
+      choose: function from the names of its networks to those to read; all if None.
       verify: compare every weight with the stored hash.
 
     Raises:
@@ -114,9 +114,8 @@ def read(path, names=None, verify=False):
         text = file.read()
     modules, sha256, rest = read_card(text, what)
     networks = {}
-    for name, module in modules.items():
-        if names is not None and name not in names:
-            continue
+    for name in choose(tuple(modules)) if choose else modules:
+        module = modules[name]
         file = os.path.join(path, name + _SUFFIX)
         found = tensors.read_safetensors(file)
         check_tensors({key: value.shape for key, value in found.items()}, expected_shapes(module), file)

@@ -54,6 +54,7 @@ def read(path, hints=None):
     if known and card is None:
         size = None if _PROBES in content else hints.size or known.size
         hints = dataclasses.replace(hints, size=size, crop_size=hints.crop_size or known.crop_size)
+        notes.append(f"taken for the released {name}, by its name: {known.size}, input of {known.crop_size} pixels")
     config = official_config.read_config(hints.config) if hints.config else None
     if config:
         hints = official_config.add_to_hints(config, hints, hints.config)

@@ -2,7 +2,7 @@
 
 from jepa_jax.models.spec import describe
 from jepa_jax.weights import store
-from jepa_jax.weights.bundle import WeightsError
+from jepa_jax.weights.bundle import WeightsError, choose_encoder
 
 # Read off the input while training, or used by sincos tables alone, whose shape is checked anyway.
 _FREE = {"table_grid", "zero_init_mask_tokens"}
@@ -24,7 +24,7 @@ def read_start(path, encoder, predictor):
       WeightsError: if a network is absent, or computes something else than those to be trained.
     """
     bundle = store.read(path)
-    target = bundle.networks[bundle.choose_encoder()]
+    target = bundle.networks[choose_encoder(bundle.networks)]
     student = bundle.networks.get("encoder", target)
     if "predictor" not in bundle.networks:
         raise WeightsError(f"{path} has no predictor to train; it holds {', '.join(bundle.networks)}")

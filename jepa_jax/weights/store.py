@@ -9,13 +9,15 @@ from jepa_jax.weights.bundle import WeightsError
 FORMATS = ("jax", "official", "huggingface")
 
 
-def read(path, hints=None, verify=False):
+def read(path, hints=None, choose=None, verify=False):
     """Read weights, whatever their format.
 
     Args:
       path: a folder of ours, the workdir of a run, a Hugging Face folder, a `.pt` file, or the name of
         a model on the Hugging Face hub.
       hints: `Hints`, for what `.pt` files do not show.
+      choose: function from the names of the networks there to those that are wanted. Our folders then
+        read nothing else; other formats are one file and are read and checked whole.
       verify: hash the weights of our folders and compare.
 
     Returns:
@@ -35,7 +37,7 @@ def read(path, hints=None, verify=False):
             return official.read(path, hints)
         raise WeightsError(f"{path} is a file of unknown kind; give a {', '.join(official.SUFFIXES)} file, or a folder")
     if os.path.isfile(os.path.join(path, native.FILE)):
-        return native.read(path, verify=verify)
+        return native.read(path, choose, verify)
     if os.path.isfile(os.path.join(path, huggingface.CONFIG)) and _is_huggingface(path):
         return huggingface.read(path, hints)
     if holds_checkpoint(path):
@@ -83,7 +85,7 @@ def write(bundle, path, format=None):
       bundle: `Bundle`.
       path: destination, which must not exist.
       format: one of `FORMATS`; by default `.pt` destinations are official, others are ours. Hugging
-        Face has one encoder: the one that evaluation uses, see `Bundle.choose_encoder`.
+        Face has one encoder: the one that evaluation uses, see `bundle.choose_encoder`.
 
     Raises:
       WeightsError: if the destination exists, or the format cannot hold these networks.

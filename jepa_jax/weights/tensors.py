@@ -41,6 +41,10 @@ def write_safetensors(tensors, path):
     tensors = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
     try:
         safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+        # The library lets nobody else read its files.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(path, 0o666 & ~umask)
     except (safetensors.SafetensorError, OSError) as error:
         raise WeightsError(f"cannot write {path}: {error}") from error
 

@@ -9,6 +9,7 @@ import pytest
 from compiling import fast_jit
 from jepa_jax.models import LayerNorm, gather_tokens, join_segments
 from jepa_jax.weights import huggingface, store, tensors
+from jepa_jax.weights.bundle import choose_encoder
 from jepa_jax.weights.hints import Hints
 from parity.files import load, subtree
 
@@ -53,7 +54,7 @@ def test_pretraining_checkpoint(golden, name):
     needs_torch()
     arrays, config = expected(golden)
     bundle = store.read(golden / "checkpoints" / f"{name}.pt", hints_of(config["pretrain"]))
-    assert bundle.choose_encoder() == "target_encoder"
+    assert choose_encoder(bundle.networks) == "target_encoder"
     video = last_axis(arrays["in/pretrain/video"], 1)
     for entry in ("encoder", "target_encoder"):
         tokens = run(bundle.networks[entry], video)
