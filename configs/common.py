@@ -94,19 +94,35 @@ def group_section(kind, frames, batch_size):
         "fps": 4.0,
         "batch_size": batch_size,  # clips per step over all devices
         "loss_weight": 1.0,  # relative to the other groups
-        "paths": ("shards",),  # shard folders or globs, one per source
+        "paths": ("shards",),  # shard folders or globs under data.root, one per source
         "weights": (1.0,),  # share of the group's clips per source
     })
 
 
 def data_section():
-    """Crops of the released recipe and two groups: videos, and images as clips of equal frames."""
+    """Crops of the released recipe and its groups: videos, and images as clips of equal frames.
+
+    A step holds a batch of every group, so clips of two lengths can share a run: give `video_long`
+    a batch size as well.
+    """
     return ml_collections.ConfigDict({
         "size": 256,
         "crop_scale": (0.3, 1.0),
         "crop_aspect": (0.75, 1.35),
         "flip": 0.5,
-        "groups": {"video": group_section("video", 16, 3072), "image": group_section("image", 16, 0)},
+        "augment": {
+            "motion_shift": False,  # the crop moves from one random box to another over a clip
+            "rand_augment": "",  # e.g. rand-m7-n4-mstd0.5-inc1, the official policy; empty = off
+            "erase": 0.0,  # probability that a box of a clip becomes noise; officially 0.25 for probes
+        },
+        "root": "",  # put before every path that is not absolute; a folder or gs://, s3://, ...
+        "cache_dir": "",  # where remote shards are kept on this host; empty = ~/.cache/jepa_jax/shards
+        "cache_gib": 100.0,  # the least recently used ones go when there is more
+        "groups": {
+            "video": group_section("video", 16, 3072),
+            "video_long": group_section("video", 64, 0),
+            "image": group_section("image", 16, 0),
+        },
         "workers": 8,  # processes per host
         "threads": 2,  # per process
         "prefetch": 2,  # batches per worker

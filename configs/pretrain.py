@@ -1,32 +1,35 @@
 """Masked latent prediction from video, the primary phase: 16 frames, constant learning rate.
 
-    python -m jepa_jax.train --config=configs/pretrain.py:vitl16 --workdir=runs/vitl16 \
-        --config.data.groups.video.paths="('shards/k710','shards/ssv2','shards/howto100m')" \
-        --config.data.groups.video.weights="(0.335,0.100,0.565)"
+    python -m jepa_jax.train --config=configs/pretrain.py:vitl16,mix=released --workdir=runs/vitl16 \
+        --config.data.root=/data/shards
 
-Variants: vits16, vitb16, vitl16, vith16, vitg16 (option res, default 256) and demo.
+Variants: vits16, vitb16, vitl16, vith16, vitg16 (option res, default 256) and demo. Option mix:
+`released` (Kinetics, SSv2, HowTo100M), `vm22m` (the five sources of the paper, images among them)
+or `own`, the default: set `data.groups.*.paths` and `.weights`.
 
 The released ViT-L and ViT-H files say 10 epochs of 300 steps with a warm-up of 40 epochs,
 which looks like a placeholder; the ViT-g file's 800 x 300 = 240,000 steps serve all sizes
 here. Source: configs/train/*/pretrain-256px-16f.yaml; paper section 2.
 """
 
-from configs import common
+from configs import common, mixtures
 
 
 def get_config(argument="vitl16"):
     """Return the config of a variant."""
-    name, options = common.parse_argument(argument, (*common.SIZES, "demo"), res=256)
+    name, options = common.parse_argument(argument, (*common.SIZES, "demo"), res=256, mix="own")
     config = common.base_config()
     config.data.size = options["res"]
     if name == "demo":
-        return _demo(config)
-    config.model.size = common.SIZES[name]
-    config.mesh.fsdp = -1 if name in ("vith16", "vitg16") else 1
+        _shrink(config)
+    else:
+        config.model.size = common.SIZES[name]
+        config.mesh.fsdp = -1 if name in ("vith16", "vitg16") else 1
+    mixtures.set_mixture(config, options["mix"])
     return config
 
 
-def _demo(config):
+def _shrink(config):
     """Shrink everything to a few minutes on two CPU cores."""
     config.model.update({
         "size": "vit_micro", "remat": "none", "dtype": "float32", "encoder_residual_dtype": "float32",
@@ -36,6 +39,7 @@ def _demo(config):
     })
     config.data.update({"size": 128, "workers": 1, "threads": 1, "prefetch": 2})
     config.data.groups.video.update({"frames": 8, "fps": 8.0, "batch_size": 8})
+    config.data.groups.image.frames = 8
     # An 8x8 grid is coarse: the released two large holes would leave an edge strip of it.
     config.masks.update({"group_size": 4, "round_to": 4})
     config.masks.strategies.long_range.spatial_scale = (0.4, 0.4)
@@ -46,4 +50,3 @@ def _demo(config):
     })
     config.checkpoint.update({"every_steps": 25, "keep_last": 2, "keep_every": 0})
     config.log.update({"every_steps": 5, "monitor_tokens": 1024})
-    return config

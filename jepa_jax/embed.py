@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 
 import av
@@ -102,7 +103,10 @@ def main(argv=None):
     try:
         entries = naming.list_entries(args.sources)
         model, params = load(args.model, encoder=args.encoder, networks=("encoder",))
-        report, earlier = _embed(entries, _Job(args, model), params, args)
+        job = _Job(args, model)
+        with output.lock_folder(args.output):
+            report, earlier = _embed(entries, job, params, args)
+            return _finish(report, earlier, args)
     except (ListError, WeightsError, CheckpointError, output.OutputError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -112,7 +116,12 @@ def main(argv=None):
     except KeyboardInterrupt:
         sys.stderr.write("stopped; what is finished is kept, run the same command again to go on\n")
         return 130
-    return _finish(report, earlier, args)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        first = str(error).splitlines()[0]
+        sys.stderr.write(f"error: the device has too little memory for this; lower --batch, --frames or --size ({first})\n")
+        return 2
 
 
 def _embed(entries, job, params, args):
@@ -132,10 +141,11 @@ def _embed(entries, job, params, args):
         ))
     earlier = len(entries) - len(results.todo)
     bar = tqdm.tqdm(total=len(entries), initial=earlier, unit="file", dynamic_ncols=True, smoothing=0.05)
-    with bar, contextlib.closing(results):
-        _embed_all(job, params, results, bar)
-    with contextlib.suppress(OSError):
-        os.rmdir(output.scratch_folder(args.output))
+    try:
+        with bar, contextlib.closing(results):
+            _embed_all(job, params, results, bar)
+    finally:
+        shutil.rmtree(output.scratch_folder(args.output), ignore_errors=True)
     return results.report, earlier
 
 
@@ -180,7 +190,8 @@ class _Part:
 
     def put(self, encoded):
         """Add a window."""
-        stored = pooling.pool_tokens(encoded.tokens, encoded.grid, self._job.pool).astype(self._job.dtype)
+        with np.errstate(over="ignore"):
+            stored = pooling.pool_tokens(encoded.tokens, encoded.grid, self._job.pool).astype(self._job.dtype)
         if self._error is None and not np.isfinite(stored).all():
             self._error = DataError("not finite", f"{self.source.path}: features of window {encoded.number} are not "
                                     f"finite in {self._job.dtype}")

@@ -229,15 +229,15 @@ def test_flipped_byte_costs_one_record_and_is_noted(tmp_path):
     assert [source[index].label for index in (0, 1, 3)] == [0, 1, 3]
     pipeline = _pipeline(tmp_path)
     batches = [pipeline.batch_at(step) for step in range(4)]
-    notes = [note for _, skips in batches for note in skips]
-    assert len(notes) >= 2
-    assert {(note.source, note.location, note.reason) for note in notes} == {
-        (str(tmp_path), f"{file}#2", "corrupt record")
+    skips = [skip for _, notes in batches for skip in notes.skips]
+    assert len(skips) >= 2
+    assert {(skip.source, skip.location, skip.reason) for skip in skips} == {
+        (f"clips/{tmp_path.name}", f"{file}#2", "corrupt record")
     }
-    for step, (batch, skips) in enumerate(batches):
-        again, same_skips = pipeline.batch_at(step)
+    for step, (batch, notes) in enumerate(batches):
+        again, same_notes = pipeline.batch_at(step)
         np.testing.assert_array_equal(batch["clips"]["video"], again["clips"]["video"])
-        assert skips == same_skips
+        assert notes == same_notes
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_unknown_kind_is_refused():
 def _noted_reasons(folder, records, steps=4, **pipeline):
     media.write_shard(folder / "a.array_record", records)
     made = _pipeline(folder, **pipeline)
-    return {note.reason for step in range(steps) for note in made.batch_at(step)[1]}
+    return {skip.reason for step in range(steps) for skip in made.batch_at(step)[1].skips}
 
 
 def test_unusable_records_are_replaced_and_noted(tmp_path):
@@ -311,13 +311,13 @@ def test_error_of_a_worker_keeps_its_words(tmp_path):
 
 def test_too_many_skips_stop_the_run_with_a_report():
     counter = data.SkipCounter(0.05)
-    skip = data.Skip("shards", "a.array_record#3", "x.mp4", "damaged")
-    counter.update(90, [skip] * 9)
+    skip = data.Skip("clips/k710", "a.array_record#3", "x.mp4", "damaged")
+    counter.update({"clips/k710": 60, "clips/ssv2": 30}, [skip] * 9)
     with pytest.raises(data.DataError, match=r"10 of 100 drawn .* 0\.05 (?s:.*)damaged: 10 draws of 1 records: a"):
-        counter.update(0, [skip])
+        counter.update({}, [skip])
     lenient = data.SkipCounter(0.5)
-    lenient.update(1000, [skip, skip._replace(reason="truncated")])
-    assert lenient.report().count("\n") == 2 and "1000 good clips" in lenient.report()
+    lenient.update({"clips/k710": 1000}, [skip, skip._replace(reason="truncated")])
+    assert lenient.report().count("\n") == 3 and "1000 good clips" in lenient.report()
     assert data.SkipCounter(0.0).report() == "no clip skipped in 0"
 
 

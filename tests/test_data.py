@@ -218,8 +218,8 @@ def test_rounded_crop_is_the_float_crop_to_the_nearest_level():
 
 
 def test_batch_has_the_promised_form(shards):
-    batch, skips = _pipeline(shards).batch_at(0)
-    assert not skips
+    batch, notes = _pipeline(shards).batch_at(0)
+    assert notes.clips == {"clips/big": 3, "clips/small": 1, "stills/pictures": 2} and not notes.skips
     assert batch["clips"]["video"].shape == (4, FRAMES, SIZE, SIZE, 3)
     assert batch["stills"]["video"].shape == (2, 1, SIZE, SIZE, 3)
     for group, rows in (("clips", 4), ("stills", 2)):

@@ -181,6 +181,29 @@ def test_unusable_arguments(run, folder, model_path, tmp_path, capsys):
         assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
+def test_folder_in_use(run, folder, tmp_path, capsys):
+    with output.lock_folder(str(tmp_path / "out")):
+        assert run(folder) == 2
+    assert "another process" in capsys.readouterr().err
+    assert run(folder / "c.jpg") == 0
+
+
+def test_too_little_memory(run, folder, capsys, monkeypatch):
+    def full(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore")
+
+    monkeypatch.setattr(model_module.Model, "encode", full)
+    assert run(folder) == 2
+    assert "lower --batch" in capsys.readouterr().err
+
+
+def test_values_that_the_stored_type_cannot_hold(run, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(embed.pooling, "pool_tokens", lambda tokens, grid, pool: tokens * 1e6)
+    assert run(folder, "--dtype", "float16") == 1
+    assert "not finite: 3" in capsys.readouterr().out and not (tmp_path / "out" / "a.npz").exists()
+    assert run(folder, output="wide") == 0
+
+
 def test_full_disk_is_explained(run, folder, capsys, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
@@ -209,8 +232,8 @@ def test_stopped_run_is_finished_by_the_next(run, folder, tmp_path, capsys, monk
         _stop_after(patch, 1, output.NpzOutput)
         assert run(folder, "--pca") == 130
     assert "run the same command again" in capsys.readouterr().err
-    left = [name for name in _tree(tmp_path / "out") if name.endswith(".npz") and ".scratch" not in name]
-    assert left == ["a.npz"]
+    left = [name for name in _tree(tmp_path / "out") if name.endswith(".npz")]
+    assert left == ["a.npz"] and not (tmp_path / "out" / ".scratch").exists()
     written = os.stat(tmp_path / "out" / "a.npz").st_mtime_ns
     assert run(folder, "--pca") == 0
     assert os.stat(tmp_path / "out" / "a.npz").st_mtime_ns == written

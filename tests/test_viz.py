@@ -16,6 +16,7 @@ from jepa_jax.training.metrics import FILE
 from jepa_jax.training.state import create_state
 from jepa_jax.viz import __main__ as cli
 from jepa_jax.viz import canvas, curves, features, masks, summary
+from jepa_jax.weights import runs
 
 
 def _rows(count):
@@ -50,7 +51,9 @@ def run(tmp_path_factory):
     params, other = init(jax.random.key(config.seed)), init(jax.random.key(1))
     optimizer = pretrain.make_optimizer(config.optim, params, 1)
     store = CheckpointStore(workdir / "checkpoints")
-    store.save(7, create_state(other, params["encoder"], optimizer), {"config": config.to_dict(), "data": {}})
+    card = runs.model_card({"encoder": encoder, "predictor": predictor}, config.data.size, 4)
+    record = {"config": config.to_dict(), "data": {}, "model": card}
+    store.save(7, create_state(other, params["encoder"], optimizer), record)
     store.wait()
     store.close()
     (workdir / FILE).write_text("".join(json.dumps(row) + "\n" for row in _rows(5)) + '{"step": 6, "tra')

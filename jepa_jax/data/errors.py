@@ -16,3 +16,7 @@ class DataError(Exception):
     def __reduce__(self):
         # Both arguments must survive the trip from a worker process.
         return type(self), (self.reason, str(self))
+
+
+class RecordError(ValueError):
+    """Say that bytes are not a record this version can read, or not of the kind that is wanted."""

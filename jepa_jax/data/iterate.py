@@ -10,8 +10,7 @@ from collections.abc import Iterator
 import grain
 from absl import flags
 
-from jepa_jax.data.pipeline import ClipPipeline
-from jepa_jax.data.skips import Skip
+from jepa_jax.data.pipeline import ClipPipeline, Notes
 from jepa_jax.data.workers import one_thread_per_image, prepare_worker
 
 # Seconds a worker outlives a SIGTERM, for the parent to save and close it.
@@ -22,8 +21,8 @@ class WorkerDied(RuntimeError):
     """Say that a worker process ended although batches were still wanted."""
 
 
-class BatchIterator(Iterator[tuple[dict[str, dict], list[Skip]]]):
-    """Yield (batch, skip notes) in step order.
+class BatchIterator(Iterator[tuple[dict[str, dict], Notes]]):
+    """Yield (batch, notes) in step order.
 
     Call `close()`, or use it in a `with`, to stop the workers.
     """
@@ -35,7 +34,7 @@ class BatchIterator(Iterator[tuple[dict[str, dict], list[Skip]]]):
         # would come when its modules are already gone.
         self.close = weakref.finalize(self, _release, self._held)
 
-    def __next__(self) -> tuple[dict[str, dict], list[Skip]]:
+    def __next__(self) -> tuple[dict[str, dict], Notes]:
         if not self._held:
             raise StopIteration
         try:

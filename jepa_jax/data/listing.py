@@ -24,6 +24,33 @@ class Item(NamedTuple):
     path: str
     label: int | None = None
 
+    @property
+    def name(self) -> str:
+        """Name the item in reports and records."""
+        return self.path
+
+
+class Scene(NamedTuple):
+    """Name a part of a video file to prepare: seconds from its first frame."""
+
+    path: str
+    start: float
+    end: float
+    label: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Name the scene in reports and records, as a media fragment."""
+        return f"{self.path}#t={self.start:.10g},{self.end:.10g}"
+
+
+class Rejected(NamedTuple):
+    """Stand in a list for something that cannot be prepared, so that it is counted with the rest."""
+
+    name: str
+    reason: str
+    message: str
+
 
 def list_items(sources: Sequence[str], suffixes: Sequence[str]) -> list[Item]:
     """Expand sources to files, sorted within each source, each file once.

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-import os
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import grain
 import numpy as np
 
-from jepa_jax.data import sampling, transforms, video
+from jepa_jax.data import erasing, randaugment, sampling, transforms, video
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.masks import MaskSampler
 from jepa_jax.data.records import ClipRecord, ShardSource
 from jepa_jax.data.skips import Skip
+from jepa_jax.data.specs import (
+    NO_AUGMENT,
+    AugmentSpec,
+    CropSpec,
+    GroupSpec,
+    SourceSpec,
+    check_process,
+    check_specs,
+)
+
+__all__ = ["MAX_TRIES", "ClipPipeline", "CropSpec", "GroupSpec", "Notes", "SourceSpec", "load_clip"]
 
 # Records tried for one row of a batch before giving up: with one bad record in
 # ten, ten in a row happen once in 10^10 rows.
@@ -24,55 +34,26 @@ MAX_TRIES = 10
 _SAMPLED = 16
 
 
-@dataclass(frozen=True)
-class SourceSpec:
-    """Name the shards of one source and its share of a group's clips.
+class Notes(NamedTuple):
+    """Say what a batch was made of, for this process.
 
     Args:
-        paths: directories, globs or files, as in `records.resolve_shards`.
-        weight: relative to the other sources of the group, above 0.
+        clips: good clips by source, as `GroupSpec.labels` names them.
+        skips: a note for every record that had to be replaced.
     """
 
-    paths: tuple[str, ...]
-    weight: float
+    clips: dict[str, int]
+    skips: list[Skip]
 
 
-@dataclass(frozen=True)
-class GroupSpec:
-    """Describe clips of one shape that share a sub-batch.
+class _Row(NamedTuple):
+    """Hold one clip, what it came from, and what device code has to do with it."""
 
-    Args:
-        name: key of the group in a batch.
-        kind: 'video' or 'image'.
-        frames: frames of the clip the model sees.
-        fps: sampling rate, frames per second; not used by images.
-        batch_size: clips per step over all processes.
-        sources: where they come from.
-    """
-
-    name: str
-    kind: str
-    frames: int
-    fps: float
-    batch_size: int
-    sources: tuple[SourceSpec, ...]
-
-
-@dataclass(frozen=True)
-class CropSpec:
-    """Describe the random resized crop.
-
-    Args:
-        size: side of the result, pixels.
-        scale: smallest and largest part of the frame's area.
-        aspect: smallest and largest width/height.
-        flip: probability of mirroring left to right.
-    """
-
-    size: int
-    scale: tuple[float, float]
-    aspect: tuple[float, float]
-    flip: float
+    clip: np.ndarray
+    source: int
+    erase_box: tuple[int, int, int, int]
+    erase_seed: int
+    skips: list[Skip]
 
 
 class _Draw(NamedTuple):
@@ -97,9 +78,10 @@ class ClipPipeline:
 
     Args:
         groups: the sub-batches of a step; names must differ.
-        crop: the augmentation, the same for all groups.
+        crop: the random crop, the same for all groups.
         samplers: one mask sampler per group name.
         seed: of the order, the windows and the crops.
+        augment: further augmentation, the same for all groups.
         process_index, process_count: which rows of each global batch are made here.
 
     Raises:
@@ -114,17 +96,20 @@ class ClipPipeline:
         samplers: Mapping[str, MaskSampler],
         *,
         seed: int,
+        augment: AugmentSpec = NO_AUGMENT,
         process_index: int = 0,
         process_count: int = 1,
     ):
-        _check_settings(groups, crop, samplers, process_index, process_count)
+        check_specs(groups, crop, augment, samplers)
+        check_process(groups, process_index, process_count)
         self.groups = tuple(groups)
         self._samplers = dict(samplers)
         self._process = (process_index, process_count)
-        self._loaders = {group.name: _ClipLoader(group, crop) for group in groups}
+        self._erases = augment.erase > 0
+        self._loaders = {group.name: _ClipLoader(group, crop, augment) for group in groups}
         self._rows = {group.name: _row_dataset(group, self._loaders[group.name], seed) for group in groups}
 
-    def batch_at(self, step: int) -> tuple[dict[str, dict], list[Skip]]:
+    def batch_at(self, step: int) -> tuple[dict[str, dict], Notes]:
         """Make the rows of this process for one step.
 
         Args:
@@ -132,27 +117,33 @@ class ClipPipeline:
 
         Returns:
             `{group: {'video': uint8 [b, F, S, S, 3], 'context_ids': (int32 [b, Kc], ...),
-            'target_ids': (int32 [b, Kt], ...)}}`, F being 1 in image groups, and
-            a note for every record that had to be replaced.
+            'target_ids': (int32 [b, Kt], ...)}}`, F being 1 in image groups unless the crop
+            moves; with erasing also 'erase_boxes' int32 [b, 4] and 'erase_seeds' uint32 [b];
+            and `Notes`.
 
         Raises:
             DataError: 'no usable record', after MAX_TRIES bad records for one row.
         """
-        batch, skips = {}, []
+        batch, clips, skips = {}, Counter(), []
         index, count = self._process
         for group in self.groups:
             local = group.batch_size // count
-            rows = np.arange(index * local, (index + 1) * local)
+            numbers = np.arange(index * local, (index + 1) * local)
             first = step * group.batch_size
-            loaded = [self._rows[group.name][first + int(row)] for row in rows]
-            context_ids, target_ids = self._samplers[group.name].sample(step, rows)
+            rows: list[_Row] = [self._rows[group.name][first + int(number)] for number in numbers]
+            context_ids, target_ids = self._samplers[group.name].sample(step, numbers)
             batch[group.name] = {
-                "video": np.stack([clip for clip, _ in loaded]),
+                "video": np.stack([row.clip for row in rows]),
                 "context_ids": context_ids,
                 "target_ids": target_ids,
             }
-            skips += [skip for _, row_skips in loaded for skip in row_skips]
-        return batch, skips
+            if self._erases:
+                batch[group.name]["erase_boxes"] = np.array([row.erase_box for row in rows], np.int32)
+                batch[group.name]["erase_seeds"] = np.array([row.erase_seed for row in rows], np.uint32)
+            labels = group.labels()
+            clips.update(labels[row.source] for row in rows)
+            skips += [skip for row in rows for skip in row.skips]
+        return batch, Notes(dict(clips), skips)
 
     def clips_per_step(self) -> int:
         """Count the clips of one batch of this process."""
@@ -166,22 +157,24 @@ class ClipPipeline:
             lines.append(f"group {group.name}: {group.batch_size} x {shape} per step")
             total = sum(source.weight for source in group.sources)
             for spec, source in zip(group.sources, self._loaders[group.name].sources, strict=True):
-                lines.append(f"  {_source_name(spec)}: {_size_text(source)}, weight {spec.weight / total:.3f}")
+                lines.append(f"  {spec.name}: {_size_text(source)}, weight {spec.weight / total:.3f}")
         return lines
 
 
 class _ClipLoader:
     """Turn draws into clips, replacing bad records by others of the same source."""
 
-    def __init__(self, group: GroupSpec, crop: CropSpec):
+    def __init__(self, group: GroupSpec, crop: CropSpec, augment: AugmentSpec):
         self._group = group
         self._crop = crop
+        self._augment = augment
+        self._labels = group.labels()
         self.sources = [ShardSource(source.paths) for source in group.sources]
         for spec, source in zip(group.sources, self.sources, strict=True):
             if not len(source):
-                raise DataError("empty source", f"the shards at {_source_name(spec)} hold no records; prepare it again")
+                raise DataError("empty source", f"the shards at {spec.name} hold no records; prepare it again")
 
-    def __call__(self, draw: _Draw, rng: np.random.Generator) -> tuple[np.ndarray, list[Skip]]:
+    def __call__(self, draw: _Draw, rng: np.random.Generator) -> _Row:
         source = self.sources[draw.source]
         record_number, skips = draw.record, []
         for _ in range(MAX_TRIES):
@@ -189,28 +182,36 @@ class _ClipLoader:
             try:
                 record = source[record_number]
                 source_id = record.source_id
-                return load_clip(record, self._group, self._crop, rng), skips
+                clip = load_clip(record, self._group, self._crop, rng, self._augment)
+                return _Row(clip, draw.source, *_draw_erasing(self._augment, self._crop.size, rng), skips)
             except DataError as error:
-                name = _source_name(self._group.sources[draw.source])
-                skips.append(Skip(name, source.locate(record_number), source_id, error.reason))
+                skips.append(Skip(self._labels[draw.source], source.locate(record_number), source_id, error.reason))
                 record_number = int(rng.integers(len(source)))
         tried = "\n".join(f"  {skip.location} ({skip.source_id}): {skip.reason}" for skip in skips)
         raise DataError(
-            "no usable record", f"{MAX_TRIES} records in a row of {skips[0].source} could not be used:\n{tried}"
+            "no usable record",
+            f"{MAX_TRIES} records in a row of {self._group.sources[draw.source].name} could not be used:\n{tried}",
         )
 
 
-def load_clip(record: ClipRecord, group: GroupSpec, crop: CropSpec, rng: np.random.Generator) -> np.ndarray:
+def load_clip(
+    record: ClipRecord,
+    group: GroupSpec,
+    crop: CropSpec,
+    rng: np.random.Generator,
+    augment: AugmentSpec = NO_AUGMENT,
+) -> np.ndarray:
     """Decode one record and cut one augmented clip out of it.
 
     Args:
         record: the encoded clip.
         group: how many frames at what rate; an image in a video group is repeated.
-        crop: the augmentation, the same for every frame.
+        crop: the crop, the same for every frame unless it moves.
         rng: consumed.
+        augment: further augmentation; erasing is left to the caller.
 
     Returns:
-        uint8 `[F, S, S, 3]`; F is 1 in image groups.
+        uint8 `[F, S, S, 3]`; F is 1 in image groups, unless the crop moves.
 
     Raises:
         DataError: the record cannot be decoded or does not fit the group.
@@ -218,20 +219,43 @@ def load_clip(record: ClipRecord, group: GroupSpec, crop: CropSpec, rng: np.rand
     Source: src/datasets/video_dataset.py, app/vjepa/transforms.py
     """
     # All draws happen in a fixed order, whatever the record turns out to be.
-    window, box_uniforms, flip_uniform = rng.random(1), rng.random((transforms.CROP_ATTEMPTS, 4)), rng.random()
+    window, box_uniforms, flip_uniform = rng.random(1), _crop_uniforms(rng), rng.random()
+    last_uniforms = _crop_uniforms(rng) if augment.motion_shift else box_uniforms
+    operations = randaugment.draw_operations(augment.rand_augment, rng)
     if record.kind == "image":
         frames = [video.decode_image(record.data)]
-        order = np.zeros(group.frames if group.kind == "video" else 1, np.int64)
+        still = group.kind == "image" and not augment.motion_shift
+        order = np.zeros(1 if still else group.frames, np.int64)
     elif group.kind == "image":
         raise DataError("not an image", f"{record.source_id}: a video record in the image group {group.name!r}")
     else:
         needed, order = np.unique(_choose_frames(record, group, window), return_inverse=True)
         frames = _decode(record, needed)
-    box = transforms.random_crop_box(*frames[0].shape[:2], crop.scale, crop.aspect, box_uniforms)
-    clip = transforms.crop_resize_uint8(frames, box, crop.size)
+    frames = randaugment.apply_operations(frames, operations)
+    height, width = frames[0].shape[:2]
+    box = transforms.random_crop_box(height, width, crop.scale, crop.aspect, box_uniforms)
+    if augment.motion_shift:
+        last = transforms.random_crop_box(height, width, crop.scale, crop.aspect, last_uniforms)
+        boxes = transforms.motion_boxes(box, last, len(order))
+        clip = transforms.crop_resize_moving_uint8([frames[index] for index in order], boxes, crop.size)
+        order = slice(None)
+    else:
+        clip = transforms.crop_resize_uint8(frames, box, crop.size)
     if flip_uniform < crop.flip:
         clip = transforms.flip(clip)
     return np.ascontiguousarray(clip[order])
+
+
+def _crop_uniforms(rng: np.random.Generator) -> np.ndarray:
+    return rng.random((transforms.CROP_ATTEMPTS, 4))
+
+
+def _draw_erasing(augment: AugmentSpec, size: int, rng: np.random.Generator) -> tuple[tuple[int, int, int, int], int]:
+    """Draw the box that becomes noise, empty for most clips, and the seed of the noise."""
+    if not augment.erase:
+        return (0, 0, 0, 0), 0
+    chosen, uniforms, seed = rng.random(), rng.random((erasing.ATTEMPTS, 4)), int(rng.integers(2**32))
+    return (erasing.erase_box(size, size, uniforms) if chosen < augment.erase else (0, 0, 0, 0)), seed
 
 
 def _choose_frames(record: ClipRecord, group: GroupSpec, window: np.ndarray) -> np.ndarray:
@@ -271,10 +295,6 @@ def _derived_seed(seed: int, group: str, number: int) -> int:
     return int(np.random.SeedSequence([seed, zlib.crc32(group.encode()), number]).generate_state(1)[0])
 
 
-def _source_name(spec: SourceSpec) -> str:
-    return ", ".join(os.fspath(path) for path in spec.paths)
-
-
 def _size_text(source: ShardSource) -> str:
     """Say how many records a source has and about how many hours."""
     picks = np.unique(np.linspace(0, len(source) - 1, min(_SAMPLED, len(source))).astype(int))
@@ -289,38 +309,3 @@ def _size_text(source: ShardSource) -> str:
             seconds.append(record.num_frames / record.fps)
     text = f"{len(source)} records in {len(source.files)} shards"
     return f"{text}, about {np.mean(seconds) * len(source) / 3600:.3g} hours" if seconds else text
-
-
-def _check_settings(
-    groups: Sequence[GroupSpec],
-    crop: CropSpec,
-    samplers: Mapping[str, MaskSampler],
-    process_index: int,
-    process_count: int,
-) -> None:
-    names = [group.name for group in groups]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"group names are {names}; give at least one, all different")
-    if set(samplers) != set(names):
-        raise ValueError(f"mask samplers are for {sorted(samplers)}, groups are {sorted(names)}")
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index {process_index} is not in 0..{process_count - 1}")
-    if crop.size < 1 or not 0 < crop.scale[0] <= crop.scale[1] or not 0 < crop.aspect[0] <= crop.aspect[1]:
-        raise ValueError(f"{crop}: size, scale and aspect must be positive, with low <= high")
-    if not 0 <= crop.flip <= 1:
-        raise ValueError(f"flip is {crop.flip}; it is a probability, between 0 and 1")
-    for group in groups:
-        if group.kind not in ("video", "image"):
-            raise ValueError(f"group {group.name!r} has kind {group.kind!r}; allowed: 'video', 'image'")
-        if group.frames < 1 or (group.kind == "video" and group.fps <= 0):
-            raise ValueError(f"group {group.name!r}: frames {group.frames} and fps {group.fps} must be above 0")
-        if group.batch_size < 1 or group.batch_size % process_count:
-            raise ValueError(
-                f"group {group.name!r}: batch_size {group.batch_size} is not a positive multiple of the "
-                f"{process_count} processes"
-            )
-        if not group.sources or any(source.weight <= 0 for source in group.sources):
-            raise ValueError(
-                f"group {group.name!r}: weights {[source.weight for source in group.sources]} must be above 0; "
-                "leave a source out instead of giving it weight 0"
-            )

@@ -1,7 +1,8 @@
-"""Clip records: their schema, their bytes, and random access to shards of them.
+"""Records in shards: the schema of clips, the bytes of all kinds, and random access to them.
 
 A shard is an ArrayRecord file written with one record per chunk, so that a
-damaged byte costs one clip. A record is a msgpack map:
+damaged byte costs one record. Robot trajectories are described in `trajectories`;
+a clip is a msgpack map:
 
     version      int    schema version, SCHEMA_VERSION
     kind         str    'video' (H.264 in mp4) or 'image' (jpeg or png)
@@ -27,7 +28,9 @@ from typing import NamedTuple
 import msgpack
 from array_record.python import array_record_module
 
-from jepa_jax.data.errors import DataError
+from jepa_jax.data import trajectories
+from jepa_jax.data.errors import DataError, RecordError
+from jepa_jax.data.trajectories import TrajectoryRecord
 
 SCHEMA_VERSION = 1
 KINDS = ("video", "image")
@@ -37,10 +40,7 @@ _SUFFIX = ".array_record"
 _SHARD_NAME = re.compile(r"^(?P<name>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.array_record$")
 # Open files kept per process: a large data set has more shards than a process may open.
 _MAX_OPEN = 256
-
-
-class RecordError(ValueError):
-    """Say that bytes are not a clip record this version can read."""
+_WANTED = ("clip", trajectories.KIND, "any")
 
 
 class ClipRecord(NamedTuple):
@@ -55,25 +55,45 @@ class ClipRecord(NamedTuple):
     source_id: str
     label: int | None = None
 
+    @property
+    def seconds(self) -> float:
+        """Return how long the clip lasts; 0.0 for an image."""
+        return self.num_frames / self.fps if self.fps else 0.0
 
-def encode_record(record: ClipRecord) -> bytes:
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Say what is odd about the clip: nothing that is known."""
+        return ()
+
+
+Record = ClipRecord | TrajectoryRecord
+
+
+def schema_version(kind: str) -> int:
+    """Return the schema version of records of a kind."""
+    return trajectories.SCHEMA_VERSION if kind == trajectories.KIND else SCHEMA_VERSION
+
+
+def encode_record(record: Record) -> bytes:
     """Serialise a record.
 
     Args:
-        record: the clip; `kind` must be one of KINDS.
+        record: a clip, its `kind` one of KINDS, or a trajectory.
 
     Returns:
         msgpack bytes with a 'version' key.
 
     Raises:
-        RecordError: the kind is unknown.
+        RecordError: the kind is unknown, or the parts of a trajectory do not fit together.
     """
+    if isinstance(record, TrajectoryRecord):
+        return msgpack.packb(trajectories.to_fields(record))
     if record.kind not in KINDS:
         raise RecordError(f"record kind is {record.kind!r}; allowed: {', '.join(KINDS)}")
     return msgpack.packb({"version": SCHEMA_VERSION, **record._asdict()})
 
 
-def decode_record(payload: bytes) -> ClipRecord:
+def decode_record(payload: bytes) -> Record:
     """Read a record back.
 
     Args:
@@ -83,8 +103,8 @@ def decode_record(payload: bytes) -> ClipRecord:
         The record.
 
     Raises:
-        RecordError: not msgpack, another schema version, an unknown kind or a
-            missing field.
+        RecordError: not msgpack, another schema version, an unknown kind, a
+            missing field, or parts of a trajectory that do not fit together.
     """
     try:
         fields = msgpack.unpackb(payload)
@@ -92,6 +112,8 @@ def decode_record(payload: bytes) -> ClipRecord:
         raise RecordError(f"record of {len(payload)} bytes is not msgpack: {error}") from error
     if not isinstance(fields, dict):
         raise RecordError(f"record holds a {type(fields).__name__}, expected a map with a 'version' key")
+    if fields.get("kind") == trajectories.KIND:
+        return trajectories.from_fields(fields)
     version = fields.pop("version", None)
     if version != SCHEMA_VERSION:
         raise RecordError(
@@ -104,6 +126,14 @@ def decode_record(payload: bytes) -> ClipRecord:
     if record.kind not in KINDS:
         raise RecordError(f"record kind is {record.kind!r}; allowed: {', '.join(KINDS)}")
     return record
+
+
+def as_clip(record: TrajectoryRecord, view: int = 0) -> ClipRecord:
+    """Take one view of a trajectory as a plain video at its true rate."""
+    shown = record.views[view]
+    return ClipRecord(
+        "video", shown.data, record.control_rate, record.num_frames, shown.height, shown.width, record.source_id
+    )
 
 
 def shard_name(name: str, index: int, count: int) -> str:
@@ -184,9 +214,18 @@ class ShardSource:
 
     Args:
         paths: as in `resolve_shards`.
+        kind: what is wanted: 'clip' (a trajectory is then the video of its first
+            view), 'trajectory' or 'any'.
+
+    Raises:
+        ValueError: another kind.
+        FileNotFoundError, DataError: as in `resolve_shards`; a shard is unreadable.
     """
 
-    def __init__(self, paths: Sequence[str]):
+    def __init__(self, paths: Sequence[str], kind: str = "clip"):
+        if kind not in _WANTED:
+            raise ValueError(f"kind of records is {kind!r}; allowed: {', '.join(_WANTED)}")
+        self._kind = kind
         self._files = resolve_shards(paths)
         self._ends: list[int] = []
         total = 0
@@ -200,10 +239,10 @@ class ShardSource:
         self._lock = threading.Lock()
 
     def __getstate__(self):
-        return {"files": self._files, "ends": self._ends}
+        return {"files": self._files, "ends": self._ends, "kind": self._kind}
 
     def __setstate__(self, state):
-        self._files, self._ends = state["files"], state["ends"]
+        self._files, self._ends, self._kind = state["files"], state["ends"], state["kind"]
         self._reset()
 
     @property
@@ -226,11 +265,12 @@ class ShardSource:
         shard, record = self._place(index)
         return f"{self._files[shard]}#{record}"
 
-    def __getitem__(self, index: int) -> ClipRecord:
+    def __getitem__(self, index: int) -> Record:
         """Read record `index`.
 
         Raises:
             DataError: the stored bytes fail their checksum or are no record.
+            RecordError: a clip where trajectories are wanted.
         """
         shard, record = self._place(index)
         try:
@@ -239,9 +279,17 @@ class ShardSource:
         except RuntimeError as error:
             raise DataError("corrupt record", f"{self.locate(index)} cannot be read: {error}") from error
         try:
-            return decode_record(payload)
+            record = decode_record(payload)
         except RecordError as error:
             raise DataError("corrupt record", f"{self.locate(index)}: {error}") from error
+        if self._kind == "clip" and isinstance(record, TrajectoryRecord):
+            return as_clip(record)
+        if self._kind == trajectories.KIND and isinstance(record, ClipRecord):
+            raise RecordError(
+                f"{self.locate(index)} is a clip of kind {record.kind!r}, but robot trajectories are wanted here: give "
+                "shards made by `python -m jepa_jax.prepare droid`, `rlds` or `lerobot`"
+            )
+        return record
 
     def _reader(self, shard: int) -> array_record_module.ArrayRecordReader:
         with self._lock:

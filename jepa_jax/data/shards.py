@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from typing import Protocol
 
 import av
 import cv2
 from array_record.python import array_record_module
 
 from jepa_jax.data.errors import DataError
-from jepa_jax.data.listing import Item
-from jepa_jax.data.records import SCHEMA_VERSION, WRITER_OPTIONS, ClipRecord, encode_record, shard_name
-from jepa_jax.data.transcode import ImageSpec, VideoSpec, store_image, transcode_video
+from jepa_jax.data.listing import Rejected
+from jepa_jax.data.records import WRITER_OPTIONS, Record, encode_record, schema_version, shard_name
 from jepa_jax.data.workers import prepare_worker
 
 _TMP = ".tmp"
@@ -33,6 +33,30 @@ class ShardError(Exception):
     """Say why shards cannot be written, and what to do."""
 
 
+class PlannedItem(Protocol):
+    """Describe what a list for shards holds: tuples that JSON can write, each with a name."""
+
+    @property
+    def name(self) -> str:
+        """Name the item in reports, such as a path."""
+
+
+class ItemSpec(Protocol):
+    """Describe how items become records: a dataclass that JSON can write and processes can share.
+
+    Its `kind` names the records it makes ('video', 'image' or 'trajectory').
+    """
+
+    kind: str
+
+    def convert(self, item: PlannedItem) -> Record:
+        """Make the record of one item, a function of the item and this spec only.
+
+        Raises:
+            DataError: the item cannot be used; it is counted and left out.
+        """
+
+
 @dataclass(frozen=True)
 class ShardPlan:
     """Say what goes into which shard.
@@ -41,13 +65,13 @@ class ShardPlan:
         folder: where the shards go.
         name: first part of every shard's name.
         per_shard: items per shard; skipped ones leave their shard smaller.
-        spec: how items are stored, which also says what they are.
+        spec: makes a record of each item.
     """
 
     folder: str
     name: str
     per_shard: int
-    spec: VideoSpec | ImageSpec
+    spec: ItemSpec
 
 
 @dataclass
@@ -58,13 +82,25 @@ class ShardReport:
         written: records.
         seconds: of video.
         bytes: of shard files.
-        skips: [path, reason, message] of every item left out.
+        skips: [name, reason, message] of every item left out.
+        rates: records by frames per second, rounded to 0.01.
+        notes: records by what is odd about them, though they are used.
     """
 
     written: int = 0
     seconds: float = 0.0
     bytes: int = 0
     skips: list[list[str]] = field(default_factory=list)
+    rates: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
+
+    def count(self, record: Record) -> None:
+        """Add one written record."""
+        self.written += 1
+        self.seconds += record.seconds
+        if record.fps:
+            _add_counts(self.rates, {f"{record.fps:.2f}".rstrip("0").rstrip("."): 1})
+        _add_counts(self.notes, dict.fromkeys(record.notes, 1))
 
     def add(self, other: ShardReport) -> None:
         """Add another report to this one."""
@@ -72,10 +108,17 @@ class ShardReport:
         self.seconds += other.seconds
         self.bytes += other.bytes
         self.skips += other.skips
+        _add_counts(self.rates, other.rates)
+        _add_counts(self.notes, other.notes)
+
+
+def _add_counts(total: dict[str, int], more: dict[str, int]) -> None:
+    for key, count in more.items():
+        total[key] = total.get(key, 0) + count
 
 
 def write_shards(
-    items: Sequence[Item],
+    items: Sequence[PlannedItem],
     plan: ShardPlan,
     *,
     workers: int,
@@ -88,9 +131,9 @@ def write_shards(
     again, so a run that was killed goes on when it is started once more.
 
     Args:
-        items: the files, in the order they are stored.
+        items: what to store, in that order.
         plan: the folder, the names and the form.
-        workers: processes that convert files; 0 converts in this one.
+        workers: processes that convert items; 0 converts in this one.
         overwrite: remove the shards of that name and begin again.
         on_item: called with (items, skipped of them) as they are done.
 
@@ -131,11 +174,10 @@ def _write_shard(plan, index, count, results, on_item) -> ShardReport:
         writer = array_record_module.ArrayRecordWriter(final + _TMP, WRITER_OPTIONS)
         for item, result in results:
             if isinstance(result, DataError):
-                report.skips.append([item.path, result.reason, str(result)])
+                report.skips.append([item.name, result.reason, str(result)])
             else:
                 writer.write(encode_record(result))
-                report.written += 1
-                report.seconds += result.num_frames / result.fps if result.fps else 0.0
+                report.count(result)
             on_item(1, int(isinstance(result, DataError)))
         writer.close()
         _sync(final + _TMP)
@@ -154,8 +196,8 @@ def _write_shard(plan, index, count, results, on_item) -> ShardReport:
 
 
 def _convert_all(
-    items: Sequence[Item], spec: VideoSpec | ImageSpec, workers: int
-) -> Iterator[tuple[Item, ClipRecord | DataError]]:
+    items: Sequence[PlannedItem], spec: ItemSpec, workers: int
+) -> Iterator[tuple[PlannedItem, Record | DataError]]:
     """Convert items in order, some ahead of the one that is asked for."""
     if not workers:
         yield from ((item, convert(item, spec)) for item in items)
@@ -184,43 +226,43 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=prepare_worker)
 
 
-def _resubmit(pool: ProcessPoolExecutor, item: Item, old: Future, spec: VideoSpec | ImageSpec) -> Future:
+def _resubmit(pool: ProcessPoolExecutor, item: PlannedItem, old: Future, spec: ItemSpec) -> Future:
     finished = old.done() and not old.cancelled() and old.exception() is None
     return old if finished else pool.submit(convert, item, spec)
 
 
-def _convert_alone(item: Item, spec: VideoSpec | ImageSpec) -> ClipRecord | DataError:
+def _convert_alone(item: PlannedItem, spec: ItemSpec) -> Record | DataError:
     with _pool(1) as pool:
         try:
             return pool.submit(convert, item, spec).result()
         except BrokenProcessPool:
-            return DataError("crashed the decoder", f"{item.path}: the process that decoded it was killed or crashed")
+            return DataError("crashed the decoder", f"{item.name}: the process that decoded it was killed or crashed")
 
 
-def convert(item: Item, spec: VideoSpec | ImageSpec) -> ClipRecord | DataError:
-    """Make the record of one file, or return the reason why there is none.
+def convert(item: PlannedItem, spec: ItemSpec) -> Record | DataError:
+    """Make the record of one item, or return the reason why there is none.
 
     Args:
-        item: the file.
-        spec: a VideoSpec for videos, an ImageSpec for images.
+        item: what to convert.
+        spec: how.
 
     Returns:
-        The record, or the DataError (returned, not raised: one bad file is no failure).
+        The record, or the DataError (returned, not raised: one bad item is no failure).
     """
+    if isinstance(item, Rejected):
+        return DataError(item.reason, item.message)
     try:
-        if isinstance(spec, VideoSpec):
-            return transcode_video(item.path, spec, item.label)
-        return store_image(item.path, spec, item.label)
+        return spec.convert(item)
     except DataError as error:
         return error
 
 
-def _claim_folder(items: Sequence[Item], plan: ShardPlan, count: int, overwrite: bool) -> None:
+def _claim_folder(items: Sequence[PlannedItem], plan: ShardPlan, count: int, overwrite: bool) -> None:
     """Note the list and settings in the folder, or check that they are those noted."""
     digest = hashlib.sha256(json.dumps(items).encode()).hexdigest()
     manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "video" if isinstance(plan.spec, VideoSpec) else "image",
+        "schema_version": schema_version(plan.spec.kind),
+        "kind": plan.spec.kind,
         "items": len(items),
         "items_sha256": digest,
         "per_shard": plan.per_shard,

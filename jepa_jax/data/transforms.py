@@ -94,8 +94,13 @@ def crop_resize_uint8(frames: Sequence[np.ndarray], box: tuple[int, int, int, in
     Returns:
         uint8 `[T, size, size, C]`.
     """
+    return crop_resize_moving_uint8(frames, [box] * len(frames), size)
+
+
+def crop_resize_moving_uint8(frames: Sequence[np.ndarray], boxes: np.ndarray, size: int) -> np.ndarray:
+    """Do as `crop_resize_moving`, then round to the nearest grey level; uint8 `[T, size, size, C]`."""
     out = np.empty((len(frames), size, size, frames[0].shape[-1]), np.uint8)
-    for target, resized in zip(out, _resized_crops(frames, [box] * len(frames), size), strict=True):
+    for target, resized in zip(out, _resized_crops(frames, boxes, size), strict=True):
         # Rounds half to even, like numpy, in a third of the time.
         cv2.convertScaleAbs(resized, dst=target)
     return out

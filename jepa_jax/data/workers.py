@@ -8,15 +8,13 @@ import signal
 import threading
 from multiprocessing import connection
 
-import av
 import cv2
 
 
 def prepare_worker() -> None:
     """Set up a worker process: one thread per image, silent, and gone when its parent is gone."""
     one_thread_per_image()
-    # Damage is reported by file and reason; FFmpeg's own lines would tear the progress bar.
-    av.logging.set_level(av.logging.PANIC)
+    # PyAV keeps FFmpeg silent unless a level is set, and setting one can block threads that decode.
     # Ctrl-C reaches the whole group; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()

@@ -1,6 +1,8 @@
 """The output folder: whose it is, what of it is finished, and how files are added to it."""
 
+import contextlib
 import dataclasses
+import fcntl
 import glob
 import os
 import shutil
@@ -21,20 +23,44 @@ class OutputError(Exception):
     """Say why features cannot be written to a folder, and what to do."""
 
 
+@contextlib.contextmanager
+def lock_folder(folder):
+    """Keep other processes out of an output folder, which is made if absent.
+
+    Raises:
+      OutputError: if another process is writing to it, or it is a file.
+    """
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise OutputError(f"{folder} is a file; --output is a folder")
+    os.makedirs(folder, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise OutputError(f"another process is writing to {folder}; wait for it, or give another --output") from error
+    except OSError:
+        # Some network file systems have no locks; there the user has to take care.
+        pass
+    try:
+        yield
+    finally:
+        # Closing unlocks, and so does being killed.
+        os.close(descriptor)
+
+
 def claim_folder(folder, card, info, overwrite):
     """Note in a folder what its features are, or check that they are what is noted.
 
     Args:
-      folder: made if absent; half-written files of a stopped run are removed.
+      folder: exists; half-written files of a stopped run are removed.
       card: JSON-able dict; has to be the same for all features in a folder.
       info: JSON-able dict that is noted too but may change.
       overwrite: remove all features and pictures of features in the folder.
 
     Raises:
-      OutputError: if the folder holds other features, or is a file.
+      OutputError: if the folder holds other features.
     """
-    if os.path.exists(folder) and not os.path.isdir(folder):
-        raise OutputError(f"{folder} is a file; --output is a folder")
     path = os.path.join(folder, CARD)
     before = read_json(path)
     if before is not None and not overwrite:
@@ -44,7 +70,6 @@ def claim_folder(folder, card, info, overwrite):
                 f"{folder} already holds features made with other settings ({'; '.join(changed)}). Give another "
                 "--output, or --overwrite to replace them"
             )
-    os.makedirs(folder, exist_ok=True)
     shutil.rmtree(scratch_folder(folder), ignore_errors=True)
     if overwrite:
         _remove_features(folder)

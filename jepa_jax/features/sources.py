@@ -108,17 +108,18 @@ def read_frames(source, sampling):
         yield frame
 
 
-def read_windows(source, sampling):
+def read_windows(source, frames):
     """Yield the windows of a source in order; every frame is decoded once, however much they overlap.
+
+    Args:
+      source: `Source`.
+      frames: iterator over its sampled frames, as from `read_frames`.
 
     Yields:
       uint8 `[T, H, W, 3]`.
-
-    Raises:
-      DataError: as `read_frames`.
     """
     held = collections.deque()
-    first, frames = 0, read_frames(source, sampling)
+    first = 0
     for positions in source.windows.positions():
         while first < positions[0]:
             held.popleft()
@@ -199,11 +200,17 @@ def _read_into(line, path, sampling, stop):
     try:
         source = open_source(path, sampling)
         put(source)
-        for number, frames in enumerate(read_windows(source, sampling)):
-            if stop.is_set():
-                return
+        for number, frames in enumerate(read_windows(source, _until(stop, read_frames(source, sampling)))):
             put(Window(number, frames))
     except DataError as error:
         put(End(error))
     else:
         put(End(None))
+
+
+def _until(stop, frames):
+    for frame in frames:
+        if stop.is_set():
+            # Nobody reads this; it ends the thread, which else would go on to the end of its window.
+            raise DataError("stopped")
+        yield frame

@@ -5,13 +5,13 @@ from jepa_jax.models.aggregate import join_levels, join_segments, time_table
 from jepa_jax.models.attention import attention
 from jepa_jax.models.encoder import VideoEncoder, gather_tokens, token_grid
 from jepa_jax.models.layers import BlockStack, LayerNorm
-from jepa_jax.models.pixels import normalize_pixels
+from jepa_jax.models.pixels import erase_boxes, normalize_pixels
 from jepa_jax.models.predictor import MaskedPredictor
 from jepa_jax.models.probe import AttentiveProbe
 from jepa_jax.models.variants import NAMES, encoder_size, make_encoder
 
 __all__ = [
     "NAMES", "ActionPredictor", "AttentiveProbe", "BlockStack", "LayerNorm", "MaskedPredictor", "VideoEncoder",
-    "attention", "encoder_size", "gather_tokens", "join_levels", "join_segments", "make_encoder", "normalize_pixels",
-    "time_table", "token_grid",
+    "attention", "encoder_size", "erase_boxes", "gather_tokens", "join_levels", "join_segments", "make_encoder",
+    "normalize_pixels", "time_table", "token_grid",
 ]

@@ -1,5 +1,6 @@
 """Pixel normalisation, done on the device so that frames travel as uint8."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,3 +22,26 @@ def normalize_pixels(frames, mean=PIXEL_MEAN, std=PIXEL_STD):
     """
     frames = jnp.asarray(frames, jnp.float32)
     return (frames - 255.0 * mean) / (255.0 * std)
+
+
+def erase_boxes(video, boxes, seeds):
+    """Fill one box of every clip with noise, the last step of random erasing.
+
+    Args:
+      video: float32 `[B, F, H, W, 3]`, normalised.
+      boxes: int32 `[B, 4]`, (top, left, height, width) in pixels; an empty box changes nothing.
+      seeds: uint32 `[B]`, of the noise, one per clip.
+
+    Returns:
+      float32 `[B, F, H, W, 3]` with standard normal numbers in the boxes, other ones in every
+      frame, pixel and channel.
+
+    Source: src/datasets/utils/video/randerase.py
+    """
+    def erase(clip, box, seed):
+        top, left, height, width = box
+        rows, columns = jnp.arange(clip.shape[1]), jnp.arange(clip.shape[2])
+        inside = ((rows >= top) & (rows < top + height))[:, None] & ((columns >= left) & (columns < left + width))
+        return jnp.where(inside[:, :, None], jax.random.normal(jax.random.key(seed), clip.shape, clip.dtype), clip)
+
+    return jax.vmap(erase)(video, boxes, seeds)

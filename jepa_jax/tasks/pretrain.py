@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jepa_jax.data import remote
 from jepa_jax.data.iterate import make_iterator
 from jepa_jax.data.masks import MaskSampler, MaskSpec
-from jepa_jax.data.pipeline import ClipPipeline, CropSpec, GroupSpec, SourceSpec
+from jepa_jax.data.pipeline import ClipPipeline
+from jepa_jax.data.randaugment import parse_spec
+from jepa_jax.data.specs import AugmentSpec, CropSpec, GroupSpec, SourceSpec
 from jepa_jax.models import (
-    LayerNorm, MaskedPredictor, VideoEncoder, gather_tokens, make_encoder, normalize_pixels, token_grid,
+    LayerNorm, MaskedPredictor, VideoEncoder, erase_boxes, gather_tokens, make_encoder, normalize_pixels, token_grid,
 )
 from jepa_jax.models.flops import encoder_flops, predictor_flops
 from jepa_jax.tasks.losses import latent_loss
@@ -84,7 +87,8 @@ def make_groups(config):
         if len(section.paths) != len(section.weights):
             raise ValueError(f"data.groups.{name} has {len(section.paths)} paths and {len(section.weights)} weights")
         grid = token_grid(section.frames, data.size, data.size, model.patch_size, model.tubelet_size)
-        sources = tuple(SourceSpec((path,), weight) for path, weight in zip(section.paths, section.weights))
+        sources = tuple(SourceSpec((remote.join(data.root, path),), weight)
+                        for path, weight in zip(section.paths, section.weights))
         groups.append(Group(
             GroupSpec(name, section.kind, section.frames, section.fps, section.batch_size, sources),
             section.loss_weight, grid,
@@ -103,8 +107,14 @@ def make_pipeline(config, groups, process_index=0, process_count=1):
     return ClipPipeline(
         [group.spec for group in groups], CropSpec(data.size, data.crop_scale, data.crop_aspect, data.flip),
         {group.spec.name: group.sampler for group in groups}, seed=config.seed,
-        process_index=process_index, process_count=process_count,
+        augment=make_augment(data.augment), process_index=process_index, process_count=process_count,
     )
+
+
+def make_augment(section):
+    """Build an `AugmentSpec` from the `data.augment` section of a config; ValueError for an unknown policy."""
+    policy = parse_spec(section.rand_augment) if section.rand_augment else None
+    return AugmentSpec(section.motion_shift, policy, section.erase)
 
 
 def make_loss(encoder, predictor, groups, *, loss_exponent, monitor_tokens):
@@ -114,7 +124,8 @@ def make_loss(encoder, predictor, groups, *, loss_exponent, monitor_tokens):
       Function (params, target_params, batch) -> (loss, aux). `params` has the keys
       `encoder` and `predictor`; `target_params` is an encoder tree and receives no gradient;
       `batch` maps group names to `video` uint8 `[b, F, H, W, 3]`, `context_ids` and
-      `target_ids`, tuples over strategies of int32 `[b, K]`. `aux` has `losses`, the
+      `target_ids`, tuples over strategies of int32 `[b, K]`, and with erasing `erase_boxes` and
+      `erase_seeds`. `aux` has `losses`, the
       mean of every (group, strategy), and `samples`, a few target and predicted latents.
 
     Source: app/vjepa/train.py.
@@ -135,6 +146,8 @@ def make_loss(encoder, predictor, groups, *, loss_exponent, monitor_tokens):
             video = normalize_pixels(rows["video"])
             if video.shape[1] != group.spec.frames:
                 video = jnp.repeat(video, group.spec.frames, axis=1)
+            if "erase_boxes" in rows:
+                video = erase_boxes(video, rows["erase_boxes"], rows["erase_seeds"])
             latents = encode_targets(target_params, video)
             for name, context_ids, target_ids in zip(group.strategies, rows["context_ids"], rows["target_ids"], strict=True):
                 context = encoder.apply({"params": params["encoder"]}, video, context_ids)

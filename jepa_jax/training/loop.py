@@ -118,13 +118,12 @@ def make_state(task, abstract_state, seed):
     return jax.jit(task.init_state, out_shardings=shardings)(jax.random.key(seed))
 
 
-def _device_batches(batches, skip_counter, task, mesh, steps):
+def _device_batches(batches, skip_counter, mesh, steps):
     """Yield (step, batch on the devices, seconds waited for it); keep no reference to it."""
-    clips = task.clips_per_step // jax.process_count()
     for step in steps:
         began = time.monotonic()
-        batch, skips = next(batches)
-        skip_counter.update(clips, skips)
+        batch, notes = next(batches)
+        skip_counter.update(*notes)
         batch = [sharding.put_batch(batch, mesh)]
         yield step, batch.pop(), time.monotonic() - began
 
@@ -156,7 +155,7 @@ def train(task, skip_counter, mesh, workdir, *, config, total_steps):
 
     Args:
       task: `Task`.
-      skip_counter: counts skipped records; has `update(clips, skips)` and `report()`.
+      skip_counter: counts what the batches were made of; has `update(*notes)`, `metrics()` and `mixture()`.
       mesh: device mesh.
       workdir: folder of the run; a checkpoint in it is resumed.
       config: ConfigDict; the sections seed, start, guard, checkpoint and log are read here,
@@ -189,7 +188,7 @@ def train(task, skip_counter, mesh, workdir, *, config, total_steps):
         stack.callback(progress.close)
         compiled, window = None, _Window(task, config.guard)
         steps = range(start_step + 1, total_steps + 1)
-        for step, batch, waited in _device_batches(batches, skip_counter, task, mesh, steps):
+        for step, batch, waited in _device_batches(batches, skip_counter, mesh, steps):
             if compiled is None:
                 compiled = _compile(task, abstract, batch, mesh)
                 window.restart()
@@ -201,11 +200,12 @@ def train(task, skip_counter, mesh, workdir, *, config, total_steps):
             progress.advance()
             stopping = bool(sigterm) or store.preempted(step)
             if step % config.log.every_steps == 0 or step == total_steps or stopping:
-                row = window.close()
+                row = window.close() | skip_counter.metrics()
                 writer.write(step, row)
                 progress.show(step, row)
             if step % config.checkpoint.every_steps == 0 or step == total_steps or stopping:
                 store.save(step, state, _run_record(task, config))
+                logging.info("%s", skip_counter.mixture())
             if stopping:
                 store.wait()
                 raise Preempted(f"SIGTERM: saved step {step} to {store.directory}; run the same command to continue")

@@ -12,7 +12,7 @@ class Task(NamedTuple):
         dict of scalars with the `guard/` entries of `optim.check_update`; `samples` holds
         `targets` and `predictions` `[n, D]` for the collapse monitors.
       open_data: (start_step, num_steps) -> context manager that yields an iterator of
-        (batch of host arrays, list of skips) for this process.
+        (batch of host arrays, notes on what it was made of) for this process.
       tensor_names: names behind `guard/first_bad`, from `optim.checked_names`.
       clips_per_step: clips of the global batch.
       flops_per_step: operations of one step on the global batch, without recomputation.

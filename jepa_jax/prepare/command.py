@@ -1,0 +1,56 @@
+"""The command line of `prepare`: list, convert, report."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+from collections.abc import Sequence
+
+import tqdm
+
+from jepa_jax.data import listing, shards
+from jepa_jax.prepare import arguments, report
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments without the program's name; those of the process if None.
+
+    Returns:
+        Exit status: 0; 1 when nothing was written or too much was skipped; 2 when
+        the arguments, the list or the folder are unusable.
+    """
+    args = arguments.parser().parse_args(argv)
+    try:
+        items, spec = args.plan(args)
+        plan = shards.ShardPlan(args.output, args.name, args.per_shard, spec)
+        counts = _write(items, plan, args)
+    except (listing.ListError, shards.ShardError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        # Without this, leaving would wait for the files now being converted.
+        for child in multiprocessing.active_children():
+            child.kill()
+        sys.stderr.write("stopped; finished shards are kept, run the same command again to go on\n")
+        return 130
+    lines, status = report.finish(counts, plan, args.units, args.max_skip_fraction)
+    sys.stdout.write("\n".join(lines) + "\n")
+    return status
+
+
+def _write(items: Sequence, plan: shards.ShardPlan, args: argparse.Namespace) -> shards.ShardReport:
+    skipped = 0
+    with tqdm.tqdm(total=len(items), unit=f" {args.units}", dynamic_ncols=True, smoothing=0.05) as bar:
+
+        def on_item(count: int, skips: int) -> None:
+            nonlocal skipped
+            skipped += skips
+            if skips:
+                bar.set_postfix_str(f"{skipped} skipped", refresh=False)
+            bar.update(count)
+
+        return shards.write_shards(items, plan, workers=args.workers, overwrite=args.overwrite, on_item=on_item)

@@ -1,0 +1,71 @@
+"""Say what a run of `prepare` wrote and left out, as text and as JSON."""
+
+from __future__ import annotations
+
+import os
+
+from jepa_jax.data import shards
+
+_NAMES_SHOWN = 5
+_RATES_SHOWN = 8
+
+
+def finish(
+    report: shards.ShardReport, plan: shards.ShardPlan, units: str, max_skip_fraction: float
+) -> tuple[list[str], int]:
+    """Write the JSON report beside the shards and judge the run.
+
+    Args:
+        report: counts over all shards.
+        plan: what was written.
+        units: what the items are called.
+        max_skip_fraction: larger parts of skipped items fail the run, in [0, 1].
+
+    Returns:
+        Lines of text, and the exit status: 1 if nothing was written or too much was skipped.
+    """
+    path = os.path.join(plan.folder, f"{plan.name}-report.json")
+    shards.write_json(path, _summary(report))
+    total = report.written + len(report.skips)
+    timed = f", {report.seconds / 3600:.3g} hours" if plan.spec.kind != "image" else ""
+    lines = [f"{report.written} of {total} {units} in {plan.folder}{timed}, {report.bytes / 1e6:.1f} MB"]
+    if report.rates:
+        lines.append(f"frames/s: {_rates_text(report.rates)}")
+    lines += [f"note: {note}: {count} {units}" for note, count in sorted(report.notes.items())]
+    for reason, count in shards.skip_counts(report).items():
+        names = [name for name, other, _ in report.skips if other == reason]
+        more = f", and {count - _NAMES_SHOWN} more" if count > _NAMES_SHOWN else ""
+        lines.append(f"skipped, {reason}: {count} ({', '.join(names[:_NAMES_SHOWN])}{more})")
+    lines.append(f"report: {path}")
+    fraction = len(report.skips) / total
+    if not report.written:
+        lines.append(f"error: nothing was written; all {units} were skipped for the reasons above")
+        return lines, 1
+    if fraction > max_skip_fraction:
+        lines.append(
+            f"error: {fraction:.1%} of the {units} were skipped, more than --max-skip-fraction "
+            f"{max_skip_fraction:g}; the shards are complete, raise the limit to accept them"
+        )
+        return lines, 1
+    return lines, 0
+
+
+def _summary(report: shards.ShardReport) -> dict:
+    return {
+        "written": report.written,
+        "skipped": len(report.skips),
+        "hours": report.seconds / 3600,
+        "bytes": report.bytes,
+        "fps_histogram": dict(sorted(report.rates.items(), key=lambda pair: float(pair[0]))),
+        "notes": dict(sorted(report.notes.items())),
+        "skips_by_reason": shards.skip_counts(report),
+        "skips": [{"path": path, "reason": reason, "message": text} for path, reason, text in report.skips],
+    }
+
+
+def _rates_text(rates: dict[str, int]) -> str:
+    """List the most frequent rates in ascending order, and how many records have others."""
+    common = sorted(rates, key=lambda rate: (-rates[rate], float(rate)))[:_RATES_SHOWN]
+    parts = [f"{rate} ({rates[rate]})" for rate in sorted(common, key=float)]
+    others = sum(rates.values()) - sum(rates[rate] for rate in common)
+    return ", ".join(parts) + (f", others ({others})" if others else "")

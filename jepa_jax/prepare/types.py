@@ -1,0 +1,72 @@
+"""Check arguments of `prepare` while they are parsed."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Callable, Sequence
+
+
+def count(text: str) -> int:
+    """Read a whole number of at least 0."""
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{number} is below 0")
+    return number
+
+
+def positive(text: str) -> int:
+    """Read a whole number of at least 1."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number
+
+
+def positive_float(text: str) -> float:
+    """Read a finite number above 0."""
+    if not (math.isfinite(number := float(text)) and number > 0):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def crf(text: str) -> int:
+    """Read an x264 quality."""
+    if not 0 <= (number := int(text)) <= 51:
+        raise argparse.ArgumentTypeError(f"{number} is not in 0..51")
+    return number
+
+
+def fraction(text: str) -> float:
+    """Read a number between 0 and 1."""
+    if not 0 <= (number := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{number} is not between 0 and 1")
+    return number
+
+
+def shard_set_name(text: str) -> str:
+    """Read a name that files can begin with."""
+    if not text or os.sep in text or text.startswith("."):
+        raise argparse.ArgumentTypeError(f"{text!r} is no file name")
+    return text
+
+
+def rate(text: str) -> str:
+    """Read 'header', 'true' or a number of Hz, kept as text."""
+    if text in ("header", "true"):
+        return text
+    try:
+        return f"{positive_float(text):g}"
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 'header' nor 'true' nor a number of Hz") from error
+
+
+def views(allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """Make a reader of names separated by commas, each of `allowed` and no more than once."""
+
+    def read(text: str) -> tuple[str, ...]:
+        names = tuple(text.split(","))
+        if not set(names) <= set(allowed) or len(set(names)) < len(names):
+            raise argparse.ArgumentTypeError(f"{text!r}: give distinct names of {', '.join(allowed)}, with commas")
+        return names
+
+    return read
