@@ -49,4 +49,13 @@ def load(path, *, encoder=None, networks=None, dtype=None, probe=0, hints=None, 
         protocol=bundle.protocol,
         provenance=bundle.provenance,
     )
-    return model, {name: jax.device_put(network.params) for name, network in found.items()}
+    return model, {name: _to_device(network.params) for name, network in found.items()}
+
+
+def _to_device(tree):
+    """Move a nested dict to the device tensor by tensor and empty it, so that large weights are not held twice."""
+    moved = {}
+    for name in list(tree):
+        value = tree.pop(name)
+        moved[name] = _to_device(value) if isinstance(value, dict) else jax.device_put(value).block_until_ready()
+    return moved
