@@ -6,6 +6,8 @@ import setuptools
 
 here = pathlib.Path(__file__).parent
 requirements = [line for line in (here / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
+sources = ["h5py>=3.11", "pyarrow>=15", "google-crc32c>=1.5", "protobuf>=4.21"]
+curate = ["scenedetect-headless>=0.7.2,<0.8"]
 
 setuptools.setup(
     name="jepa_jax",
@@ -17,10 +19,19 @@ setuptools.setup(
     extras_require={
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
-        "test": ["chex>=0.1.90", "pytest>=8", "pytest-xdist>=3.6"],
+        "test": ["chex>=0.1.90", "pytest>=8", "pytest-xdist>=3.6", *sources, *curate],
+        # To prepare robot data and TensorFlow Datasets: HDF5, Parquet, TFRecord.
+        "sources": sources,
+        # To cut videos into scenes: `prepare curate`. The variant without a window system, as ours of OpenCV.
+        "curate": curate,
+        # To prepare on a cluster: `prepare ... --beam`.
+        "beam": ["apache-beam>=2.60"],
+        # Remote paths: gs:// and s3://.
+        "gcs": ["gcsfs>=2024.6"],
+        "s3": ["s3fs>=2024.6"],
         # To read official .pt files; every other format needs no PyTorch.
         "torch": ["torch>=2.6"],
         # What tests and benchmarks compare with. This PyTorch has CPU wheels of ordinary size.
-        "peers": ["torch==2.13.0", "transformers>=5.20,<6"],
+        "peers": ["torch==2.13.0", "transformers>=5.20,<6", "tensorflow-datasets>=4.9.10", "importlib_resources"],
     },
 )

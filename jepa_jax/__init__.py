@@ -16,6 +16,7 @@ _PUBLIC = {
     "Model": "jepa_jax.weights.model",
     "Features": "jepa_jax.weights.model",
     "Hints": "jepa_jax.weights.hints",
+    "CheckpointError": "jepa_jax.training.checkpoint",
     "WeightsError": "jepa_jax.weights.bundle",
     "DataError": "jepa_jax.data.errors",
 }

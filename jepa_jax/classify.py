@@ -1,7 +1,6 @@
 """Name what happens in videos: `python -m jepa_jax.classify VIDEO --model CLASSIFIER`."""
 
 import argparse
-import dataclasses
 import json
 import sys
 
@@ -13,6 +12,7 @@ from jepa_jax.features.views import read_single_view, read_views
 from jepa_jax.training.checkpoint import CheckpointError
 from jepa_jax.weights import released
 from jepa_jax.weights.bundle import ENCODERS, WeightsError
+from jepa_jax.weights.hints import Hints
 from jepa_jax.weights.load import load
 
 _EXAMPLES = """examples:
@@ -36,8 +36,12 @@ def main(argv=None):
     args = _parser().parse_args(argv)
     try:
         items = list_items(args.sources, VIDEO_SUFFIXES + IMAGE_SUFFIXES)
-        model, params = load(args.model, encoder=args.encoder, networks=("encoder", "probe"), probe=args.probe)
-        model = _settle_protocol(model, args.protocol)
+        hints = Hints(protocol=args.protocol)
+        model, params = load(
+            args.model, encoder=args.encoder, networks=("encoder", "probe"), probe=args.probe, hints=hints
+        )
+        model.check_classifier()
+        sys.stderr.write(f"protocol {_describe_protocol(model)}\n")
         read = 0
         for item in items:
             try:
@@ -54,27 +58,15 @@ def main(argv=None):
     return 0 if read else 1
 
 
-def _settle_protocol(model, name):
-    """Return the model with the protocol to use, and say which that is."""
-    if name:
-        protocol = released.find_protocol(name)
-        layers = [layer for layer in protocol.layers if layer >= model.encoder.depth]
-        if layers:
-            raise WeightsError(
-                f"protocol {name} takes blocks {protocol.layers}; this encoder has {model.encoder.depth}"
-            )
-        model = dataclasses.replace(model, protocol=protocol)
-    if model.protocol is None:
-        text = (
+def _describe_protocol(model):
+    p = model.protocol
+    if p is None:
+        return (
             f"one clip of {model.preprocessing.frames} frames spread over the whole video, central crop; the weights "
             "name no protocol (--protocol sets one)"
         )
-    else:
-        p = model.protocol
-        text = f"{p.name}: {p.num_segments} segments of {p.frames} frames every {p.frame_step}"
-        text += f", {p.num_views} views of {p.crop_size}"
-    sys.stderr.write(f"protocol {text}\n")
-    return model
+    text = f"{p.name}: {p.num_segments} segments of {p.frames} frames every {p.frame_step}"
+    return f"{text}, {p.num_views} views of {p.crop_size}"
 
 
 def _read(path, model):

@@ -9,8 +9,17 @@ from absl import logging
 from jepa_jax.models.spec import describe
 from jepa_jax.training.checkpoint import CheckpointError
 from jepa_jax.weights import released, store
-from jepa_jax.weights.bundle import ENCODERS, WeightsError, choose_encoder, combine, count_params, keep_networks, network_sha256
+from jepa_jax.weights.bundle import (
+    ENCODERS,
+    WeightsError,
+    choose_encoder,
+    combine,
+    count_params,
+    keep_networks,
+    network_sha256,
+)
 from jepa_jax.weights.hints import Hints
+from jepa_jax.weights.settle import check_surroundings
 
 _EXAMPLES = f"""examples:
   python -m jepa_jax.convert vitl.pt                        show and check what is in it, write nothing
@@ -49,30 +58,29 @@ def main(argv=None):
 
 def _convert(args):
     hints = _hints(args)
-    if args.dst:
+    if args.dst is not None:
         # Before the minutes that large files take.
         store.check_destination(args.dst, args.to)
-    bundle = store.read(args.src, hints)
+    bundle = store.read(args.src, dataclasses.replace(hints, config=None) if args.join else hints, verify=True)
     if args.join:
-        bundle = combine(bundle, store.read(args.join, dataclasses.replace(hints, protocol=None)))
+        # What is said of an encoder is meant for the one that joins.
+        bundle = combine(bundle, store.read(args.join, _backbone_hints(hints), verify=True))
+        check_surroundings(bundle, args.src)
+    if args.networks:
+        bundle = keep_networks(bundle, args.networks)
     if args.encoder or args.dst and store.choose_format(args.dst, args.to) == "huggingface":
         # Hugging Face has one encoder; the report names the one that is written.
         chosen = choose_encoder(bundle.networks, args.encoder)
         bundle = keep_networks(bundle, [name for name in bundle.networks if name == chosen or name not in ENCODERS])
-    if args.networks:
-        bundle = keep_networks(bundle, args.networks)
     sys.stdout.write(_report(bundle))
     sys.stdout.flush()
-    if args.dst:
+    if args.dst is not None:
         store.write(bundle, args.dst, args.to)
         sys.stdout.write(f"wrote {args.dst}\n")
 
 
 def _hints(args):
-    labels = None
-    if args.labels:
-        with open(args.labels, encoding="utf-8") as file:
-            labels = tuple(line.strip() for line in file if line.strip())
+    labels = _read_labels(args.labels) if args.labels else None
     return Hints(
         size=args.size,
         heads=dict(args.heads),
@@ -87,6 +95,25 @@ def _hints(args):
     )
 
 
+def _backbone_hints(hints):
+    """Drop what is about the probe."""
+    heads = {name: number for name, number in hints.heads.items() if name != "probe"}
+    return dataclasses.replace(hints, heads=heads, protocol=None, labels=None)
+
+
+def _read_labels(path):
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            labels = tuple(line.strip() for line in file.read().rstrip().splitlines())
+    except UnicodeDecodeError as error:
+        raise WeightsError(f"{path} is not UTF-8 text: {error}") from error
+    if "" in labels:
+        raise WeightsError(
+            f"{path}: line {1 + labels.index('')} is empty; one label per line, in the order of the classes"
+        )
+    return labels
+
+
 def _report(bundle):
     """List networks, what surrounds them, and what was assumed or left out, as text."""
     lines = []
@@ -98,7 +125,7 @@ def _report(bundle):
         )
         lines.append(
             f"{name:{width}}  {count_params(network.params):>13,} parameters  {sizes}  "
-            f"sha256 {network_sha256(network.params)[:16]}"
+            f"sha256 {(network.sha256 or network_sha256(network.params))[:16]}"
         )
     for name in ("preprocessing", "protocol"):
         record = getattr(bundle, name)

@@ -102,7 +102,7 @@ def main(argv=None):
     workers.one_thread_per_image()
     try:
         entries = naming.list_entries(args.sources)
-        model, params = load(args.model, encoder=args.encoder, networks=("encoder",))
+        model, params = load(args.model, encoder=args.encoder, networks=("encoder",), verify=True)
         job = _Job(args, model)
         with output.lock_folder(args.output):
             report, earlier = _embed(entries, job, params, args)

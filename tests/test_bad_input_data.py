@@ -168,7 +168,7 @@ def _write_noise(path, noise):
 def test_file_that_crashes_its_worker_is_skipped(tmp_path):
     good = [listing.Item(_good(tmp_path, f"{number}.mp4")) for number in range(3)]
     items = [good[0], _Poison(str(tmp_path / "x.mp4")), *good[1:]]
-    results = {item.path: result for item, result in shards._convert_all(items, VideoSpec(), 1)}
+    results = {item.path: result for item, result in shards.convert_all(items, VideoSpec(), 1)}
     assert results[str(tmp_path / "x.mp4")].reason == "crashed the decoder"
     assert all(results[item.path].num_frames == 40 for item in good)
 
@@ -317,7 +317,7 @@ def test_too_many_skips_stop_the_run_with_a_report():
         counter.update({}, [skip])
     lenient = data.SkipCounter(0.5)
     lenient.update({"clips/k710": 1000}, [skip, skip._replace(reason="truncated")])
-    assert lenient.report().count("\n") == 3 and "1000 good clips" in lenient.report()
+    assert lenient.report().count("\n") == 2 and "1000 good clips" in lenient.report()
     assert data.SkipCounter(0.0).report() == "no clip skipped in 0"
 
 

@@ -7,8 +7,9 @@ import jax
 import media
 import numpy as np
 import pytest
-from configs import common, mixtures, pretrain
+from configs import common, cooldown, mixtures, pretrain
 from jepa_jax import data
+from jepa_jax.data.specs import NO_AUGMENT
 from jepa_jax.data.transcode import ImageSpec, VideoSpec, store_image, transcode_video
 from jepa_jax.tasks.pretrain import make_groups, make_task
 from jepa_jax.training import loop, sharding
@@ -38,7 +39,7 @@ def root(tmp_path_factory):
     return root
 
 
-def _pipeline(root, process=(0, 1), augment=data.AugmentSpec()):
+def _pipeline(root, process=(0, 1), augment=NO_AUGMENT):
     def group(name, kind, frames, **weights):
         sources = tuple(data.SourceSpec((f"{root}/{source}",), weight) for source, weight in weights.items())
         return data.GroupSpec(name, kind, frames, 4.0, BATCH[name], sources)
@@ -68,7 +69,7 @@ def _joined(parts):
 
 
 @pytest.mark.parametrize("augment", [
-    data.AugmentSpec(), data.AugmentSpec(True, data.randaugment.RandAugmentSpec(), 0.5)], ids=["plain", "augmented"])
+    NO_AUGMENT, data.AugmentSpec(True, data.randaugment.RandAugmentSpec(), 0.5)], ids=["plain", "augmented"])
 def test_any_number_of_processes_makes_the_same_global_batches(root, augment):
     """Skips of corrupt records included."""
     skips_seen = 0
@@ -113,11 +114,11 @@ def test_realised_mixture_is_counted_by_source_with_what_was_replaced(root):
     assert {key for key in counter.counts} == {("video/k710", "truncated")}
     replaced = counter.counts.total()
     assert 84 / 5 - 6 < replaced < 84 / 4 + 10
-    metrics = counter.metrics()
+    metrics = counter.metrics(counter.totals())
     assert metrics["data/share/video/k710"] == 84 / 240 and metrics["data/share/still/imagenet"] == 0.25
     assert metrics["data/skipped/video/k710"] == metrics["data/skipped"] == replaced
     assert metrics["data/skipped/video/ssv2"] == 0
-    assert f"video/k710 84 (35.0%, {replaced} replaced), video/ssv2 36 (15.0%)" in counter.report()
+    assert f"video/k710 84 (35.0%, {replaced} replaced), video/ssv2 36 (15.0%)" in counter.mixture(counter.totals())
     assert f"video/k710, truncated: {replaced} draws of 1 records" in counter.report()
 
 
@@ -151,6 +152,12 @@ def test_paper_mixture_gives_every_source_its_share_of_the_clips():
     }
     expected = {"ssv2": 0.056, "k710": 0.188, "howto100m": 0.318, "yt1b": 0.188, "imagenet": 0.25}
     assert shares == {name: pytest.approx(share) for name, share in expected.items()}
+
+
+def test_cooldown_takes_the_same_mixture_at_its_own_length():
+    groups = cooldown.get_config("vitg16,res=384,mix=vm22m").data.groups
+    assert (groups.video.frames, groups.image.frames, groups.video_long.batch_size) == (64, 16, 0)
+    assert groups.video.batch_size + groups.image.batch_size == 3072 and "yt1b" in groups.video.paths
 
 
 def test_unknown_mixture_is_named():

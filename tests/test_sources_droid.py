@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 
 import media
 import numpy as np
@@ -115,7 +116,7 @@ _DAMAGE = {
     "json lacks a view": _remove_views,
     "missing mp4": lambda folder: shutil.rmtree(folder / "recordings"),
     "empty file": lambda folder: _cut(folder / "recordings/MP4/12345678.mp4", 0),
-    "truncated": lambda folder: _cut(folder / "recordings/MP4/12345678.mp4", -900),
+    "truncated": lambda folder: _cut(folder / "recordings/MP4/12345678.mp4", 1200),
 }
 _CONTENT = {
     "rows do not match frames": {"frames": 17},
@@ -199,6 +200,12 @@ def test_folder_that_is_found_twice_is_stored_once(tree, tmp_path, capsys):
     assert "holds no trajectory.h5" in capsys.readouterr().err
 
 
+def test_library_that_is_missing_is_named(tree, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    assert _run(tree[0], tmp_path) == 2
+    assert "needs h5py, which is not installed: pip install 'jepa_jax[sources]'" in capsys.readouterr().err
+
+
 def test_workers_give_the_same_bytes(tree, tmp_path):
     folder, _ = tree
     for name, workers in (("serial", "0"), ("parallel", "2")):
@@ -210,7 +217,23 @@ def test_workers_give_the_same_bytes(tree, tmp_path):
     assert _run(folder, tmp_path / "serial", "--rate", "15") == 2
 
 
-@pytest.mark.parametrize("arguments", [["--rate", "fast"], ["--rate", "0"], ["--views", "left,top"], ["--views", "left,left"]])
+@pytest.mark.parametrize(
+    "arguments", [["--rate", "fast"], ["--rate", "0"], ["--views", "left,top"], ["--views", "left,left"]]
+)
 def test_arguments_are_checked(arguments, tmp_path):
     with pytest.raises(SystemExit):
         _run(tmp_path, tmp_path / "out", *arguments)
+
+
+def test_videos_images_and_trajectories_make_one_mixture(tree, tmp_path):
+    folder, _ = tree
+    (tmp_path / "in").mkdir()
+    media.write_video(tmp_path / "in" / "a.mp4", frames=40, fps=15)
+    assert _run(folder, tmp_path / "droid") == 0
+    arguments = [str(tmp_path / "in"), "--output", str(tmp_path / "clips"), "--workers", "0"]
+    assert prepare.main(["videos", *arguments]) == 0
+    sources = tuple(data.SourceSpec((str(tmp_path / name),), 1.0) for name in ("droid", "clips"))
+    group = data.GroupSpec("mix", "video", 4, 4.0, 8, sources)
+    crop = data.CropSpec(32, (0.3, 1.0), (0.75, 1.35), 0.5)
+    batch, notes = data.ClipPipeline([group], crop, {"mix": media.mask_sampler(frames=4)}, seed=0).batch_at(0)
+    assert batch["mix"]["video"].shape == (8, 4, 32, 32, 3) and not notes.skips

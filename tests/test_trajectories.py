@@ -1,11 +1,14 @@
 """Trajectory records, their samples, and pose arithmetic against SciPy."""
 
+import functools
 import pickle
 
+import jax.numpy as jnp
 import media
 import msgpack
 import numpy as np
 import pytest
+from compiling import fast_jit
 from scipy.spatial.transform import Rotation
 
 from jepa_jax import data
@@ -89,7 +92,11 @@ def test_source_reads_either_kind_and_refuses_clips_as_trajectories(record, tmp_
     assert source[1].kind == "trajectory" and len(source) == 2
     # A trajectory is a video of its first view wherever clips are wanted.
     assert data.ShardSource([robots])[0] == data.ClipRecord("video", video, 15.0, _LENGTH, 64, 96, "a")
-    assert [item.kind for item in data.ShardSource([clips, robots], kind="any")] == ["video", "trajectory", "trajectory"]
+    assert [item.kind for item in data.ShardSource([clips, robots], kind="any")] == [
+        "video",
+        "trajectory",
+        "trajectory",
+    ]
     with pytest.raises(RecordError, match=r"clips\.array_record#0 is a clip of kind 'video', but robot trajectories"):
         data.ShardSource([clips], kind="trajectory")[0]
     with pytest.raises(ValueError, match="allowed: clip, trajectory, any"):
@@ -133,7 +140,9 @@ def test_sample_in_the_frame_of_the_camera(record):
         clip.states[:, :3], camera.inv().apply(states[:, :3] - clip.extrinsics[:, :3]), atol=1e-6
     )
     turned = camera.inv() * Rotation.from_euler("xyz", states[:, 3:6])
-    np.testing.assert_allclose(Rotation.from_euler("xyz", clip.states[:, 3:6]).as_matrix(), turned.as_matrix(), atol=1e-6)
+    np.testing.assert_allclose(
+        Rotation.from_euler("xyz", clip.states[:, 3:6]).as_matrix(), turned.as_matrix(), atol=1e-6
+    )
     np.testing.assert_array_equal(clip.states[:, 6], states[:, 6])
     with pytest.raises(DataError, match="no camera pose"):
         sample_trajectory(record, frames=5, fps=4, uniforms=(0.2, 0), views=["wrist"], camera_frame=True)
@@ -188,3 +197,16 @@ def test_rotation_steps_measure_the_single_rotation():
 def test_kinds_have_their_own_schema_versions():
     assert records.schema_version("video") == records.SCHEMA_VERSION
     assert records.schema_version("trajectory") == trajectories.SCHEMA_VERSION
+
+
+def test_one_formula_serves_devices_too():
+    rng = np.random.default_rng(3)
+    states, actions = rng.uniform(-1.5, 1.5, (2, 6, 7)).astype(np.float32)
+    for function, arguments in (
+        (poses.pose_deltas, (states,)),
+        (poses.apply_action, (states, actions)),
+        (poses.to_camera_frame, (states, actions[:, :6])),
+        (poses.rotation_steps, (states[:, 3:6],)),
+    ):
+        compiled = fast_jit(functools.partial(function, xp=jnp))
+        np.testing.assert_allclose(compiled(*arguments), function(*arguments), atol=2e-6)

@@ -27,6 +27,7 @@ def read_clip(
     start: float | None = None,
     crop: bool = True,
     multiple: int = 16,
+    short_side: int | None = None,
 ) -> np.ndarray:
     """Read a video or image file as input for an encoder.
 
@@ -45,6 +46,7 @@ def read_clip(
         crop: cut the central square, as official evaluations do; otherwise keep
             everything but the borders that are no whole `multiple`.
         multiple: patch size of the encoder, pixels; used with `crop=False`.
+        short_side: frames are resized to it before the crop, pixels; as official evaluations do if None.
 
     Returns:
         uint8 `[frames, size, size, 3]`, or `[frames, H, W, 3]` with `crop=False`, or
@@ -55,7 +57,7 @@ def read_clip(
         ValueError: arguments that no video could satisfy, or a start beyond the end.
     """
     _check_arguments(frames, size, fps, step, start)
-    side = resized_side(size) if crop else size
+    side = (short_side or resized_side(size)) if crop else size
     if is_image(path):
         return preprocess(read_image(path)[None], size if crop else None, side, multiple)
     timeline = read_timeline(path)
@@ -141,12 +143,16 @@ def preprocess(frames: np.ndarray, crop_size: int | None, short_side: int, multi
         DataError: 'too elongated', for frames that are next to a line.
         ValueError: the result would be empty, or smaller than the crop.
     """
-    height, width = frames.shape[1:3]
+    check_elongation(*frames.shape[1:3])
+    frames = transforms.eval_resize(frames, short_side)
+    return whole_patches(frames, multiple) if crop_size is None else transforms.center_crop(frames, crop_size)
+
+
+def check_elongation(height: int, width: int) -> None:
+    """Raise DataError 'too elongated' for frames, in pixels, that are next to a line."""
     if max(height, width) > _MAX_ELONGATION * min(height, width):
         raise DataError("too elongated", f"frames of {width}x{height} pixels; the long side may be {_MAX_ELONGATION} "
                         "times the short one")
-    frames = transforms.eval_resize(frames, short_side)
-    return whole_patches(frames, multiple) if crop_size is None else transforms.center_crop(frames, crop_size)
 
 
 def whole_patches(frames: np.ndarray, multiple: int) -> np.ndarray:

@@ -147,9 +147,7 @@ class _Encoder:
     def add(self, frame: av.VideoFrame) -> None:
         """Encode one frame, whatever its size and time stamp."""
         context = self._stream.codec_context
-        scaled = self._scaler.reformat(
-            frame, context.width, context.height, "yuv420p", interpolation="AREA", threads=1
-        )
+        scaled = self._scaler.reformat(frame, context.width, context.height, "yuv420p", interpolation="AREA", threads=1)
         scaled.pts, scaled.time_base = self.count, self._time_base
         # Otherwise the source's own key frames would be key frames here too.
         scaled.pict_type = 0

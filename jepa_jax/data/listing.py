@@ -7,6 +7,8 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from jepa_jax.data import remote
+
 VIDEO_SUFFIXES = (
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".wmv", ".flv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv"
 )  # fmt: skip
@@ -56,8 +58,8 @@ def list_items(sources: Sequence[str], suffixes: Sequence[str]) -> list[Item]:
     """Expand sources to files, sorted within each source, each file once.
 
     Args:
-        sources: folders (searched through, by suffix), globs, single files, or CSVs
-            of path and label.
+        sources: folders (searched through, by suffix), globs and single files, of this
+            host or behind URLs as in `remote`; or CSVs of path and label.
         suffixes: file endings that folders are searched for, lower case.
 
     Returns:
@@ -65,6 +67,7 @@ def list_items(sources: Sequence[str], suffixes: Sequence[str]) -> list[Item]:
 
     Raises:
         ListError: a source does not exist, holds nothing, or has an unreadable line.
+        ValueError, DataError: as in `remote.glob`.
     """
     items: dict[str, Item] = {}
     for source in sources:
@@ -79,6 +82,8 @@ def list_items(sources: Sequence[str], suffixes: Sequence[str]) -> list[Item]:
 
 
 def _expand(source: str, suffixes: tuple[str, ...]) -> list[Item]:
+    if remote.is_remote(source):
+        return [Item(path) for path in _remote_files(source, suffixes)]
     if os.path.isdir(source):
         return [Item(path) for path in _walk(source, suffixes)]
     if os.path.isfile(source):
@@ -93,6 +98,15 @@ def _expand(source: str, suffixes: tuple[str, ...]) -> list[Item]:
         elif match.lower().endswith(suffixes):
             items.append(Item(match))
     return items
+
+
+def _remote_files(source: str, suffixes: tuple[str, ...]) -> list[str]:
+    if remote.is_folder(source):
+        return remote.find(source, suffixes)
+    found = remote.glob(source)
+    if not found:
+        raise ListError(f"{source!r} is no remote folder, file or glob that matches anything; check the path")
+    return [path for path in found if path.lower().endswith(suffixes)]
 
 
 def _walk(folder: str, suffixes: tuple[str, ...]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from jepa_jax.data import erasing, randaugment, sampling, transforms, video
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.masks import MaskSampler
 from jepa_jax.data.records import ClipRecord, ShardSource
+from jepa_jax.data.remote import DEFAULT_CACHE, FileCache, is_remote
 from jepa_jax.data.skips import Skip
 from jepa_jax.data.specs import (
     NO_AUGMENT,
@@ -38,7 +38,7 @@ class Notes(NamedTuple):
     """Say what a batch was made of, for this process.
 
     Args:
-        clips: good clips by source, as `GroupSpec.labels` names them.
+        clips: good clips of every source, as `GroupSpec.labels` names them.
         skips: a note for every record that had to be replaced.
     """
 
@@ -82,6 +82,7 @@ class ClipPipeline:
         samplers: one mask sampler per group name.
         seed: of the order, the windows and the crops.
         augment: further augmentation, the same for all groups.
+        cache: where copies of remote shards are kept.
         process_index, process_count: which rows of each global batch are made here.
 
     Raises:
@@ -97,6 +98,7 @@ class ClipPipeline:
         *,
         seed: int,
         augment: AugmentSpec = NO_AUGMENT,
+        cache: FileCache = DEFAULT_CACHE,
         process_index: int = 0,
         process_count: int = 1,
     ):
@@ -106,7 +108,7 @@ class ClipPipeline:
         self._samplers = dict(samplers)
         self._process = (process_index, process_count)
         self._erases = augment.erase > 0
-        self._loaders = {group.name: _ClipLoader(group, crop, augment) for group in groups}
+        self._loaders = {group.name: _ClipLoader(group, crop, augment, cache) for group in groups}
         self._rows = {group.name: _row_dataset(group, self._loaders[group.name], seed) for group in groups}
 
     def batch_at(self, step: int) -> tuple[dict[str, dict], Notes]:
@@ -124,7 +126,7 @@ class ClipPipeline:
         Raises:
             DataError: 'no usable record', after MAX_TRIES bad records for one row.
         """
-        batch, clips, skips = {}, Counter(), []
+        batch, clips, skips = {}, {}, []
         index, count = self._process
         for group in self.groups:
             local = group.batch_size // count
@@ -140,10 +142,10 @@ class ClipPipeline:
             if self._erases:
                 batch[group.name]["erase_boxes"] = np.array([row.erase_box for row in rows], np.int32)
                 batch[group.name]["erase_seeds"] = np.array([row.erase_seed for row in rows], np.uint32)
-            labels = group.labels()
-            clips.update(labels[row.source] for row in rows)
+            counts = np.bincount([row.source for row in rows], minlength=len(group.sources))
+            clips |= dict(zip(group.labels(), counts.tolist(), strict=True))
             skips += [skip for row in rows for skip in row.skips]
-        return batch, Notes(dict(clips), skips)
+        return batch, Notes(clips, skips)
 
     def clips_per_step(self) -> int:
         """Count the clips of one batch of this process."""
@@ -164,12 +166,12 @@ class ClipPipeline:
 class _ClipLoader:
     """Turn draws into clips, replacing bad records by others of the same source."""
 
-    def __init__(self, group: GroupSpec, crop: CropSpec, augment: AugmentSpec):
+    def __init__(self, group: GroupSpec, crop: CropSpec, augment: AugmentSpec, cache: FileCache):
         self._group = group
         self._crop = crop
         self._augment = augment
         self._labels = group.labels()
-        self.sources = [ShardSource(source.paths) for source in group.sources]
+        self.sources = [ShardSource(source.paths, cache=cache) for source in group.sources]
         for spec, source in zip(group.sources, self.sources, strict=True):
             if not len(source):
                 raise DataError("empty source", f"the shards at {spec.name} hold no records; prepare it again")
@@ -296,7 +298,10 @@ def _derived_seed(seed: int, group: str, number: int) -> int:
 
 
 def _size_text(source: ShardSource) -> str:
-    """Say how many records a source has and about how many hours."""
+    """Say how many records a source has and, where that needs no transfer, about how many hours."""
+    text = f"{len(source)} records in {len(source.files)} shards"
+    if any(is_remote(file) for file in source.files):
+        return text
     picks = np.unique(np.linspace(0, len(source) - 1, min(_SAMPLED, len(source))).astype(int))
     seconds = []
     for pick in picks:
@@ -307,5 +312,4 @@ def _size_text(source: ShardSource) -> str:
             continue
         if record.kind == "video" and record.fps > 0:
             seconds.append(record.num_frames / record.fps)
-    text = f"{len(source)} records in {len(source.files)} shards"
     return f"{text}, about {np.mean(seconds) * len(source) / 3600:.3g} hours" if seconds else text

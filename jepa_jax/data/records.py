@@ -23,13 +23,16 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate, repeat
 from typing import NamedTuple
 
 import msgpack
 from array_record.python import array_record_module
 
-from jepa_jax.data import trajectories
+from jepa_jax.data import remote, trajectories
 from jepa_jax.data.errors import DataError, RecordError
+from jepa_jax.data.remote import FileCache
 from jepa_jax.data.trajectories import TrajectoryRecord
 
 SCHEMA_VERSION = 1
@@ -40,6 +43,8 @@ _SUFFIX = ".array_record"
 _SHARD_NAME = re.compile(r"^(?P<name>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.array_record$")
 # Open files kept per process: a large data set has more shards than a process may open.
 _MAX_OPEN = 256
+# Remote shards whose ends are read at the same time.
+_MAX_REQUESTS = 16
 _WANTED = ("clip", trajectories.KIND, "any")
 
 
@@ -145,13 +150,15 @@ def resolve_shards(paths: Sequence[str]) -> list[str]:
     """Find the shard files behind directories, globs and file names.
 
     Args:
-        paths: each a directory (all shards directly in it), a glob, or a file.
+        paths: each a directory (all shards directly in it), a glob, or a file; on
+            this host or behind a URL, as in `remote`.
 
     Returns:
         Sorted distinct file names per entry of `paths`, in the order of `paths`.
 
     Raises:
         FileNotFoundError: an entry has no shards, or a set NAME-*-of-N lacks some.
+        ValueError, DataError: as in `remote.glob`.
     """
     if isinstance(paths, (str, os.PathLike)):
         raise TypeError(f"shard paths must be a sequence of strings, got the single {paths!r}")
@@ -171,11 +178,11 @@ def resolve_shards(paths: Sequence[str]) -> list[str]:
 
 
 def _match(path: str) -> list[str]:
-    if os.path.isdir(path):
-        return sorted(glob.glob(os.path.join(glob.escape(path), f"*{_SUFFIX}")))
-    if os.path.isfile(path):
+    if remote.is_folder(path):
+        return remote.glob(os.path.join(glob.escape(path), f"*{_SUFFIX}"))
+    if remote.is_file(path):
         return [path]
-    return sorted(name for name in glob.glob(path) if name.endswith(_SUFFIX))
+    return [name for name in remote.glob(path) if name.endswith(_SUFFIX)]
 
 
 def _check_complete(files: Sequence[str]) -> None:
@@ -186,7 +193,8 @@ def _check_complete(files: Sequence[str]) -> None:
             sets[os.path.dirname(file), match["name"], int(match["count"])] = True
     for folder, name, count in sets:
         expected = [os.path.join(folder, shard_name(name, i, count)) for i in range(count)]
-        missing = [os.path.basename(file) for file in expected if not os.path.exists(file)]
+        absent = set(expected).difference(files)
+        missing = [os.path.basename(file) for file in sorted(absent) if not remote.is_file(file)]
         if missing:
             shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
             raise FileNotFoundError(
@@ -195,15 +203,37 @@ def _check_complete(files: Sequence[str]) -> None:
             )
 
 
-def _open(path: str) -> array_record_module.ArrayRecordReader:
-    reader = array_record_module.ArrayRecordReader(path, "readahead_buffer_size:0")
-    if not reader.ok():
-        raise DataError(
-            "unreadable shard",
-            f"{path} ({os.path.getsize(path)} bytes) is not a readable ArrayRecord file: it is cut short or its "
-            "index is damaged; delete it and run the same `python -m jepa_jax.prepare` command again",
-        )
-    return reader
+class _Opened(NamedTuple):
+    """Hold a reader and the name of the local file that it reads."""
+
+    reader: array_record_module.ArrayRecordReader
+    file: str
+
+
+def _open(path: str, cache: FileCache) -> _Opened:
+    with cache.open_path(path) as file:
+        reader = _reader_of(file)
+        if not reader.ok():
+            raise DataError(
+                "unreadable shard",
+                f"{path} ({os.path.getsize(file)} bytes) is not a readable ArrayRecord file: it is cut short or its "
+                "index is damaged; delete it and run the same `python -m jepa_jax.prepare` command again",
+            )
+        return _Opened(reader, file)
+
+
+def _reader_of(file: str) -> array_record_module.ArrayRecordReader:
+    return array_record_module.ArrayRecordReader(file, "readahead_buffer_size:0")
+
+
+def _count_records(path: str, cache: FileCache) -> int:
+    if remote.is_remote(path):
+        with cache.open_tail(path) as file:
+            reader = _reader_of(file)
+            if reader.ok():
+                return reader.num_records()
+    # The index of a shard of very many records is longer than its tail.
+    return _open(path, cache).reader.num_records()
 
 
 class ShardSource:
@@ -216,33 +246,32 @@ class ShardSource:
         paths: as in `resolve_shards`.
         kind: what is wanted: 'clip' (a trajectory is then the video of its first
             view), 'trajectory' or 'any'.
+        cache: where copies of remote shards are kept.
 
     Raises:
         ValueError: another kind.
         FileNotFoundError, DataError: as in `resolve_shards`; a shard is unreadable.
     """
 
-    def __init__(self, paths: Sequence[str], kind: str = "clip"):
+    def __init__(self, paths: Sequence[str], kind: str = "clip", cache: FileCache = remote.DEFAULT_CACHE):
         if kind not in _WANTED:
             raise ValueError(f"kind of records is {kind!r}; allowed: {', '.join(_WANTED)}")
-        self._kind = kind
+        self._kind, self._cache = kind, cache
         self._files = resolve_shards(paths)
-        self._ends: list[int] = []
-        total = 0
-        for file in self._files:
-            total += _open(file).num_records()
-            self._ends.append(total)
+        with ThreadPoolExecutor(_MAX_REQUESTS) as pool:
+            self._ends = list(accumulate(pool.map(_count_records, self._files, repeat(cache))))
         self._reset()
 
     def _reset(self) -> None:
-        self._readers: OrderedDict[int, array_record_module.ArrayRecordReader] = OrderedDict()
+        self._readers: OrderedDict[int, _Opened] = OrderedDict()
         self._lock = threading.Lock()
 
     def __getstate__(self):
-        return {"files": self._files, "ends": self._ends, "kind": self._kind}
+        return {"files": self._files, "ends": self._ends, "kind": self._kind, "cache": self._cache}
 
     def __setstate__(self, state):
-        self._files, self._ends, self._kind = state["files"], state["ends"], state["kind"]
+        self._files, self._ends = state["files"], state["ends"]
+        self._kind, self._cache = state["kind"], state["cache"]
         self._reset()
 
     @property
@@ -269,12 +298,15 @@ class ShardSource:
         """Read record `index`.
 
         Raises:
-            DataError: the stored bytes fail their checksum or are no record.
+            DataError: the stored bytes fail their checksum or are no record, or a
+                remote shard cannot be fetched.
             RecordError: a clip where trajectories are wanted.
         """
         shard, record = self._place(index)
         try:
             payload = self._reader(shard).read([record])[0]
+        except FileNotFoundError as error:
+            raise DataError("lost shard", f"{self.locate(index)}: {error}") from error
         # ArrayRecord reports every kind of damage as a RuntimeError.
         except RuntimeError as error:
             raise DataError("corrupt record", f"{self.locate(index)} cannot be read: {error}") from error
@@ -295,10 +327,16 @@ class ShardSource:
         with self._lock:
             if shard in self._readers:
                 self._readers.move_to_end(shard)
-                return self._readers[shard]
-            reader = _open(self._files[shard])
-            self._readers[shard] = reader
+                return self._readers[shard].reader
+        # Outside of the lock: fetching a remote shard takes long, and other threads have theirs.
+        opened = _open(self._files[shard], self._cache)
+        with self._lock:
+            if remote.is_remote(self._files[shard]):
+                # An evicted copy takes room on the disk for as long as somebody has it open.
+                for other in [n for n, held in self._readers.items() if not os.path.exists(held.file)]:
+                    del self._readers[other]
+            self._readers[shard] = opened
             if len(self._readers) > _MAX_OPEN:
                 # Dropped, not closed: another thread may still be reading from it.
                 self._readers.popitem(last=False)
-            return reader
+        return opened.reader

@@ -116,6 +116,30 @@ def is_file(path: str) -> bool:
     return _persist(path, lambda: system.isfile(name))
 
 
+def find(folder: str, suffixes: tuple[str, ...]) -> list[str]:
+    """List the files below a remote folder whose names end so (lower case), sorted; errors as in `glob`."""
+    system, name = _file_system(folder)
+    found = _persist(folder, lambda: system.find(name))
+    return sorted(system.unstrip_protocol(file) for file in found if file.lower().endswith(suffixes))
+
+
+@contextlib.contextmanager
+def temporary_copy(path: str) -> Iterator[str]:
+    """Give a local copy of a remote file that is needed once; it is gone after the `with`.
+
+    Raises:
+        DataError: 'missing file', or as in `glob`.
+    """
+    system, name = _file_system(path)
+    with tempfile.TemporaryDirectory(prefix="jepa_jax_") as folder:
+        copy = os.path.join(folder, os.path.basename(name))
+        try:
+            _persist(path, lambda: system.get_file(name, copy))
+        except FileNotFoundError as error:
+            raise DataError("missing file", f"{path}: no such file") from error
+        yield copy
+
+
 @dataclass(frozen=True)
 class FileCache:
     """Keep copies of remote files in a folder of this host, shared by all its processes.
@@ -221,6 +245,9 @@ class FileCache:
             yield
 
 
+DEFAULT_CACHE = FileCache()
+
+
 def make_cache(directory: str, gib: float) -> FileCache:
     """Build a `FileCache` from what a config says; an empty directory means the default one.
 
@@ -229,7 +256,7 @@ def make_cache(directory: str, gib: float) -> FileCache:
     """
     if not gib > 0:
         raise ValueError(f"the cache of remote files has {gib} GiB; it needs more than 0")
-    return FileCache(directory or FileCache.directory, int(gib * _GIB))
+    return FileCache(directory or DEFAULT_CACHE.directory, int(gib * _GIB))
 
 
 def _download(system: fsspec.AbstractFileSystem, name: str, part: str, size: int) -> None:

@@ -22,10 +22,18 @@ _LOOK_BACK = (0.0, 1.0, 10.0, 60.0, math.inf)
 
 
 class Cut(NamedTuple):
-    """Hold a scene: its number of frames, frames per second, and the frames, decoded as they are asked for."""
+    """Hold a scene.
+
+    Args:
+        num_frames: how many frames it has.
+        rate: frames per second, measured between its frames.
+        header_fps: frames per second as the file states, 0.0 if it does not.
+        frames: decoded as they are asked for.
+    """
 
     num_frames: int
     rate: Fraction
+    header_fps: float
     frames: Iterator[av.VideoFrame]
 
 
@@ -37,7 +45,7 @@ def read_scene(path: str, start: float, end: float) -> Cut:
         start, end: seconds from its first frame; a frame shown at `end` is left out.
 
     Returns:
-        The scene. Its rate is measured between its own frames.
+        The scene.
 
     Raises:
         DataError: as in `video.open_video`, or 'empty scene', 'scene beyond the end', 'no
@@ -52,16 +60,17 @@ def read_scene(path: str, start: float, end: float) -> Cut:
         # Rounded inwards: a frame at the start belongs to the scene, one at the end does not.
         low, high = base + math.ceil(start / unit - 1e-6), base + math.ceil(end / unit - 1e-6)
         stamps, ended = _stamps(container, stream, low, high, name)
-        nominal = Fraction(stream_fps(stream)).limit_denominator(1001)
+        header_fps = stream_fps(stream)
+    nominal = Fraction(header_fps).limit_denominator(1001)
     short = (high - max(stamps, default=low)) * float(unit)
-    if not stamps or (ended and short > _SLACK + (1 / nominal if nominal else 0)):
+    if ended and (not stamps or short > _SLACK + (1 / nominal if nominal else 0)):
         raise DataError("scene beyond the end", f"{name}: its last {short:.3g} s lie after the last frame of the video")
     rate = nominal
     if len(stamps) > 1:
         rate = Fraction(len(stamps) - 1) / ((max(stamps) - min(stamps)) * unit)
         if nominal and abs(rate / nominal - 1) < _SAME_RATE:
             rate = nominal
-    return Cut(len(stamps), rate, _frames(path, low, set(stamps), name))
+    return Cut(len(stamps), rate, header_fps, _frames(path, low, set(stamps), name))
 
 
 def _stamps(container, stream, low: int, high: int, name: str) -> tuple[list[int], bool]:
@@ -102,8 +111,8 @@ def _from_key_frame(container, stream, low: int) -> Iterator[av.Packet]:
 def _frames(path: str, low: int, wanted: set[int], name: str) -> Iterator[av.VideoFrame]:
     container, stream = open_video(path)
     with container:
-        # Otherwise FFmpeg drops a frame whose header it cannot read, and goes on.
-        stream.codec_context.options = {"err_detect": "explode"}
+        # Unlike whole files, scenes are not decoded with err_detect=explode: it refuses to begin
+        # at key frames that do not reset the decoder. A dropped frame is missed by its time stamp.
         missing = set(wanted)
         try:
             for frame in _decoded(container, stream, low):

@@ -6,55 +6,25 @@ import glob
 import hashlib
 import itertools
 import json
-import multiprocessing
 import os
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
-from typing import Protocol
 
 import av
 import cv2
 from array_record.python import array_record_module
 
+from jepa_jax.data.conversion import ItemSpec, PlannedItem, convert, convert_all
 from jepa_jax.data.errors import DataError
-from jepa_jax.data.listing import Rejected
 from jepa_jax.data.records import WRITER_OPTIONS, Record, encode_record, schema_version, shard_name
-from jepa_jax.data.workers import prepare_worker
 
 _TMP = ".tmp"
-# Items given to the pool ahead of the writer, per worker: results wait in memory.
-_AHEAD = 4
 
 
 class ShardError(Exception):
     """Say why shards cannot be written, and what to do."""
-
-
-class PlannedItem(Protocol):
-    """Describe what a list for shards holds: tuples that JSON can write, each with a name."""
-
-    @property
-    def name(self) -> str:
-        """Name the item in reports, such as a path."""
-
-
-class ItemSpec(Protocol):
-    """Describe how items become records: a dataclass that JSON can write and processes can share.
-
-    Its `kind` names the records it makes ('video', 'image' or 'trajectory').
-    """
-
-    kind: str
-
-    def convert(self, item: PlannedItem) -> Record:
-        """Make the record of one item, a function of the item and this spec only.
-
-        Raises:
-            DataError: the item cannot be used; it is counted and left out.
-        """
 
 
 @dataclass(frozen=True)
@@ -144,12 +114,39 @@ def write_shards(
         ShardError: the folder holds shards of another list or other settings, or
             a shard cannot be written (full disk).
     """
+    total, todo, count = begin(items, plan, overwrite=overwrite, on_item=on_item)
+    waiting = [item for _, part in todo for item in part]
+    results = convert_all(waiting, plan.spec, min(workers, len(waiting)))
+    for index, part in todo:
+        total.add(_write_shard(plan, index, count, itertools.islice(results, len(part)), on_item))
+    total.skips.sort()
+    return total
+
+
+def begin(
+    items: Sequence[PlannedItem],
+    plan: ShardPlan,
+    *,
+    overwrite: bool = False,
+    on_item: Callable[[int, int], None] = lambda items, skipped: None,
+) -> tuple[ShardReport, list[tuple[int, Sequence[PlannedItem]]], int]:
+    """Claim the folder for a list and find out what is left to write.
+
+    Args:
+        items, plan, overwrite, on_item: as in `write_shards`.
+
+    Returns:
+        The counts of the finished shards, (number, items) of each other shard, and
+        how many shards there are in all.
+
+    Raises:
+        ShardError: the folder holds shards of another list or other settings.
+    """
     os.makedirs(plan.folder, exist_ok=True)
     _remove_leftovers(plan)
     count = -(-len(items) // plan.per_shard)
     _claim_folder(items, plan, count, overwrite)
-    total = ShardReport()
-    todo = []
+    total, todo = ShardReport(), []
     for index in range(count):
         part = items[index * plan.per_shard : (index + 1) * plan.per_shard]
         done = _finished(plan, index, count)
@@ -158,20 +155,34 @@ def write_shards(
             on_item(len(part), len(done.skips))
         else:
             todo.append((index, part))
-    waiting = [item for _, part in todo for item in part]
-    results = _convert_all(waiting, plan.spec, min(workers, len(waiting)))
-    for index, part in todo:
-        total.add(_write_shard(plan, index, count, itertools.islice(results, len(part)), on_item))
-    total.skips.sort()
-    return total
+    return total, todo, count
+
+
+def write_one(part: Sequence[PlannedItem], plan: ShardPlan, index: int, count: int) -> ShardReport:
+    """Write one shard of a folder that `begin` claimed, converting its items in this process.
+
+    Args:
+        part: the items of this shard.
+        plan: as in `write_shards`.
+        index, count: which shard of how many.
+
+    Returns:
+        Its counts.
+
+    Raises:
+        ShardError: it cannot be written.
+    """
+    results = ((item, convert(item, plan.spec)) for item in part)
+    return _write_shard(plan, index, count, results, lambda items, skipped: None)
 
 
 def _write_shard(plan, index, count, results, on_item) -> ShardReport:
     """Write one shard from (item, record or error) pairs, then its report, then give it its name."""
     final = os.path.join(plan.folder, shard_name(plan.name, index, count))
+    partial = _partial(final)
     report = ShardReport()
     try:
-        writer = array_record_module.ArrayRecordWriter(final + _TMP, WRITER_OPTIONS)
+        writer = array_record_module.ArrayRecordWriter(partial, WRITER_OPTIONS)
         for item, result in results:
             if isinstance(result, DataError):
                 report.skips.append([item.name, result.reason, str(result)])
@@ -180,81 +191,19 @@ def _write_shard(plan, index, count, results, on_item) -> ShardReport:
                 report.count(result)
             on_item(1, int(isinstance(result, DataError)))
         writer.close()
-        _sync(final + _TMP)
+        _sync(partial)
     # ArrayRecord reports a full disk as a RuntimeError, the system as an OSError.
     except (RuntimeError, OSError) as error:
         raise ShardError(
             f"cannot write {final}: {error}. Finished shards are kept: free some space (or choose another --output) "
             "and run the same command again"
         ) from error
-    report.bytes = os.path.getsize(final + _TMP)
+    report.bytes = os.path.getsize(partial)
     # The report first: a shard under its final name always has one.
     write_json(_report_path(plan, index), asdict(report))
-    os.replace(final + _TMP, final)
+    os.replace(partial, final)
     _sync(plan.folder)
     return report
-
-
-def _convert_all(
-    items: Sequence[PlannedItem], spec: ItemSpec, workers: int
-) -> Iterator[tuple[PlannedItem, Record | DataError]]:
-    """Convert items in order, some ahead of the one that is asked for."""
-    if not workers:
-        yield from ((item, convert(item, spec)) for item in items)
-        return
-    waiting = iter(items)
-    pool = _pool(workers)
-    try:
-        queue = [(item, pool.submit(convert, item, spec)) for item in itertools.islice(waiting, workers * _AHEAD)]
-        while queue:
-            item, future = queue.pop(0)
-            try:
-                result = future.result()
-            except BrokenProcessPool:
-                # One file crashed its worker and took the pool with it: find out which.
-                pool.shutdown(wait=False, cancel_futures=True)
-                pool = _pool(workers)
-                result = _convert_alone(item, spec)
-                queue = [(other, _resubmit(pool, other, old, spec)) for other, old in queue]
-            yield item, result
-            queue += [(item, pool.submit(convert, item, spec)) for item in itertools.islice(waiting, 1)]
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=prepare_worker)
-
-
-def _resubmit(pool: ProcessPoolExecutor, item: PlannedItem, old: Future, spec: ItemSpec) -> Future:
-    finished = old.done() and not old.cancelled() and old.exception() is None
-    return old if finished else pool.submit(convert, item, spec)
-
-
-def _convert_alone(item: PlannedItem, spec: ItemSpec) -> Record | DataError:
-    with _pool(1) as pool:
-        try:
-            return pool.submit(convert, item, spec).result()
-        except BrokenProcessPool:
-            return DataError("crashed the decoder", f"{item.name}: the process that decoded it was killed or crashed")
-
-
-def convert(item: PlannedItem, spec: ItemSpec) -> Record | DataError:
-    """Make the record of one item, or return the reason why there is none.
-
-    Args:
-        item: what to convert.
-        spec: how.
-
-    Returns:
-        The record, or the DataError (returned, not raised: one bad item is no failure).
-    """
-    if isinstance(item, Rejected):
-        return DataError(item.reason, item.message)
-    try:
-        return spec.convert(item)
-    except DataError as error:
-        return error
 
 
 def _claim_folder(items: Sequence[PlannedItem], plan: ShardPlan, count: int, overwrite: bool) -> None:
@@ -267,17 +216,14 @@ def _claim_folder(items: Sequence[PlannedItem], plan: ShardPlan, count: int, ove
         "items_sha256": digest,
         "per_shard": plan.per_shard,
         "shards": count,
-        "spec": asdict(plan.spec),
+        # As it is read back: JSON turns tuples into lists.
+        "spec": json.loads(json.dumps(asdict(plan.spec))),
         "encoder": f"av {av.__version__}, opencv {cv2.__version__}",
     }
     path = os.path.join(plan.folder, f"{plan.name}-manifest.json")
     before = read_json(path)
     if before is not None and before != manifest and not overwrite:
-        changed = ", ".join(
-            f"{key} {before.get(key)!r} -> {manifest.get(key)!r}"
-            for key in {**before, **manifest}
-            if before.get(key) != manifest.get(key)
-        )
+        changed = ", ".join(_differences(before, manifest))
         raise ShardError(
             f"{plan.folder} already holds {plan.name!r} shards made from another list or with other settings "
             f"({changed}). Give another --output or --name, or --overwrite to replace them"
@@ -293,6 +239,16 @@ def _claim_folder(items: Sequence[PlannedItem], plan: ShardPlan, count: int, ove
             os.remove(file)
     if before != manifest:
         write_json(path, manifest)
+
+
+def _differences(before: dict, after: dict, prefix: str = "") -> Iterator[str]:
+    """Say which entries of two nested maps differ, and how."""
+    for key in {**before, **after}:
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key} {old!r} -> {new!r}"
 
 
 def _finished(plan: ShardPlan, index: int, count: int) -> ShardReport | None:
@@ -332,10 +288,16 @@ def read_json(path: str) -> dict | None:
 
 def write_json(path: str, content: dict) -> None:
     """Write a JSON file in one step, so that it is whole or not there."""
-    with open(path + _TMP, "w", encoding="utf-8") as file:
+    partial = _partial(path)
+    with open(partial, "w", encoding="utf-8") as file:
         json.dump(content, file, indent=1)
-    _sync(path + _TMP)
-    os.replace(path + _TMP, path)
+    _sync(partial)
+    os.replace(partial, path)
+
+
+def _partial(path: str) -> str:
+    """Name a file that becomes `path` when it is whole; a cluster may try the same shard twice at a time."""
+    return f"{path}.{uuid.uuid4().hex[:8]}{_TMP}"
 
 
 def _sync(path: str) -> None:

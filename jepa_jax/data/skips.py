@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+import numpy as np
+
 from jepa_jax.data.errors import DataError
 
 # Below this many clips a fraction says nothing.
@@ -58,43 +60,50 @@ class SkipCounter:
                 f"(max_bad_fraction). Repair or remove these records, or raise the limit:\n{self.report()}",
             )
 
-    def metrics(self) -> dict[str, float]:
+    def totals(self) -> np.ndarray:
+        """Return int64 `[2, sources]`, good clips and replaced draws, by name of source.
+
+        The columns are the same in every process of a run, so totals of processes can be added.
+        """
+        skipped = Counter()
+        for (source, _), count in self.counts.items():
+            skipped[source] += count
+        return np.array([[table[source] for source in sorted(self.clips)] for table in (self.clips, skipped)], np.int64)
+
+    def metrics(self, totals: np.ndarray) -> dict[str, float]:
         """Return numbers to plot.
+
+        Args:
+            totals: from `totals`, of this process or of all.
 
         Returns:
             `data/share/SOURCE`, the part of all clips so far that came from a source;
             `data/skipped/SOURCE`, how many of its draws were replaced; `data/skipped`, all of them.
         """
-        clips = self.clips.total()
-        skipped = self._skipped()
-        rows = {f"data/share/{source}": count / clips for source, count in sorted(self.clips.items())}
-        rows |= {f"data/skipped/{source}": float(skipped[source]) for source in sorted(self.clips)}
-        return rows | {"data/skipped": float(self.counts.total())}
+        rows = {f"data/share/{source}": used / totals[0].sum() for source, (used, _) in self._rows(totals)}
+        rows |= {f"data/skipped/{source}": replaced for source, (_, replaced) in self._rows(totals)}
+        return {name: float(value) for name, value in (rows | {"data/skipped": totals[1].sum()}).items()}
 
-    def mixture(self) -> str:
-        """Say in one line what the clips so far came from."""
-        clips, skipped = self.clips.total(), self._skipped()
+    def mixture(self, totals: np.ndarray) -> str:
+        """Say in one line what the clips so far came from; `totals` as in `metrics`."""
+        clips = totals[0].sum()
         parts = [
-            f"{source} {count} ({count / clips:.1%}{f', {skipped[source]} replaced' if skipped[source] else ''})"
-            for source, count in sorted(self.clips.items())
+            f"{source} {used} ({used / clips:.1%}{f', {replaced} replaced' if replaced else ''})"
+            for source, (used, replaced) in self._rows(totals)
         ]
         return f"mixture of {clips} clips: {', '.join(parts)}"
 
+    def _rows(self, totals: np.ndarray) -> list[tuple[str, tuple[int, int]]]:
+        return list(zip(sorted(self.clips), totals.T.tolist(), strict=True))
+
     def report(self) -> str:
-        """Say in text what was used and what was skipped, by source and reason, with the first names."""
-        lines = [self.mixture()] if self.clips else []
+        """Say in text what this process skipped, by source and reason, with the first names."""
         if not self.counts:
-            return "\n".join([*lines, f"no clip skipped in {self.clips.total()}"])
-        lines.append(f"skipped {self.counts.total()} draws beside {self.clips.total()} good clips")
+            return f"no clip skipped in {self.clips.total()}"
+        lines = [f"skipped {self.counts.total()} draws beside {self.clips.total()} good clips"]
         for (source, reason), count in self.counts.most_common():
             names = list(self._names[source, reason])
             more = f", and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
             shown = ", ".join(names[:_NAMES_SHOWN])
             lines.append(f"  {source}, {reason}: {count} draws of {len(names)} records: {shown}{more}")
         return "\n".join(lines)
-
-    def _skipped(self) -> Counter[str]:
-        by_source: Counter[str] = Counter()
-        for (source, _), count in self.counts.items():
-            by_source[source] += count
-        return by_source

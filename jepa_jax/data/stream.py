@@ -137,12 +137,13 @@ def _start_packets(packets: list[_Header], order: np.ndarray) -> np.ndarray:
     return starts
 
 
-def stream_frames(timeline: Timeline, indices: Sequence[int]) -> Iterator[np.ndarray]:
+def stream_frames(timeline: Timeline, indices: Sequence[int], max_threads: int = _MAX_THREADS) -> Iterator[np.ndarray]:
     """Decode chosen frames in order; what lies between them is skipped where key frames allow it.
 
     Args:
         timeline: of the file.
         indices: distinct ascending frame indices.
+        max_threads: decode with no more; 1 where many videos are decoded at the same time.
 
     Yields:
         uint8 `[H, W, 3]` RGB per index, turned upright as the file says.
@@ -163,7 +164,7 @@ def stream_frames(timeline: Timeline, indices: Sequence[int]) -> Iterator[np.nda
             # With PyAV's logging on, a decoding thread that reports an error waits for the
             # interpreter lock, whose holder may be waiting for that thread.
             stream.thread_type = ThreadType.AUTO
-            stream.codec_context.thread_count = min(_MAX_THREADS, os.cpu_count() or 1)
+            stream.codec_context.thread_count = min(max_threads, os.cpu_count() or 1)
         try:
             yield from _decode(container, stream, timeline, wanted)
         except av.FFmpegError as error:

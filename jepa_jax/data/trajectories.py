@@ -130,9 +130,7 @@ def to_fields(record: TrajectoryRecord) -> dict:
     """
     _check(record)
     fields = {"version": SCHEMA_VERSION, "kind": KIND, **record._asdict()}
-    fields["views"] = [
-        {**view._asdict(), "extrinsics": _pack_array(view.extrinsics)} for view in record.views
-    ]
+    fields["views"] = [{**view._asdict(), "extrinsics": _pack_array(view.extrinsics)} for view in record.views]
     fields["states"], fields["actions"] = _pack_array(record.states), _pack_array(record.actions)
     return fields
 

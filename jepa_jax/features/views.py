@@ -25,17 +25,16 @@ def read_views(path, protocol):
     Source: evals/video_classification_frozen/utils.py, src/datasets/video_dataset.py.
     """
     if clips.is_image(path):
-        frames = {0: clips.read_image(path)}
-        indices = np.zeros((protocol.num_segments, protocol.frames), np.int64)
-    else:
-        timeline = read_timeline(path)
-        indices = sampling.sample_frame_indices(
-            timeline.num_frames, timeline.fps, frames=protocol.frames, num_clips=protocol.num_segments,
-            step=protocol.frame_step, allow_overlap=True, uniforms=np.full(protocol.num_segments, 0.5),
-        )
-        needed = np.unique(indices)
-        # Resized at once: the frames of a long segment at full size would fill the memory.
-        frames = {index: _shrink(frame, protocol) for index, frame in zip(needed, stream_frames(timeline, needed))}
+        still = _views(_shrink(clips.read_image(path), protocol)[None], protocol)
+        return np.broadcast_to(still, (protocol.num_segments, len(still), protocol.frames, *still.shape[2:]))
+    timeline = read_timeline(path)
+    indices = sampling.sample_frame_indices(
+        timeline.num_frames, timeline.fps, frames=protocol.frames, num_clips=protocol.num_segments,
+        step=protocol.frame_step, allow_overlap=True, uniforms=np.full(protocol.num_segments, 0.5),
+    )
+    needed = np.unique(indices)
+    # Resized at once: the frames of a long segment at full size would fill the memory.
+    frames = {index: _shrink(frame, protocol) for index, frame in zip(needed, stream_frames(timeline, needed))}
     if len({frame.shape for frame in frames.values()}) > 1:
         raise DataError("changing shape", f"{path}: its frames change their shape")
     segments = [np.stack([frames[index] for index in segment]) for segment in indices]
@@ -44,10 +43,8 @@ def read_views(path, protocol):
 
 def read_single_view(path, preprocessing):
     """Read one clip spread over the whole video, for classifiers that name no protocol: uint8 `[1, 1, T, H, W, 3]`."""
-    clip = clips.read_clip(path, preprocessing.frames, preprocessing.crop_size)
-    if len(clip) < preprocessing.frames:
-        clip = np.repeat(clip, preprocessing.frames, axis=0)
-    return clip[None, None]
+    clip = clips.read_clip(path, preprocessing.frames, preprocessing.crop_size, short_side=preprocessing.short_side)
+    return np.broadcast_to(clip, (preprocessing.frames, *clip.shape[1:]))[None, None]
 
 
 def _short_side(protocol):
@@ -55,10 +52,12 @@ def _short_side(protocol):
 
 
 def _shrink(frame, protocol):
+    clips.check_elongation(*frame.shape[:2])
     return transforms.eval_resize(frame[None], _short_side(protocol))[0]
 
 
 def _views(frames, protocol):
+    """Cut frames of the right short side into views, uint8 `[V, T, H, W, 3]`."""
     if protocol.num_views > 1:
         return np.stack(transforms.spatial_views(frames, protocol.crop_size, protocol.num_views))
-    return clips.preprocess(frames, protocol.crop_size, _short_side(protocol))[None]
+    return transforms.center_crop(frames, protocol.crop_size)[None]

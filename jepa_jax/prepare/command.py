@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import tqdm
 
 from jepa_jax.data import listing, shards
-from jepa_jax.prepare import arguments, report
+from jepa_jax.prepare import arguments, beam, report
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,6 +25,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = arguments.parser().parse_args(argv)
     try:
+        if hasattr(args, "run"):
+            return args.run(args)
         items, spec = args.plan(args)
         plan = shards.ShardPlan(args.output, args.name, args.per_shard, spec)
         counts = _write(items, plan, args)
@@ -43,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _write(items: Sequence, plan: shards.ShardPlan, args: argparse.Namespace) -> shards.ShardReport:
+    if args.beam:
+        return beam.write_shards(items, plan, overwrite=args.overwrite, options=args.beam_options)
     skipped = 0
     with tqdm.tqdm(total=len(items), unit=f" {args.units}", dynamic_ncols=True, smoothing=0.05) as bar:
 

@@ -60,13 +60,33 @@ def rate(text: str) -> str:
         raise argparse.ArgumentTypeError(f"{text!r} is neither 'header' nor 'true' nor a number of Hz") from error
 
 
-def views(allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
-    """Make a reader of names separated by commas, each of `allowed` and no more than once."""
+def names(allowed: Sequence[str] = ()) -> Callable[[str], tuple[str, ...]]:
+    """Make a reader of names separated by commas, each given once and, unless it is empty, of `allowed`."""
 
     def read(text: str) -> tuple[str, ...]:
-        names = tuple(text.split(","))
-        if not set(names) <= set(allowed) or len(set(names)) < len(names):
-            raise argparse.ArgumentTypeError(f"{text!r}: give distinct names of {', '.join(allowed)}, with commas")
-        return names
+        found = tuple(text.split(","))
+        if not all(found) or len(set(found)) < len(found) or (allowed and not set(found) <= set(allowed)):
+            of = f" of {', '.join(allowed)}" if allowed else ""
+            raise argparse.ArgumentTypeError(f"{text!r}: give distinct names{of}, with commas between them")
+        return found
 
     return read
+
+
+def pair(text: str) -> tuple[float, float]:
+    """Read two different numbers with a comma between them."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not LOW,HIGH, such as 0,1") from error
+    if low == high:
+        raise argparse.ArgumentTypeError(f"{text!r}: both ends are the same")
+    return low, high
+
+
+def assignment(text: str) -> tuple[str, str]:
+    """Read NAME=VALUE."""
+    name, sign, value = text.partition("=")
+    if not (name and sign and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FEATURE")
+    return name, value

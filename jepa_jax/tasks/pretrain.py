@@ -84,13 +84,10 @@ def make_groups(config):
     for name, section in named:
         if section.batch_size == 0:
             continue
-        if len(section.paths) != len(section.weights):
-            raise ValueError(f"data.groups.{name} has {len(section.paths)} paths and {len(section.weights)} weights")
         grid = token_grid(section.frames, data.size, data.size, model.patch_size, model.tubelet_size)
-        sources = tuple(SourceSpec((remote.join(data.root, path),), weight)
-                        for path, weight in zip(section.paths, section.weights))
         groups.append(Group(
-            GroupSpec(name, section.kind, section.frames, section.fps, section.batch_size, sources),
+            GroupSpec(name, section.kind, section.frames, section.fps, section.batch_size,
+                      make_sources(config, name)),
             section.loss_weight, grid,
             MaskSampler(specs, grid, seed=config.seed, stream=len(groups),
                         group_size=config.masks.group_size, round_to=config.masks.round_to),
@@ -101,13 +98,27 @@ def make_groups(config):
     return tuple(groups)
 
 
+def make_sources(config, name):
+    """Build the `SourceSpec`s of one group; ValueError if there are not as many weights as paths."""
+    root, section = config.data.root, config.data.groups[name]
+    if len(section.paths) != len(section.weights):
+        raise ValueError(f"data.groups.{name} has {len(section.paths)} paths and {len(section.weights)} weights")
+    return tuple(SourceSpec((remote.join(root, path),), weight) for path, weight in zip(section.paths, section.weights))
+
+
+def make_cache(config):
+    """Build the cache of remote shards from the `data` section of a config."""
+    return remote.make_cache(config.data.cache_dir, config.data.cache_gib)
+
+
 def make_pipeline(config, groups, process_index=0, process_count=1):
     """Build the `ClipPipeline` of one process."""
     data = config.data
     return ClipPipeline(
         [group.spec for group in groups], CropSpec(data.size, data.crop_scale, data.crop_aspect, data.flip),
         {group.spec.name: group.sampler for group in groups}, seed=config.seed,
-        augment=make_augment(data.augment), process_index=process_index, process_count=process_count,
+        augment=make_augment(data.augment), cache=make_cache(config),
+        process_index=process_index, process_count=process_count,
     )
 
 

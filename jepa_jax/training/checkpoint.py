@@ -117,7 +117,11 @@ class CheckpointStore:
         self._check_fits(step, abstract_state, names)
         trees = _trees(abstract_state)
         items = {name: ocp.args.StandardRestore(trees[name]) for name in names}
-        found = self._manager.restore(step, args=ocp.args.Composite(**items))
+        try:
+            found = self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"checkpoint {self.directory / str(step)} cannot be read: {error}; if its run is still "
+                                  "training, it was replaced by a newer one meanwhile: try again") from error
         return found.params, found.target_params
 
     def read_run(self, step):
@@ -271,7 +275,8 @@ def open_checkpoint(path):
       CheckpointError: if nothing is there.
     """
     path = epath.Path(path)
-    if path.name.isdigit() and path.is_dir():
+    # A folder may have a number for other reasons, such as a date.
+    if path.name.isdigit() and (path / "run").is_dir():
         return CheckpointStore(path.parent, read_only=True), int(path.name)
     for directory in (path / "checkpoints", path):
         if directory.is_dir():

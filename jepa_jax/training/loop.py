@@ -155,7 +155,8 @@ def train(task, skip_counter, mesh, workdir, *, config, total_steps):
 
     Args:
       task: `Task`.
-      skip_counter: counts what the batches were made of; has `update(*notes)`, `metrics()` and `mixture()`.
+      skip_counter: counts what the batches were made of; has `update(*notes)`, `totals()`,
+        `metrics(totals)` and `mixture(totals)`.
       mesh: device mesh.
       workdir: folder of the run; a checkpoint in it is resumed.
       config: ConfigDict; the sections seed, start, guard, checkpoint and log are read here,
@@ -200,12 +201,12 @@ def train(task, skip_counter, mesh, workdir, *, config, total_steps):
             progress.advance()
             stopping = bool(sigterm) or store.preempted(step)
             if step % config.log.every_steps == 0 or step == total_steps or stopping:
-                row = window.close() | skip_counter.metrics()
+                row = window.close() | skip_counter.metrics(sharding.sum_over_processes(skip_counter.totals()))
                 writer.write(step, row)
                 progress.show(step, row)
             if step % config.checkpoint.every_steps == 0 or step == total_steps or stopping:
                 store.save(step, state, _run_record(task, config))
-                logging.info("%s", skip_counter.mixture())
+                logging.info("%s", skip_counter.mixture(sharding.sum_over_processes(skip_counter.totals())))
             if stopping:
                 store.wait()
                 raise Preempted(f"SIGTERM: saved step {step} to {store.directory}; run the same command to continue")

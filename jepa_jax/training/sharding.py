@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jepa_jax.training.state import tensor_names
@@ -98,3 +99,10 @@ def put_batch(batch, mesh):
     """Assemble the global batch on the devices from the rows this process holds."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def sum_over_processes(counts):
+    """Add int arrays of one shape, below 2**31, over all processes; all of them must call it."""
+    if jax.process_count() == 1:
+        return counts
+    return multihost_utils.process_allgather(counts.astype(np.int32)).astype(np.int64).sum(axis=0)

@@ -11,6 +11,7 @@ from jepa_jax.data import ShardSource, sampling, transforms, video
 from jepa_jax.data.clips import whole_patches
 from jepa_jax.features.pca import fit_colors
 from jepa_jax.models import normalize_pixels, token_grid
+from jepa_jax.tasks import pretrain
 from jepa_jax.viz import canvas
 
 # Records looked at to find a video.
@@ -53,8 +54,9 @@ def read_clip(config, path=None, detail=DETAIL):
       FileNotFoundError: if shards of the run are missing.
       ValueError: if `detail` leaves less than a patch.
     """
-    section = _video_group(config)
-    data, name = (path, str(path)) if path is not None else _first_video(section)
+    group = _video_group(config)
+    section = config.data.groups[group]
+    data, name = (path, str(path)) if path is not None else _first_video(config, group)
     info = video.probe(data)
     # A video slower than the training rate is taken frame by frame.
     step = max(1, sampling.frame_step(info.fps, frames=section.frames, fps=section.fps))
@@ -71,15 +73,16 @@ def read_clip(config, path=None, detail=DETAIL):
 
 
 def _video_group(config):
-    sections = [section for _, section in sorted(config.data.groups.items()) if section.batch_size]
-    videos = [section for section in sections if section.kind == "video"]
+    groups = sorted(config.data.groups.items())
+    videos = [name for name, section in groups if section.batch_size and section.kind == "video"]
     if not videos:
         raise canvas.PictureError("this run has no video group, so it has no clip to show; give one with --video FILE")
     return videos[0]
 
 
-def _first_video(section):
-    source = ShardSource(tuple(section.paths))
+def _first_video(config, group):
+    paths = [path for source in pretrain.make_sources(config, group) for path in source.paths]
+    source = ShardSource(paths, cache=pretrain.make_cache(config))
     for index in range(min(len(source), _SEARCHED)):
         record = source[index]
         if record.kind == "video":

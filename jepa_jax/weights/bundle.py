@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,9 @@ ENCODERS = ("target_encoder", "encoder")
 NETWORKS = (*ENCODERS, "predictor", "action_predictor")
 # Probes of one file are numbered: probe_0, probe_1, ...
 PROBE = "probe_"
+PROBE_NAME = re.compile(PROBE + r"\d+")
+# What a loaded model is made of.
+ROLES = ("encoder", "predictor", "action_predictor", "probe")
 _SHOWN = 20
 
 
@@ -58,6 +62,15 @@ class Preprocessing:
     antialias: bool = False
     mean: tuple[float, ...] = tuple(float(f"{x:.3f}") for x in pixels.PIXEL_MEAN)
     std: tuple[float, ...] = tuple(float(f"{x:.3f}") for x in pixels.PIXEL_STD)
+
+    def __post_init__(self):
+        if self.interpolation != "bilinear" or self.antialias:
+            raise WeightsError(
+                f"preprocessing with interpolation {self.interpolation!r}, antialias {self.antialias}; this "
+                "code resizes as official evaluations do: 'bilinear', without antialias"
+            )
+        if not 0 < self.crop_size <= self.short_side or len(self.mean) != 3 or len(self.std) != 3:
+            raise WeightsError(f"impossible preprocessing: {self}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,9 +135,13 @@ def choose_probe(names, index=0):
       WeightsError: if there is none, or not that many.
     """
     probes = probe_names(names)
+    if not probes:
+        raise WeightsError(
+            f"no classifier: these weights hold {', '.join(names)}; join a probe to its encoder: "
+            "python -m jepa_jax.convert PROBE DST --join ENCODER"
+        )
     if not 0 <= index < len(probes):
-        have = f"probes 0 to {len(probes) - 1}" if probes else "no probe (classifier)"
-        raise WeightsError(f"probe {index} is not there: these weights hold {have}")
+        raise WeightsError(f"probe {index} is not there: these weights hold probes 0 to {len(probes) - 1}")
     return probes[index]
 
 
@@ -159,19 +176,29 @@ def choose_networks(names, encoder=None, probe=0, roles=None):
       names: names of the networks that are there.
       encoder: see `choose_encoder`.
       probe: see `choose_probe`.
-      roles: which of "encoder", "predictor", "action_predictor" and "probe" to fill; all possible if None.
+      roles: which of `ROLES` to fill, each of which must be there; all possible if None.
 
     Returns:
       dict from role to name.
 
     Raises:
-      WeightsError: if there is no encoder, or not the one or the probe that is wanted.
+      WeightsError: if a role is unknown or cannot be filled, or there is no encoder.
     """
-    chosen = {"encoder": choose_encoder(names, encoder)}
-    chosen |= {name: name for name in ("predictor", "action_predictor") if name in names}
-    if probe_names(names):
+    unknown = [role for role in roles or () if role not in ROLES]
+    if unknown:
+        raise WeightsError(f"unknown networks {', '.join(unknown)}; choose from {', '.join(ROLES)}")
+    chosen = {}
+    if roles is None or "encoder" in roles:
+        chosen["encoder"] = choose_encoder(names, encoder)
+    for role in ("predictor", "action_predictor"):
+        if role in names and (roles is None or role in roles):
+            chosen[role] = role
+    if probe_names(names) and roles is None or "probe" in (roles or ()):
         chosen["probe"] = choose_probe(names, probe)
-    return chosen if roles is None else {role: name for role, name in chosen.items() if role in roles}
+    absent = [role for role in roles or () if role not in chosen]
+    if absent:
+        raise WeightsError(f"these weights have no {', '.join(absent)}; they hold: {', '.join(names)}")
+    return chosen
 
 
 def keep_networks(bundle, names):
@@ -245,7 +272,7 @@ def abstract_tree(module):
     """
     try:
         return abstract_params(module)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ZeroDivisionError) as error:
         raise WeightsError(f"impossible {type(module).__name__}: {str(error).splitlines()[0]}") from error
 
 

@@ -1,5 +1,6 @@
 """Models by name from the Hugging Face hub, through its own library and its cache."""
 
+import os
 import re
 
 from jepa_jax.weights.bundle import WeightsError
@@ -10,7 +11,8 @@ _PATTERNS = ("*.json", "*.safetensors")
 
 def is_name(path):
     """Tell whether a path that does not exist could be the name of a model, such as facebook/vjepa2-vitl-fpc64-256."""
-    return _NAME.fullmatch(path) is not None and not path.startswith(".")
+    # With a folder of that name here, a path inside it was meant.
+    return _NAME.fullmatch(path) is not None and not path.startswith(".") and not os.path.isdir(path.split("/")[0])
 
 
 def fetch(name):

@@ -49,6 +49,10 @@ def infer(kind, state, hints, notes, what, encoder=None):
         ) from error
     except WeightsError as error:
         raise WeightsError(f"{what}: {error}") from error
+    except (ValueError, IndexError, TypeError) as error:
+        # A tensor of another rank than this network has; which one, the message of numpy does not say.
+        shapes = ", ".join(f"{name} {value.shape}" for name, value in list(state.items())[:3])
+        raise WeightsError(f"{what} is no {kind.replace('_', ' ')}: {error} ({shapes}, ...)") from error
 
 
 def _blocks(state, prefix):
@@ -77,7 +81,12 @@ def _encoder(state, hints, notes, _):
     heads = size.get("num_heads") or decide_heads("encoder", width, hints, notes)
     side = max(1, (hints.crop_size or CROP_SIZE) // patch)
     grid = (1 if is_image else max(1, (hints.frames or FRAMES) // tubelet), side, side)
-    fields = {"table_grid": grid, "rope_grid": grid[1:] if hints.rope_grid == "config" else None}
+    fields = {"table_grid": grid}
+    if "pos_embed" in state and hints.positions is None:
+        raise WeightsError(
+            "it holds a position table, which a network with fixed positions uses and a rotary one may carry "
+            "along; say which it is: --positions sincos or --positions rope (released V-JEPA 2)"
+        )
     if hints.positions == "sincos":
         fields = {"positions": "sincos", "table_grid": grid, "uniform_power": _uniform_power(state["pos_embed"], grid)}
     ratio = size.get("mlp_ratio") or mlp_ratio(width, hidden, activation)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 from jepa_jax.weights import store
 from jepa_jax.weights.bundle import choose_networks, network_sha256
@@ -17,10 +18,10 @@ def load(path, *, encoder=None, networks=None, dtype=None, probe=0, hints=None, 
       encoder: "target_encoder" (EMA weights, what evaluation uses) or "encoder"; by default the
         first of the two that is there.
       networks: which of "encoder", "predictor", "action_predictor" and "probe" to load; all that
-        are there if None.
+        are there if None; an error if one is not there.
       dtype: compute dtype; bfloat16 on GPU and TPU and float32 on CPU if None. Weights stay float32.
       probe: which probe, for files with several.
-      hints: `jepa_jax.weights.hints.Hints`, for `.pt` files whose weights leave something open.
+      hints: `jepa_jax.weights.hints.Hints`, for what weights leave open.
       verify: hash the weights and compare with the stored hash.
 
     Returns:
@@ -28,17 +29,19 @@ def load(path, *, encoder=None, networks=None, dtype=None, probe=0, hints=None, 
 
     Raises:
       WeightsError: if the weights are not what they should be; nothing loads half-way.
+      CheckpointError: if the checkpoint of a run cannot be read.
     """
 
     chosen = {}
 
     def choose(names):
+        # Readers of files with many networks ask before they read them.
         chosen.update(choose_networks(names, encoder, probe, networks))
         return tuple(chosen.values())
 
     bundle = store.read(path, hints, choose, verify)
     if not chosen:
-        choose(bundle.networks)
+        choose(tuple(bundle.networks))
     dtype = jnp.dtype(dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16))
     found = {name: bundle.networks[source] for name, source in chosen.items()}
     model = Model(
@@ -48,7 +51,10 @@ def load(path, *, encoder=None, networks=None, dtype=None, probe=0, hints=None, 
         labels=bundle.labels,
         protocol=bundle.protocol,
         provenance=bundle.provenance,
+        notes=bundle.notes,
     )
+    for note in model.notes:
+        logging.info("%s: %s", path, note)
     return model, {name: _to_device(network.params) for name, network in found.items()}
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jepa_jax.models import VideoEncoder, join_levels, join_segments, normalize_pixels, token_grid
-from jepa_jax.weights.bundle import Preprocessing, Protocol, WeightsError
+from jepa_jax.weights.bundle import Preprocessing, Protocol, WeightsError, choose_probe
 
 
 class Features(NamedTuple):
@@ -37,6 +37,7 @@ class Model:
       labels: class names of the probe, or None.
       protocol: how the probe was trained to see a video, or None.
       provenance: where the weights come from; JSON-able.
+      notes: what was assumed about the weights, or left out of them, and why.
     """
 
     networks: dict
@@ -45,6 +46,7 @@ class Model:
     labels: tuple[str, ...] | None = None
     protocol: Protocol | None = None
     provenance: dict = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def encoder(self) -> VideoEncoder:
@@ -90,11 +92,29 @@ class Model:
           `[B, Kt, D]`, in the order of `target_ids`.
 
         Raises:
-          KeyError: if these weights have no predictor.
+          WeightsError: if these weights have no predictor.
         """
+        if "predictor" not in self.networks:
+            raise WeightsError(f"no predictor: these weights hold {', '.join(self.networks)}")
         return _predict(
             self.networks["predictor"], params["predictor"], context, context_ids, target_ids, tuple(grid), mask_index
         )
+
+    def check_classifier(self):
+        """Return the probe, if it is one that classifies.
+
+        Raises:
+          WeightsError: if these weights have no probe, or one that does not classify.
+        """
+        if "probe" not in self.networks:
+            choose_probe(self.networks)
+        probe = self.networks["probe"]
+        names = [name for name, _ in probe.outputs]
+        if len(names) != 1:
+            raise WeightsError(
+                f"this probe anticipates {', '.join(names)} from predicted features; it does not classify clips"
+            )
+        return probe
 
     def classify(self, params, views):
         """Compute class probabilities of one video.
@@ -112,36 +132,29 @@ class Model:
 
         Source: evals/video_classification_frozen/eval.py.
         """
-        if "probe" not in self.networks:
-            raise WeightsError(
-                f"no classifier: these weights hold {', '.join(self.networks)}; join a probe to its encoder: "
-                "python -m jepa_jax.convert PROBE DST --join ENCODER"
-            )
-        probe = self.networks["probe"]
-        names = [name for name, _ in probe.outputs]
-        if len(names) != 1:
-            raise WeightsError(
-                f"this probe anticipates {', '.join(names)} from predicted features; it does not classify clips"
-            )
+        probe = self.check_classifier()
         layers = self.protocol.layers if self.protocol else ()
-        # Clip by clip: the encoder needs far more memory than the tokens that are kept.
-        tokens = [[self.encode(params, clip, layers).tokens for clip in segment] for segment in views]
-        return _classify(probe, params["probe"], tokens, bool(layers))
+        total = 0.0
+        for view in np.swapaxes(views, 0, 1):
+            # Clip by clip and view by view: both networks need far more memory than what is kept.
+            tokens = [self.encode(params, clip, layers).tokens for clip in view]
+            total += _classify(probe, params["probe"], tokens, bool(layers))
+        return total / views.shape[1]
 
 
 def check_clip(clip):
-    """Return a uint8 clip as a batch `[B, T, H, W, 3]`.
+    """Return a uint8 array of numpy or JAX as a batch `[B, T, H, W, 3]`.
 
     Raises:
       TypeError: if it is not uint8.
       ValueError: if it is no RGB clip.
     """
-    if clip.dtype != np.uint8:
+    if getattr(clip, "dtype", None) != np.uint8:
         raise TypeError(
-            f"a clip is uint8 RGB in 0..255 (normalisation is the model's part), not {clip.dtype}; "
-            "for normalised floats call model.encoder.apply"
+            "a clip is a uint8 array of RGB in 0..255 (normalisation is the model's part), not "
+            f"{getattr(clip, 'dtype', type(clip).__name__)}; for normalised floats call model.encoder.apply"
         )
-    if clip.ndim not in (4, 5) or clip.shape[-1] != 3:
+    if clip.ndim not in (4, 5) or clip.shape[-1] != 3 or not all(clip.shape):
         raise ValueError(f"a clip is [T, H, W, 3] or [B, T, H, W, 3], not {list(clip.shape)}")
     return clip[None] if clip.ndim == 4 else clip
 
@@ -156,11 +169,12 @@ def _encode(encoder, params, clip, layers, mean, std):
 
 @functools.partial(jax.jit, static_argnames=("probe", "several_layers"))
 def _classify(probe, params, tokens, several_layers):
+    """Turn the tokens of the segments of one view, `[1, N, D]` or `[L, 1, N, D]` each, into probabilities."""
     if several_layers:
-        tokens = jax.tree.map(join_levels, tokens)
-    joined = join_segments(jnp.stack([jnp.stack(segment) for segment in tokens]))
-    (logits,) = probe.apply({"params": params}, joined[:, 0]).values()
-    return jnp.mean(jax.nn.softmax(logits, axis=-1), axis=0)
+        tokens = [join_levels(segment) for segment in tokens]
+    joined = join_segments(jnp.stack(tokens)[:, None])[0]
+    (logits,) = probe.apply({"params": params}, joined).values()
+    return jax.nn.softmax(logits[0])
 
 
 @functools.partial(jax.jit, static_argnames=("predictor", "grid", "mask_index"))

@@ -16,6 +16,9 @@ from jepa_jax.models.spec import SpecError, build, describe
 from jepa_jax.training.state import tensor_names
 from jepa_jax.weights import tensors
 from jepa_jax.weights.bundle import (
+    ENCODERS,
+    NETWORKS,
+    PROBE_NAME,
     Bundle,
     Network,
     Preprocessing,
@@ -55,7 +58,7 @@ def card(bundle):
         "networks": {
             name: {
                 "spec": describe(network.module),
-                "sha256": network_sha256(network.params),
+                "sha256": network.sha256 or network_sha256(network.params),
                 "parameters": count_params(network.params),
             }
             for name, network in bundle.networks.items()
@@ -95,7 +98,21 @@ def read_card(text, what):
         raise WeightsError(f"{what} lacks the key {error}") from error
     except (SpecError, TypeError, AttributeError) as error:
         raise WeightsError(f"{what} does not describe a model: {error}") from error
+    unknown = [name for name in modules if name not in NETWORKS and not PROBE_NAME.fullmatch(name)]
+    if unknown:
+        raise WeightsError(
+            f"{what} names unknown networks {unknown}; known: {', '.join(NETWORKS)} and probe_0, probe_1, ..."
+        )
     return modules, sha256, rest
+
+
+def check_sha256(params, stored, what):
+    """Raise WeightsError if weights are not those that were stored with a description; None compares nothing."""
+    if stored is not None and network_sha256(params) != stored:
+        raise WeightsError(
+            f"{what} does not hold the weights that its description names (sha256 {stored}): it was "
+            "changed or damaged; convert again"
+        )
 
 
 def read(path, choose=None, verify=False):
@@ -110,9 +127,13 @@ def read(path, choose=None, verify=False):
       WeightsError: if files are missing, damaged, or contradict `model.json`.
     """
     what = os.path.join(path, FILE)
-    with open(what, encoding="utf-8") as file:
-        text = file.read()
-    modules, sha256, rest = read_card(text, what)
+    content = tensors.read_json(what)
+    if (content.get("format"), content.get("version")) != (_FORMAT, _VERSION):
+        raise WeightsError(
+            f"{what} is of format {content.get('format')!r}, version {content.get('version')!r}; this code reads "
+            f"{_FORMAT!r}, version {_VERSION}"
+        )
+    modules, sha256, rest = read_card(json.dumps(content), what)
     networks = {}
     for name in choose(tuple(modules)) if choose else modules:
         module = modules[name]
@@ -120,11 +141,10 @@ def read(path, choose=None, verify=False):
         found = tensors.read_safetensors(file)
         check_tensors({key: value.shape for key, value in found.items()}, expected_shapes(module), file)
         networks[name] = Network(module, _nested(check_values(found, file)), sha256[name])
-        if verify and network_sha256(networks[name].params) != sha256[name]:
-            raise WeightsError(
-                f"{file} does not hold the weights that {FILE} names (sha256 {sha256[name]}): it was "
-                "changed or damaged; convert again"
-            )
+        if verify:
+            check_sha256(networks[name].params, sha256[name], file)
+    if rest.preprocessing is None and any(name in ENCODERS for name in modules):
+        raise WeightsError(f"{what} holds an encoder but no preprocessing")
     return dataclasses.replace(rest, networks=networks)
 
 

@@ -36,6 +36,9 @@ def read_config(path):
     ]
     if missing:
         raise WeightsError(f"{path} lacks {', '.join(missing)}")
+    frames = content["data"]["dataset_fpcs"]
+    if not isinstance(content["model"]["model_name"], str) or not isinstance(frames, list) or not frames:
+        raise WeightsError(f"{path}: model_name must be a name and dataset_fpcs a list of frame counts")
     return {key: content[key] for key in sections}
 
 

@@ -62,7 +62,8 @@ def read(path):
 
 
 def _abstract_state(modules):
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    # On the host, whatever devices there are: who wants them elsewhere puts them there.
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     params = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
         {name: abstract_params(module) for name, module in modules.items()},

@@ -5,6 +5,8 @@ import os
 from jepa_jax.training.checkpoint import holds_checkpoint
 from jepa_jax.weights import huggingface, hub, native, official, runs, tensors
 from jepa_jax.weights.bundle import WeightsError
+from jepa_jax.weights.hints import Hints
+from jepa_jax.weights.settle import settle
 
 FORMATS = ("jax", "official", "huggingface")
 
@@ -15,10 +17,11 @@ def read(path, hints=None, choose=None, verify=False):
     Args:
       path: a folder of ours, the workdir of a run, a Hugging Face folder, a `.pt` file, or the name of
         a model on the Hugging Face hub.
-      hints: `Hints`, for what `.pt` files do not show.
-      choose: function from the names of the networks there to those that are wanted. Our folders then
-        read nothing else; other formats are one file and are read and checked whole.
-      verify: hash the weights of our folders and compare.
+      hints: `Hints`: what `.pt` files do not show; labels and protocol of a probe; how rotary positions are
+        read. Everything else in it is compared with the weights.
+      choose: function from the names of the networks there to those that are wanted. Our folders and
+        `.pt` files then convert nothing else; the others are read whole.
+      verify: hash the weights of our folders and compare; `.pt` files that we wrote always are.
 
     Returns:
       `Bundle`.
@@ -27,19 +30,23 @@ def read(path, hints=None, choose=None, verify=False):
       WeightsError: if there are no weights, or they are not what they should be.
       CheckpointError: if the checkpoint of a run does not fit its description.
     """
-    path = os.fspath(path)
+    path, hints = os.fspath(path), hints or Hints()
+    return settle(_read(path, hints, choose, verify), hints, path)
+
+
+def _read(path, hints, choose, verify):
     if not os.path.exists(path):
         if hub.is_name(path):
-            return huggingface.read(hub.fetch(path), hints)
+            return huggingface.read(hub.fetch(path), path)
         raise WeightsError(f"{path} does not exist")
     if os.path.isfile(path):
         if path.lower().endswith(official.SUFFIXES):
-            return official.read(path, hints)
+            return official.read(path, hints, choose)
         raise WeightsError(f"{path} is a file of unknown kind; give a {', '.join(official.SUFFIXES)} file, or a folder")
     if os.path.isfile(os.path.join(path, native.FILE)):
         return native.read(path, choose, verify)
     if os.path.isfile(os.path.join(path, huggingface.CONFIG)) and _is_huggingface(path):
-        return huggingface.read(path, hints)
+        return huggingface.read(path)
     if holds_checkpoint(path):
         return runs.read(path)
     names = ", ".join(sorted(os.listdir(path))[:8]) or "nothing"
@@ -51,6 +58,9 @@ def read(path, hints=None, choose=None, verify=False):
 
 def _is_huggingface(path):
     # The workdir of a run holds a config.json too.
+    weights = (huggingface.WEIGHTS, huggingface.INDEX)
+    if any(os.path.isfile(os.path.join(path, name)) for name in weights):
+        return True
     with open(os.path.join(path, huggingface.CONFIG), encoding="utf-8", errors="replace") as file:
         return '"model_type"' in file.read()
 

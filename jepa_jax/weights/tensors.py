@@ -2,8 +2,10 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
+import tempfile
 
 # Makes numpy know bfloat16, which safetensors then returns.
 import ml_dtypes  # noqa: F401
@@ -13,7 +15,6 @@ import safetensors.numpy
 
 from jepa_jax.weights.bundle import WeightsError
 
-_PARTIAL = ".partial"
 _HASH_BLOCK = 2**24
 
 
@@ -28,7 +29,7 @@ def read_safetensors(path):
     try:
         with safetensors.safe_open(path, "np") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
-    except (safetensors.SafetensorError, TypeError) as error:
+    except (safetensors.SafetensorError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path} ({os.path.getsize(path)} bytes) is no whole safetensors file: {error}") from error
 
 
@@ -40,13 +41,34 @@ def write_safetensors(tensors, path):
     """
     tensors = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
     try:
+        # The library lets nobody else read its files; an ordinary new file says what is usual here.
+        with open(path, "wb") as file:
+            mode = os.fstat(file.fileno()).st_mode
         safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
-        # The library lets nobody else read its files.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(path, 0o666 & ~umask)
+        os.chmod(path, mode)
     except (safetensors.SafetensorError, OSError) as error:
         raise WeightsError(f"cannot write {path}: {error}") from error
+
+
+def read_json(path):
+    """Read a JSON object.
+
+    Returns:
+      dict.
+
+    Raises:
+      WeightsError: if the file is missing, is no JSON, or holds something else.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path} does not exist") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds a JSON {type(content).__name__}; needed: an object")
+    return content
 
 
 def file_sha256(path):
@@ -80,33 +102,41 @@ def whole_output(path, *, folder):
     """
     path = os.path.abspath(path)
     refuse_existing(path)
-    partial = path + _PARTIAL
-    _remove(partial)
+    parent, name = os.path.split(path)
+    scratch = None
     try:
-        os.makedirs(partial if folder else os.path.dirname(path), exist_ok=True)
+        os.makedirs(parent, exist_ok=True)
+        # A name of its own: another conversion, or a person, may use any fixed one.
+        scratch = tempfile.mkdtemp(prefix=f".{name}.partial-", dir=parent)
+        partial = os.path.join(scratch, name)
+        if folder:
+            os.mkdir(partial)
         yield partial
         _sync(partial)
-        os.rename(partial, path)
-        _sync(os.path.dirname(path))
+        if folder:
+            os.rename(partial, path)
+        else:
+            # Unlike renaming, this fails if the destination has appeared meanwhile.
+            os.link(partial, path)
+        _sync_entry(parent)
     except OSError as error:
         raise WeightsError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        _remove(partial)
-
-
-def _remove(path):
-    if os.path.isdir(path):
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        os.remove(path)
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _sync(path):
-    """Wait until a file, or a folder and the files in it, are on the disk."""
-    names = [os.path.join(path, name) for name in os.listdir(path)] if os.path.isdir(path) else []
-    for name in (*names, path):
-        descriptor = os.open(name, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    """Wait until a file, or a folder of ours and the files in it, are on the disk."""
+    if os.path.isdir(path):
+        for name in os.listdir(path):
+            _sync_entry(os.path.join(path, name))
+    _sync_entry(path)
+
+
+def _sync_entry(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

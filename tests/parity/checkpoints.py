@@ -46,6 +46,7 @@ def hints_of(config):
         heads={"encoder": encoder["num_heads"], kind: predictor["num_heads"]},
         crop_size=encoder["img_size"],
         frames=encoder["num_frames"],
+        positions="rope",
     )
 
 

@@ -74,3 +74,9 @@ def test_two_views(golden):
     arrays, config = load(golden, "transforms")
     for number, view in enumerate(transforms.spatial_views(arrays["in/wide"], config["crop_size"], 2)):
         np.testing.assert_allclose(_normalized(view), arrays[f"out/wide/two_views_{number}"], atol=0.02)
+
+
+def test_probe_training_crop(golden):
+    arrays, config = load(golden, "transforms")
+    clip = transforms.crop_resize(arrays["in/wide"], arrays["in/boxes"][0], config["crop_size"])
+    np.testing.assert_allclose(_normalized(clip), arrays["out/probe_train_box0"], atol=1e-4)

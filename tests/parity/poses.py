@@ -26,7 +26,9 @@ def _compare(result, expected, angles):
 @pytest.mark.parametrize("name", _SETS)
 def test_poses(golden, name, dtype):
     arrays, _ = load(golden, "poses")
-    states, extrinsics, actions = (arrays[f"in/{part}_{name}"].astype(dtype) for part in ("poses", "extrinsics", "actions"))
+    states, extrinsics, actions = (
+        arrays[f"in/{part}_{name}"].astype(dtype) for part in ("poses", "extrinsics", "actions")
+    )
     deltas = poses.pose_deltas(states)
     assert deltas.dtype == dtype
     _compare(deltas, arrays[f"out64/diffs_{name}"], angles=name != "gimbaldiff")

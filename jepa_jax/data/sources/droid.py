@@ -54,12 +54,14 @@ def list_droid(sources: Sequence[str]) -> list[Item | Rejected]:
 
     Source: app/vjepa_droid/droid.py
     """
-    need("h5py", "robots")
+    need("h5py", "sources")
     folders: list[str] = []
     for source in sources:
         found = _walk(source) if os.path.isdir(source) else _read_index(source)
         if not found:
-            raise ListError(f"{source!r} holds no {_H5}; name the folder of the raw DROID release, or a list of folders")
+            raise ListError(
+                f"{source!r} holds no {_H5}; name the folder of the raw DROID release, or a list of folders"
+            )
         folders += found
     seen: dict[str, str] = {}
     items: list[Item | Rejected] = []
@@ -204,7 +206,7 @@ def _count_frames(file: str) -> tuple[int, float]:
 
 def _read_h5(folder: str, cameras: dict[str, str]) -> tuple[np.ndarray, dict[str, np.ndarray | None], float | None]:
     """Read states float32 `[L, 7]`, extrinsics float32 `[L, 6]` by view, and the rate of the time stamps, Hz."""
-    h5py = need("h5py", "robots")
+    h5py = need("h5py", "sources")
     path = os.path.join(folder, _H5)
     if not os.path.isfile(path):
         raise DataError("missing h5", f"{path}: no such file")
@@ -226,7 +228,8 @@ def _read_h5(folder: str, cameras: dict[str, str]) -> tuple[np.ndarray, dict[str
     gripper = np.reshape(gripper, (-1, 1))
     if pose.ndim != 2 or pose.shape[1] != 6 or len(gripper) != len(pose) or not len(pose):
         raise DataError(
-            "h5 lacks data", f"{path}: poses are {list(pose.shape)} and grippers {list(gripper.shape)}; expected [L, 6] and [L]"
+            "h5 lacks data",
+            f"{path}: poses are {list(pose.shape)} and grippers {list(gripper.shape)}; expected [L, 6] and [L]",
         )
     return np.concatenate([pose, gripper], 1).astype(np.float32), extrinsics, rate
 

@@ -67,7 +67,8 @@ def check_finite(name: str, what: str, array: np.ndarray | None) -> None:
         return
     rows = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))
     raise DataError(
-        f"{what} not finite", f"{name}: {len(rows)} of {len(array)} rows of {what} hold NaN or infinity, first {rows[0]}"
+        f"{what} not finite",
+        f"{name}: {len(rows)} of {len(array)} rows of {what} hold NaN or infinity, first {rows[0]}",
     )
 
 

@@ -1,0 +1,1 @@
+"""From raw videos to a manifest of scenes that are like chosen data sets: cut, embed, cluster, retrieve."""

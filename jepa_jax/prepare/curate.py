@@ -1,0 +1,218 @@
+"""`prepare curate`: choose scenes of a large pool of videos that are like those of target sets."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+import tqdm
+
+from jepa_jax.curation import cuts, retrieval
+from jepa_jax.data import manifest, remote
+from jepa_jax.prepare import types
+
+_DETAIL = """SRC are the videos to choose from: folders, globs, files, CSVs or manifests, as for `prepare videos`.
+They are cut into scenes, every scene and every target video becomes one vector, the scenes are
+clustered, and the scenes of clusters that hold target videos are listed in DIR/scenes.csv. Then:
+  python -m jepa_jax.prepare videos DIR/scenes.csv --output SHARDS
+A cluster's weight is the sum over target sets of weight x (its samples of the set / samples of the
+set); --scenes N draws scenes in proportion. Run the same command again to go on after a stop. On several
+machines with one file system, start it with --part 0/4, --part 1/4 and so on, then once without."""
+
+
+def add(kinds) -> None:
+    """Add the subcommand, which sets `run`."""
+    sub = kinds.add_parser(
+        "curate", help="choose scenes of many videos that are like target sets", description=_DETAIL,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    known = ", ".join(f"{name} {weight:g}" for name, weight in retrieval.PAPER_WEIGHTS.items())
+    arg = sub.add_argument
+    arg("sources", nargs="+", metavar="SRC", help="videos to choose from")
+    arg("--target", action="append", required=True, type=_target, metavar="NAME[:WEIGHT]=SRC",
+        help=f"a target set, and its weight unless it is one of the paper's ({known}); again for each, and for "
+        "more sources of one")  # fmt: skip
+    arg("--model", required=True, metavar="PATH", help="encoder: any weights that `embed` takes")
+    arg("--output", required=True, metavar="DIR", help="folder for the scenes, vectors, clusters and the manifest")
+    arg("--exclude", action="append", default=[], metavar="FILE",
+        help="videos to leave out, a path or name a line (or 'path label'), such as a target's validation set")  # fmt: skip
+    arg(
+        "--scenes",
+        type=types.positive,
+        metavar="N",
+        help="draw N scenes by cluster weight (default: all of the clusters)",
+    )
+    arg(
+        "--clusters",
+        type=types.positive,
+        default=1000,
+        metavar="K",
+        help="default %(default)s; the paper has 1.5 million",
+    )
+    arg("--passes", type=types.positive, default=20, help="of k-means, at most (default %(default)s)")
+    arg("--seed", type=types.count, default=0, help="of clustering and drawing (default 0)")
+    arg("--min-seconds", type=types.positive_float, default=4.0, help="drop shorter scenes (default %(default)g)")
+    arg("--threshold", type=types.positive_float, default=3.0,
+        help="a cut is so many times the change around it (default %(default)g)")  # fmt: skip
+    arg("--frames", type=types.positive, default=1, help="frames embedded of a scene: 1 for its middle (default 1)")
+    arg("--fps", type=types.positive_float, default=4.0, help="rate of those frames (default 4)")
+    arg("--size", type=types.positive, help="side of those frames, pixels (default: as the model was trained)")
+    arg("--batch", type=types.positive, default=32, help="scenes encoded together (default %(default)s)")
+    arg("--workers", type=types.count, default=os.cpu_count(), help="processes; 0 for none (default: one per core)")
+    arg("--per-chunk", type=types.positive, default=256, help="videos per file of results (default %(default)s)")
+    arg("--part", type=_part, default=(0, 1), metavar="I/N", help="cut and embed only this share of the videos")
+    arg("--overwrite", action="store_true", help="remove what is in the folder and begin again")
+    sub.set_defaults(run=run)
+
+
+def _target(text: str) -> tuple[str, float, str]:
+    label, sign, source = text.partition("=")
+    name, _, weight = label.partition(":")
+    if not (name and sign and source):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=SRC or NAME:WEIGHT=SRC")
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise argparse.ArgumentTypeError(f"{name!r} becomes part of a file name: letters, digits, - and _ only")
+    if not weight and name not in retrieval.PAPER_WEIGHTS:
+        raise argparse.ArgumentTypeError(
+            f"{name!r} is not one of {', '.join(retrieval.PAPER_WEIGHTS)}, so it needs a weight: {name}:0.5={source}"
+        )
+    return name, types.positive_float(weight) if weight else retrieval.PAPER_WEIGHTS[name], source
+
+
+def _part(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N - 1")
+    return int(index), int(count)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Curate.
+
+    Returns:
+        Exit status: 0; 1 when no scene is like the target sets; 2 when arguments, lists, weights or
+        the folder are unusable.
+    """
+    # Here, so that the other subcommands and their worker processes start without JAX.
+    from jepa_jax.curation import kmeans, pipeline
+    from jepa_jax.training.checkpoint import CheckpointError
+    from jepa_jax.weights.bundle import WeightsError
+
+    try:
+        cuts.check_library()
+        targets, weights = _targets(args.target)
+        pool = cuts.exclude(_list(args.sources), _excluded(args.exclude))
+        job = pipeline.Curation(
+            folder=args.output, pool=pool, targets=targets, weights=weights, model=args.model,
+            cuts=cuts.CutSpec(args.min_seconds, args.threshold), frames=args.frames, fps=args.fps, size=args.size,
+            clustering=kmeans.KMeansSpec(args.clusters, passes=args.passes, seed=args.seed), scenes=args.scenes,
+            per_chunk=args.per_chunk, batch=args.batch, workers=args.workers, part=args.part[0], parts=args.part[1],
+        )  # fmt: skip
+        with _Bars() as bars:
+            report = pipeline.run(job, bars.start, args.overwrite)
+    except (
+        cuts.MissingLibraryError,
+        pipeline.CurationError,
+        WeightsError,
+        CheckpointError,
+        ValueError,
+        OSError,
+    ) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    sys.stdout.write("\n".join(_lines(report, args)) + "\n")
+    return 0 if report is None or report["written"] else 1
+
+
+def _targets(given: list[tuple[str, float, str]]) -> tuple[dict, dict]:
+    sources: dict[str, list[str]] = {}
+    weights: dict[str, float] = {}
+    for name, weight, source in given:
+        sources.setdefault(name, []).append(source)
+        if weights.setdefault(name, weight) != weight:
+            raise ValueError(f"target set {name!r} is given with weights {weights[name]:g} and {weight:g}")
+    return {name: _list(found) for name, found in sources.items()}, weights
+
+
+def _list(sources: list[str]) -> list:
+    items = manifest.list_videos(sources)
+    # Scenes are read one by one from long files, each of which would be fetched again and again.
+    far = [item.name for item in items if remote.is_remote(item.name)]
+    if far:
+        raise ValueError(f"{far[0]} is remote; `curate` reads videos of this host only: copy or mount them first")
+    return items
+
+
+def _excluded(paths: list[str]) -> list[str]:
+    names = []
+    for path in paths:
+        with open(path, encoding="utf-8-sig") as file:
+            for line in file.read().splitlines():
+                # A label after the path, as in the official lists, is no part of the name.
+                name, _, label = line.strip().rpartition("::" if "::" in line else " ")
+                names.append(name if name and label.isdigit() else line.strip())
+    return names
+
+
+class _Bars:
+    """Show one progress bar after the other."""
+
+    def __init__(self):
+        self._bar = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._close()
+
+    def _close(self):
+        if self._bar is not None:
+            self._bar.close()
+
+    def start(self, stage: str, total: int):
+        """Begin a stage; returns what to call with (items, failed)."""
+        self._close()
+        bar = self._bar = tqdm.tqdm(total=total, desc=stage, dynamic_ncols=True, smoothing=0.05)
+        failures = 0
+
+        def advance(count: int, failed: bool) -> None:
+            nonlocal failures
+            failures += failed
+            if failed:
+                bar.set_postfix_str(f"{failures} failed", refresh=False)
+            bar.update(count)
+
+        return advance
+
+
+def _lines(report: dict | None, args: argparse.Namespace) -> list[str]:
+    if report is None:
+        return ["this part is done; run the command once without --part when all parts are"]
+    pool = report["pool"]
+    lines = [
+        (
+            f"{pool['scenes']} scenes of {pool['videos']} videos, {pool['hours']:.3g} hours; "
+            f"{pool['short_scenes_dropped']} "
+            f"scenes shorter than {args.min_seconds:g} s dropped ({pool['short_hours_dropped']:.3g} hours)"
+        ),
+        (
+            f"{report['clusters']} clusters, {report['empty_clusters']} of them empty; mean squared distance "
+            f"{report['mean_squared_distance'][-1]:.4f}"
+        ),
+    ]
+    lines += [
+        f"{name}: {part['samples']} samples in {part['clusters']} clusters, which hold {part['scenes']} scenes; weight "
+        f"{part['weight']:g}"
+        for name, part in report["targets"].items()
+    ]
+    lines += [f"skipped, {reason}: {count}" for reason, count in report["skips_by_reason"].items()]
+    lines.append(
+        f"{report['written']} of {report['scenes_in_kept_clusters']} scenes in {report['kept_clusters']} clusters "
+        "with target "
+        f"samples, {report['hours']:.3g} hours: {os.path.join(args.output, 'scenes.csv')}"
+    )
+    if not report["written"]:
+        lines.append("error: no scene of the pool shares a cluster with a target sample; try fewer --clusters")
+    return lines

@@ -1,0 +1,91 @@
+"""What the caller says about weights, applied to what was read: the same for every format."""
+
+import dataclasses
+
+from jepa_jax.models import encoder_size, token_grid
+from jepa_jax.weights import official_config
+from jepa_jax.weights.bundle import ENCODERS, WeightsError
+from jepa_jax.weights.inference import kind_of
+from jepa_jax.weights.released import find_protocol
+
+
+def settle(bundle, hints, what):
+    """Apply labels, protocol and the way to read rotary positions, and compare everything else.
+
+    Args:
+      bundle: `Bundle`.
+      hints: `Hints`.
+      what: the path, for messages.
+
+    Returns:
+      `Bundle`.
+
+    Raises:
+      WeightsError: if the hints contradict it, or there are not as many labels as classes.
+    """
+    if hints.config:
+        config = official_config.read_config(hints.config)
+        hints = official_config.add_to_hints(config, hints, hints.config)
+        official_config.compare(config, bundle.networks, hints.config)
+    wrong = [line for name, network in bundle.networks.items() for line in _contradictions(name, network.module, hints)]
+    if bundle.preprocessing:
+        for key in ("crop_size", "frames"):
+            said, there = getattr(hints, key), getattr(bundle.preprocessing, key)
+            if said not in (None, there):
+                wrong.append(f"{key} is {there}, not {said}")
+    if wrong:
+        raise WeightsError(f"{what} is not what was said of it:\n  " + "\n  ".join(wrong))
+    if hints.rope_grid == "config":
+        networks = {name: _with_configured_grid(name, network) for name, network in bundle.networks.items()}
+        bundle = dataclasses.replace(bundle, networks=networks)
+    protocol = find_protocol(hints.protocol) if hints.protocol else bundle.protocol
+    bundle = dataclasses.replace(bundle, protocol=protocol, labels=hints.labels or bundle.labels)
+    check_surroundings(bundle, what)
+    return bundle
+
+
+def _contradictions(name, module, hints):
+    kind = kind_of(name)
+    if hints.heads.get(kind, module.num_heads) != module.num_heads:
+        yield f"{name} has {module.num_heads} heads, not {hints.heads[kind]}"
+    if kind in ("encoder", "predictor") and hints.positions not in (None, module.positions):
+        yield f"{name} has {module.positions} positions, not {hints.positions}"
+    if kind == "action_predictor" and hints.use_extrinsics and not module.use_extrinsics:
+        yield f"{name} gets no camera extrinsics"
+    if kind == "encoder" and hints.size:
+        try:
+            size = encoder_size(hints.size)
+        except ValueError as error:
+            raise WeightsError(str(error)) from error
+        for key in ("width", "depth", "num_heads"):
+            if getattr(module, key) != size[key]:
+                yield f"{name} has {key} {getattr(module, key)}; {hints.size} has {size[key]}"
+
+
+def _with_configured_grid(name, network):
+    if name not in ENCODERS:
+        return network
+    return network._replace(module=network.module.clone(rope_grid=network.module.table_grid[1:]))
+
+
+def check_surroundings(bundle, what):
+    """Check that labels and protocol fit the networks.
+
+    Raises:
+      WeightsError: if there are not as many labels as classes, or the encoder cannot take the protocol's clips.
+    """
+    for name in bundle.probes():
+        outputs = bundle.networks[name].module.outputs
+        if bundle.labels is not None and (len(outputs) != 1 or len(bundle.labels) != outputs[0][1]):
+            classes = ", ".join(f"{count} for {output}" for output, count in outputs)
+            raise WeightsError(f"{what}: {len(bundle.labels)} labels for a probe with other classes ({classes})")
+    encoders = [bundle.networks[name].module for name in ENCODERS if name in bundle.networks]
+    if bundle.protocol is None or not encoders:
+        return
+    protocol, encoder = bundle.protocol, encoders[0]
+    if protocol.layers and max(protocol.layers) >= encoder.depth:
+        raise WeightsError(f"protocol {protocol.name} takes blocks {protocol.layers}; this encoder has {encoder.depth}")
+    try:
+        token_grid(protocol.frames, protocol.crop_size, protocol.crop_size, encoder.patch_size, encoder.tubelet_size)
+    except ValueError as error:
+        raise WeightsError(f"protocol {protocol.name} does not suit this encoder: {error}") from error

@@ -1,0 +1,111 @@
+"""A run killed on two processes and resumed on one sees the same batches as an uninterrupted one."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+import media
+import pytest
+from jepa_jax.data.transcode import ImageSpec, VideoSpec, store_image, transcode_video
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+STEPS = 5
+FIELDS = {
+    "data.size": 64, "data.workers": 0, "data.threads": 0, "data.max_bad_fraction": 0.9, "data.augment.erase": 0.5,
+    "data.augment.motion_shift": True, "data.groups.video.frames": 4, "data.groups.image.frames": 4,
+    "data.groups.video.paths": "('k710','ssv2')", "data.groups.video.weights": "(0.7,0.3)", "masks.round_to": 1,
+    "model.predictor.width": 48, "model.predictor.depth": 1, "optim.total_steps": STEPS, "optim.warmup_steps": 2,
+    "checkpoint.every_steps": 2, "log.every_steps": 1, "log.monitor_tokens": 64,
+}
+# Stands in for a cluster, which tells JAX these numbers itself.
+PROCESS = """
+import sys
+if __name__ == "__main__":
+    import jax
+    port, count, index = map(int, sys.argv[1:4])
+    del sys.argv[1:4]
+    if count > 1:
+        jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
+    from jepa_jax import cli, train
+    cli.run(train.main, required=["config", "workdir"])
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Shards of videos, one of three corrupt, and of images."""
+    root = tmp_path_factory.mktemp("root")
+    films = [transcode_video(media.write_video(root / f"{n}.mp4", frames=40 + n), VideoSpec(size=64)) for n in range(3)]
+    pictures = [store_image(media.write_image(root / f"{n}.png", number=n), ImageSpec()) for n in range(3)]
+    corrupt = films[1]._replace(data=films[1].data[:300])
+    for name, records in (("k710", films), ("ssv2", [films[0], corrupt, films[2]]), ("imagenet", pictures)):
+        (root / name).mkdir()
+        media.write_shard(root / name / "clips-00000-of-00001.array_record", records)
+    return root
+
+
+def _start(root, workdir, processes):
+    """Start the same run on some processes with two devices in all."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = f"--xla_force_host_platform_device_count={2 // processes} --xla_backend_optimization_level=0 " \
+            "--xla_llvm_disable_expensive_passes=true"
+    fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
+    command = ["--config=configs/pretrain.py:demo,mix=vm22m", f"--workdir={workdir}", f"--config.data.root={root}", *fields]
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(port), str(processes), str(index), *command], cwd=ROOT,
+            env=os.environ | {"XLA_FLAGS": flags}, stderr=subprocess.PIPE, text=True,
+        )
+        for index in range(processes)
+    ]
+
+
+def _finish(started):
+    for process in started:
+        errors = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, errors[-3000:]
+
+
+def _rows(workdir):
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    # The last line may be half written.
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def _kill_at(started, workdir, step):
+    deadline = time.monotonic() + 300
+    try:
+        while not any(row["step"] >= step for row in _rows(workdir)):
+            alive = [process.poll() is None for process in started]
+            assert all(alive) and time.monotonic() < deadline, started[alive.index(False)].communicate()[1][-3000:]
+            time.sleep(0.1)
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+def test_run_killed_on_two_processes_goes_on_with_one(root, tmp_path):
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    _finish(_start(root, whole, 1))
+    _kill_at(_start(root, moved, 2), moved, 3)
+    first = _rows(moved)
+    _finish(_start(root, moved, 1))
+    expected = {row["step"]: row for row in _rows(whole)}
+    assert [row["step"] for row in _rows(moved)] == list(range(1, STEPS + 1)) == sorted(expected)
+    for row in [*first, *_rows(moved)]:
+        losses = {name: value for name, value in row.items() if name.startswith("train/loss")}
+        # Other clips, crops, masks or noise would change the third digit.
+        assert losses == pytest.approx({name: expected[row["step"]][name] for name in losses}, rel=1e-5)
+    # What both processes were fed is added up, replaced records as well.
+    for row in first:
+        mixture = {name: value for name, value in row.items() if name.startswith(("data/share", "data/skipped"))}
+        assert mixture == {name: expected[row["step"]][name] for name in mixture} and len(mixture) == 7
+    assert expected[STEPS]["data/skipped/video/ssv2"] > 0

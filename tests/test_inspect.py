@@ -1,0 +1,201 @@
+"""`python -m jepa_jax.inspect`: what it counts, what it finds damaged, and what its pictures show."""
+
+import json
+
+import cv2
+import media
+import numpy as np
+import pytest
+
+from jepa_jax import inspect
+from jepa_jax.data import survey
+from jepa_jax.data.records import ClipRecord, encode_record
+from jepa_jax.data.trajectories import TrajectoryRecord, View
+from jepa_jax.data.video import probe
+from jepa_jax.viz import trajectories
+
+NAMES, UNITS = ("x", "y", "z", "r1", "r2", "r3", "gripper"), ("m", "m", "m", "rad", "rad", "rad", "closed")
+RATE = 10.0
+
+
+def _video(folder, name, label=None, frames=20, fps=10, **changes):
+    path = media.write_video(folder / name, frames=frames, fps=fps)
+    with open(path, "rb") as file:
+        data = file.read()
+    info = probe(data)
+    return ClipRecord("video", data, info.fps, info.num_frames, info.height, info.width, path, label)._replace(
+        **changes
+    )
+
+
+def _image(folder, name):
+    with open(media.write_image(folder / name), "rb") as file:
+        return ClipRecord("image", file.read(), 0.0, 1, 64, 96, str(folder / name), 7)
+
+
+def _states(length=40):
+    """A gripper that moves 1 cm a step along x and looks down: its roll is near pi."""
+    states = np.zeros((length, 7), np.float32)
+    states[:, 0] = 0.3 + 0.01 * np.arange(length)
+    states[:, 3] = 3.1
+    return states
+
+
+def _trajectory(folder, name, states, header_fps=RATE, extrinsics=None, actions=None):
+    with open(media.write_video(folder / f"{name}.mp4", frames=len(states), fps=10), "rb") as file:
+        view = View("left", file.read(), 64, 96, extrinsics)
+    return TrajectoryRecord(
+        (view,), states, actions, RATE, header_fps, "header", NAMES, UNITS, NAMES, UNITS, "robot base", "xyz euler",
+        (0.0, 1.0), None, f"/robots/{name}",
+    )  # fmt: skip
+
+
+def _run(folder, *arguments):
+    status = inspect.main([str(folder), "--workers", "0", "--output", str(folder / "out"), *arguments])
+    return status, json.loads((folder / "out" / inspect.REPORT).read_text())
+
+
+def test_clips_are_counted(tmp_path, capsys):
+    records = [_video(tmp_path, "a.mp4", 3), _video(tmp_path, "b.mp4", 3, frames=50, fps=25), _image(tmp_path, "c.png")]
+    media.write_shard(tmp_path / "clips-00000-of-00002.array_record", records[:2])
+    media.write_shard(tmp_path / "clips-00001-of-00002.array_record", records[2:])
+    status, report = _run(tmp_path)
+    assert status == 0 and report["damage"] == []
+    assert (report["shards"], report["records"], report["frames"]) == (2, 3, 71)
+    assert report["kinds"] == {"video": 2, "image": 1}
+    assert report["fps_histogram"] == {"10": 1, "25": 1}
+    assert report["hours"] == pytest.approx(4.0 / 3600)
+    assert report["sizes"] == {"64x96": 3} and report["labels"] == {"3": 2, "7": 1}
+    assert report["mean_bytes_per_record"] == pytest.approx(np.mean([len(record.data) for record in records]))
+    assert report["bytes_per_record"]["max"] == max(len(record.data) for record in records)
+    assert report["sources"]["distinct"] == 3 and report["sources"]["folder"] == str(tmp_path)
+    text = capsys.readouterr().out
+    assert "video (2), image (1)" in text and "every record that was looked at decodes" in text
+    sheet = cv2.imread(str(tmp_path / "out" / inspect.SHEET))
+    # The frames are there, not only their names.
+    assert (sheet.std(axis=-1) < 3).mean() > 0.9 and (sheet.mean(axis=-1) < 150).mean() > 0.1
+
+
+def test_every_kind_of_damage_is_counted_and_named(tmp_path, capsys):
+    good = _video(tmp_path, "good.mp4")
+    cut = good._replace(data=good.data[: len(good.data) // 2], source_id="cut")
+    rotten = bytearray(good.data)
+    rotten[good.data.index(b"mdat") + 600 : good.data.index(b"mdat") + 700] = bytes(100)
+    records = [
+        good, good._replace(num_frames=21, source_id="longer"), good._replace(height=66, source_id="taller"),
+        good._replace(fps=30.0, source_id="faster"), cut, good._replace(data=bytes(rotten), source_id="rotten"),
+        encode_record(good)[:-40], _image(tmp_path, "c.png")._replace(width=95),
+    ]  # fmt: skip
+    media.write_shard(tmp_path / "clips-00000-of-00002.array_record", records)
+    (tmp_path / "clips-00001-of-00002.array_record").write_bytes(b"no shard" * 100)
+    status, report = _run(tmp_path)
+    assert status == 1
+    found = {entry["location"].rpartition("#")[2]: entry["reason"] for entry in report["damage"]}
+    assert {key: found[key] for key in "123467"} == {
+        "1": "frame count", "2": "size", "3": "frame rate", "4": "truncated", "6": "corrupt record", "7": "size",
+    }  # fmt: skip
+    assert found["5"] in ("damaged", "frame count") and "0" not in found
+    assert report["damage_by_reason"]["unreadable shard"] == 1 and len(report["damage"]) == 8
+    # What can be read is counted; a record that is no record has no kind.
+    assert report["kinds"] == {"video": 6, "image": 1} and report["records"] == 8
+    text = capsys.readouterr().out
+    assert "damaged, frame count: " in text and "longer" in text and "decoded 20, the record says 21" in text
+
+
+def test_a_flipped_byte_in_a_shard_costs_one_record(tmp_path):
+    path = media.write_shard(tmp_path / "a.array_record", [_video(tmp_path, f"{n}.mp4") for n in range(3)])
+    with open(path, "rb") as file:
+        media.flip_byte(path, file.read().index(b"1.mp4"))
+    status, report = _run(tmp_path)
+    assert status == 1 and report["damage_by_reason"] == {"corrupt record": 1}
+    assert report["damage"][0]["location"] == f"{path}#1" and report["kinds"] == {"video": 2}
+
+
+def test_sources_that_repeat_are_named(tmp_path):
+    record = _video(tmp_path, "a.mp4")
+    media.write_shard(tmp_path / "a.array_record", [record, _video(tmp_path, "b.mp4"), record])
+    _, report = _run(tmp_path)
+    assert report["sources"]["duplicates"] == [
+        {"source_id": record.source_id, "location": str(tmp_path / "a.array_record#2")}
+    ]
+
+
+def test_a_sample_is_part_of_the_records_and_the_same_each_time(tmp_path):
+    media.write_shard(tmp_path / "a.array_record", [_image(tmp_path, f"{n}.png") for n in range(30)])
+    first, _ = inspect.survey([str(tmp_path)], sample=6, pictures=4)
+    again, facts = inspect.survey([str(tmp_path)], sample=6, pictures=4)
+    assert first.records == 6 and first.total == 30 and first.examples == again.examples
+    assert len(facts) == 4
+
+
+def test_processes_find_the_same(tmp_path):
+    records = [_video(tmp_path, f"{n}.mp4", frames=10 + n) for n in range(10)]
+    media.write_shard(tmp_path / "a.array_record", records)
+    alone, _ = inspect.survey([str(tmp_path)])
+    together, facts = inspect.survey([str(tmp_path)], workers=2, pictures=3)
+    assert together.summary() == alone.summary()
+    assert [media.read_number(fact.picture) for fact in facts] == [(10 + n) // 2 for n in (0, 4, 9)]
+
+
+def test_trajectories_are_measured(tmp_path, capsys):
+    jump = _states()
+    jump[20:, 1] += 0.3
+    wrap = _states()
+    wrap[10::2, 3] = -3.1
+    still = _states()
+    still[20:] = still[20]
+    records = [
+        _trajectory(tmp_path, "jump", jump, header_fps=60.0), _trajectory(tmp_path, "wrap", wrap),
+        _trajectory(tmp_path, "still", still, actions=still * 0 + 2, extrinsics=np.zeros((40, 6), np.float32)),
+    ]  # fmt: skip
+    media.write_shard(tmp_path / "droid.array_record", records)
+    status, report = _run(tmp_path)
+    assert status == 0
+    (part,) = report["trajectories"]
+    assert part["gaps"] == {"steps": 1, "trajectories": 1}
+    assert part["angle_wraps"] == {"steps": 30, "trajectories": 1}
+    assert part["idle_share"] == pytest.approx(19 / 39 / 3)
+    assert part["control_rate_hz"] == {"10": 3} and part["header_fps"] == {"60": 1, "10": 2}
+    # 3.1 to -3.1 is a turn by 2 pi - 6.2, ten times a second.
+    assert part["fastest_turn_rad_per_s"]["max"] == pytest.approx((2 * np.pi - 6.2) * RATE, rel=1e-3)
+    x = part["states"][0]
+    assert (x["name"], x["unit"], x["min"]) == ("x", "m", pytest.approx(0.3)) and x["max"] == pytest.approx(0.69)
+    assert sum(x["histogram"]["counts"]) == 3 * survey.ROWS_KEPT
+    assert part["actions"][0]["mean"] == 2 and part["views_with_extrinsics"] == {"left": 1}
+    text = capsys.readouterr().out
+    assert "video header says 60 frames/s, recorded at 10 Hz" in text and "angle wraps: 30 steps in 1 " in text
+    for name in (inspect.DIMENSIONS, inspect.PATHS, inspect.SHEET):
+        assert cv2.imread(str(tmp_path / "out" / name)).std() > 10
+
+
+def test_rows_that_do_not_match_frames_are_damage(tmp_path):
+    record = _trajectory(tmp_path, "a", _states())
+    media.write_shard(tmp_path / "a.array_record", [record._replace(states=record.states[:-1])])
+    status, report = _run(tmp_path)
+    assert status == 1 and report["damage_by_reason"] == {"frame count": 1}
+    assert "decoded 40, the record says 39" in report["damage"][0]["message"]
+
+
+def test_paths_lie_where_the_camera_sees_them():
+    # A camera at (0, 1, 0.5) that looks along -y: its right is -x, its down is -z.
+    pose = np.array([0.0, 1.0, 0.5, -np.pi / 2, 0.0, np.pi])
+    points = np.array([[0.0, 0.0, 0.5], [-0.5, 0.0, 0.5], [0.0, 0.0, 0.25], [0.0, 2.0, 0.5]])
+    pixels = trajectories.project(points, pose, (100, 200), 90.0)
+    # At 90 degrees across, a point as far to the right as it is away lies on the border.
+    np.testing.assert_allclose(pixels[:3], [[99.5, 49.5], [149.5, 49.5], [99.5, 74.5]], atol=1e-9)
+    assert np.isnan(pixels[3]).all()
+
+
+def test_paths_without_a_place_or_a_camera_are_drawn(tmp_path):
+    joints = _trajectory(tmp_path, "joints", _states())._replace(rotation="none", state_units=("rad",) * 7)
+    few = _trajectory(tmp_path, "few", _states(2))
+    assert trajectories.position_columns(joints) is None and trajectories.position_columns(few) == [0, 1, 2]
+    figure = trajectories.draw_trajectories([joints, few], "robots")
+    assert [panel.get_legend() is not None for panel in figure.axes[:6]] == [False] * 4 + [True] * 2
+
+
+@pytest.mark.parametrize("make", [lambda folder: None, lambda folder: (folder / "a.array_record.txt").write_text("")])
+def test_nothing_to_inspect(make, tmp_path, capsys):
+    make(tmp_path)
+    assert inspect.main([str(tmp_path)]) == 2
+    assert "no shards found" in capsys.readouterr().err
