@@ -46,7 +46,7 @@ def base_config():
     })
     config.mesh = ml_collections.ConfigDict({
         "fsdp": 1,  # devices that share one copy of the parameters; -1 = all
-        "distributed": False,  # call jax.distributed.initialize() first (pods, Slurm)
+        "distributed": False,  # several processes: TPU pods, Slurm, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID
     })
     config.checkpoint = ml_collections.ConfigDict({"every_steps": 300, "keep_last": 2, "keep_every": 15000})
     config.log = ml_collections.ConfigDict({

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -270,6 +271,51 @@ def test_a_killed_run_is_finished_by_the_same_command(videos, model_path, tmp_pa
     process.wait()
     assert prepare.main(arguments) == 0
     assert len(read_manifest(str(tmp_path / "out" / "scenes.csv"))) == 10
+
+
+def test_another_curation_may_replace_what_is_there(videos, model_path, tmp_path, capsys):
+    changed = ("--frames", "2", "--clusters", "3")
+    assert prepare.main(_arguments(videos, model_path, tmp_path / "fresh", *changed)) == 0
+    assert prepare.main(_arguments(videos, model_path, tmp_path / "out")) == 0
+    (tmp_path / "out" / "mine.txt").write_text("not ours")
+    assert prepare.main(_arguments(videos, model_path, tmp_path / "out", *changed)) == 2
+    assert "differs in frames" in capsys.readouterr().err
+    assert prepare.main(_arguments(videos, model_path, tmp_path / "out", *changed, "--overwrite", "--part", "0/2")) == 2
+    assert prepare.main(_arguments(videos, model_path, tmp_path / "out", *changed, "--overwrite")) == 0
+    fresh = (tmp_path / "fresh" / "scenes.csv").read_bytes()
+    assert (tmp_path / "out" / "scenes.csv").read_bytes() == fresh and (tmp_path / "out" / "mine.txt").exists()
+    # Clusters and draws may change without cutting and embedding again.
+    assert prepare.main(_arguments(videos, model_path, tmp_path / "out", "--frames", "2", "--seed", "3")) == 0
+
+
+_PROCESS = """
+import sys, jax
+port, index, *arguments = sys.argv[1:]
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(index))
+from jepa_jax import prepare
+from jepa_jax.curation import pipeline
+pipeline.join_processes = lambda: (jax.process_index(), jax.process_count())
+# So few centroids would not be split.
+pipeline._SPLIT_FROM = 0
+sys.exit(prepare.main(arguments))
+"""
+
+
+def test_two_processes_share_the_work_and_find_the_same(videos, model_path, tmp_path):
+    assert prepare.main(_arguments(videos, model_path, tmp_path / "one")) == 0
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-c", _PROCESS, str(port)]
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    arguments = _arguments(videos, model_path, tmp_path / "two", "--distributed")
+    processes = [
+        subprocess.Popen([*command, str(index), *arguments], env=environment, stderr=subprocess.PIPE, text=True)
+        for index in range(2)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert (tmp_path / "two" / "scenes.csv").read_bytes() == (tmp_path / "one" / "scenes.csv").read_bytes()
 
 
 @pytest.mark.parametrize(("change", "message"), [

@@ -21,20 +21,6 @@ FIELDS = {
     "model.predictor.width": 48, "model.predictor.depth": 1, "optim.total_steps": STEPS, "optim.warmup_steps": 2,
     "checkpoint.every_steps": 2, "log.every_steps": 1, "log.monitor_tokens": 64,
 }
-# Stands in for a cluster, which tells JAX these numbers itself.
-PROCESS = """
-import sys
-if __name__ == "__main__":
-    import jax
-    port, count, index = map(int, sys.argv[1:4])
-    del sys.argv[1:4]
-    if count > 1:
-        jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
-    from jepa_jax import cli, train
-    cli.run(train.main, required=["config", "workdir"])
-"""
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """Shards of videos, one of three corrupt, and of images."""
@@ -59,8 +45,12 @@ def _start(root, workdir, processes):
     command = ["--config=configs/pretrain.py:demo,mix=vm22m", f"--workdir={workdir}", f"--config.data.root={root}", *fields]
     return [
         subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(port), str(processes), str(index), *command], cwd=ROOT,
-            env=os.environ | {"XLA_FLAGS": flags}, stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-m", "jepa_jax.train", *command, f"--config.mesh.distributed={processes > 1}"], cwd=ROOT,
+            env=os.environ | {
+                "XLA_FLAGS": flags, "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                "JAX_NUM_PROCESSES": str(processes), "JAX_PROCESS_ID": str(index),
+            },
+            stderr=subprocess.PIPE, text=True,
         )
         for index in range(processes)
     ]

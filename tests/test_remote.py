@@ -3,6 +3,7 @@
 import os
 import pathlib
 import threading
+import time
 
 import fsspec
 import media
@@ -94,7 +95,13 @@ def test_least_recently_used_copies_make_room(memory, tmp_path):
 
 def test_processes_that_want_one_file_fetch_it_once(memory, tmp_path, monkeypatch):
     fetched, download = [], remote._download
-    monkeypatch.setattr(remote, "_download", lambda *args: (fetched.append(args[1]), download(*args)))
+
+    def slow(*args):
+        fetched.append(args[1])
+        time.sleep(0.1)
+        download(*args)
+
+    monkeypatch.setattr(remote, "_download", slow)
     memory.pipe("/a.x", bytes(1000))
     # Every call opens the lock file anew, so threads exclude each other as processes do.
     threads = [threading.Thread(target=_read, args=(FileCache(str(tmp_path)), "memory://a.x")) for _ in range(8)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,13 +35,6 @@ class Chunks:
     def missing(self, suffix: str, part: int = 0, parts: int = 1) -> list[int]:
         """List what is not there yet, of the share of one machine out of `parts`."""
         return [index for index in range(part, self.count, parts) if not os.path.exists(self.path(index, suffix))]
-
-    def remove(self, suffixes: Sequence[str]) -> None:
-        """Delete the files of the stage."""
-        for index in range(self.count):
-            for suffix in suffixes:
-                if os.path.exists(path := self.path(index, suffix)):
-                    os.remove(path)
 
     def write(self, index: int, content: dict, vectors: np.ndarray | None = None) -> None:
         """Write file `index` in one step: JSON, and vectors beside it, which come last."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -99,7 +100,7 @@ def find_scenes(timeline: Timeline, spec: CutSpec) -> list[tuple[float, float]]:
     # Times of the file, not frame numbers over a rate: the rate may vary.
     borders = [0.0, *(float(timeline.times[cut]) for cut in sorted(set(cuts)) if cut)]
     borders.append(float(timeline.times[-1]) + 1 / timeline.fps)
-    return list(zip(borders[:-1], borders[1:], strict=True))
+    return list(itertools.pairwise(borders))
 
 
 def _small_bgr(frame: np.ndarray) -> np.ndarray:

@@ -3,11 +3,15 @@
 import collections
 import csv
 import dataclasses
+import glob
 import hashlib
 import json
 import os
+import shutil
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jepa_jax.curation import kmeans, retrieval
 from jepa_jax.curation.chunks import Chunks, Vectors
@@ -23,6 +27,7 @@ from jepa_jax.weights.load import load
 
 CARD, REPORT, MANIFEST, CENTROIDS = "curation.json", "curate-report.json", "scenes.csv", "centroids.npz"
 _COLUMNS = ("path", "start", "end", "cluster", "weight")
+_SCENES, _EMBEDDINGS = "scenes", "embeddings"
 _SKIPS_KEPT = 10_000
 # Numbers in all centroids from which on they are split; below, every device can hold them.
 _SPLIT_FROM = 2**26
@@ -70,6 +75,12 @@ class Curation:
     parts: int = 1
 
 
+def join_processes():
+    """Join the processes of a pod, and return (number of this one, how many there are)."""
+    jax.distributed.initialize()
+    return jax.process_index(), jax.process_count()
+
+
 def run(job, progress, overwrite=False):
     """Run all stages.
 
@@ -89,20 +100,14 @@ def run(job, progress, overwrite=False):
     model = SpreadModel(*load(job.model, networks=("encoder",)))
     size = job.size or model.crop_size
     count = -(-len(job.pool) // job.per_chunk)
-    cut = Chunks(os.path.join(job.folder, "scenes"), "scenes", count)
-    pool = Chunks(os.path.join(job.folder, "embeddings"), "pool", count)
+    cut = Chunks(os.path.join(job.folder, _SCENES), "scenes", count)
+    pool = Chunks(os.path.join(job.folder, _EMBEDDINGS), "pool", count)
     targets = {
-        name: Chunks(os.path.join(job.folder, "embeddings"), f"target-{name}", -(-len(items) // job.per_chunk))
+        name: Chunks(os.path.join(job.folder, _EMBEDDINGS), f"target-{name}", -(-len(items) // job.per_chunk))
         for name, items in job.targets.items()
     }
     frames = FrameSpec(job.frames, job.fps, size)
-    _claim(
-        job,
-        model,
-        frames,
-        overwrite,
-        [(cut, [".json"]), *((chunks, [".npy", ".json"]) for chunks in (pool, *targets.values()))],
-    )
+    _claim(job, model, frames, overwrite)
     _cut(job, cut, progress)
     for name, chunks in targets.items():
         todo = [
@@ -112,6 +117,9 @@ def run(job, progress, overwrite=False):
         _embed(job, model, frames, todo, chunks, progress(f"embed {name}", sum(len(items()) for _, items in todo)))
     todo = [(index, lambda index=index: read_scenes(cut, index)) for index in pool.missing(".npy", job.part, job.parts)]
     _embed(job, model, frames, todo, pool, progress("embed scenes", sum(len(items()) for _, items in todo)))
+    if jax.process_count() > 1:
+        # The others' shares are needed now.
+        multihost_utils.sync_global_devices("embedded")
     if any(chunks.missing(".npy") for chunks in (pool, *targets.values())):
         return None
     return _retrieve(job, model, cut, pool, targets, progress)
@@ -126,7 +134,7 @@ def read_scenes(cut, index):
     return [Scene(path, start, end) for path, scenes in cut.read(index)["videos"] for start, end in scenes]
 
 
-def _claim(job, model, frames, overwrite, stages):
+def _claim(job, model, frames, overwrite):
     """Note what the folder holds, or check that it is the same."""
 
     def digest(items):
@@ -140,20 +148,33 @@ def _claim(job, model, frames, overwrite, stages):
         "frames": dataclasses.asdict(frames),
         "per_chunk": job.per_chunk,
     }
+    if overwrite:
+        _clear(job)
     os.makedirs(job.folder, exist_ok=True)
-    path = os.path.join(job.folder, CARD)
-    before = read_json(path)
-    if before is not None and before != card and not overwrite:
-        changed = ", ".join(key for key in card if before.get(key) != card[key])
+    # One per part: machines that start at the same time must not write the same file.
+    name = CARD if job.parts == 1 else CARD.replace(".", f"-{job.part}-of-{job.parts}.")
+    cards = [read_json(path) for path in glob.glob(os.path.join(glob.escape(job.folder), CARD.replace(".", "*.")))]
+    others = [before for before in cards if before is not None and before != card]
+    if others:
+        changed = ", ".join(key for key in card if others[0].get(key) != card[key])
         raise CurationError(
             f"{job.folder} holds a curation that differs in {changed}. Give another --output, or --overwrite to "
             "begin again"
         )
-    if overwrite:
-        for chunks, suffixes in stages:
-            chunks.remove(suffixes)
-    if before != card:
-        write_json(path, card)
+    write_json(os.path.join(job.folder, name), card)
+
+
+def _clear(job):
+    """Remove what was made here, and nothing else that lies in the folder."""
+    if job.parts > 1:
+        raise CurationError(
+            "--overwrite would remove what other parts have done; use it without --part, or another --output"
+        )
+    for name in (_SCENES, _EMBEDDINGS):
+        shutil.rmtree(os.path.join(job.folder, name), ignore_errors=True)
+    for name in (CARD.replace(".", "*."), CENTROIDS, MANIFEST, REPORT):
+        for path in glob.glob(os.path.join(glob.escape(job.folder), name)):
+            os.remove(path)
 
 
 def _cut(job, cut, progress):
@@ -233,7 +254,8 @@ def _retrieve(job, model, cut, pool, targets, progress):
         "written": len(drawn),
         "hours": hours,
     }
-    write_json(os.path.join(job.folder, REPORT), report)
+    if not jax.process_index():
+        write_json(os.path.join(job.folder, REPORT), report)
     return report
 
 
@@ -242,8 +264,8 @@ def _write_manifest(path, cut, ends, labels, drawn, weights):
     counts = np.bincount(labels[drawn], minlength=len(weights))
     present = weights * (counts > 0)
     share = present / max(present.sum(), 1e-300) / np.maximum(counts, 1)
-    seconds = 0.0
-    with open(path + ".partial", "w", encoding="utf-8", newline="") as file:
+    seconds, first = 0.0, not jax.process_index()
+    with open(f"{path}.partial" if first else os.devnull, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(_COLUMNS)
         for index in range(cut.count):
@@ -253,7 +275,8 @@ def _write_manifest(path, cut, ends, labels, drawn, weights):
                 scene, label = scenes[row - ends[index]], labels[row]
                 writer.writerow([scene.path, repr(scene.start), repr(scene.end), label, f"{share[label]:.6g}"])
                 seconds += scene.end - scene.start
-    os.replace(path + ".partial", path)
+    if first:
+        os.replace(f"{path}.partial", path)
     return seconds / 3600
 
 

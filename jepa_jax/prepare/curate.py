@@ -36,7 +36,7 @@ def add(kinds) -> None:
     arg("--model", required=True, metavar="PATH", help="encoder: any weights that `embed` takes")
     arg("--output", required=True, metavar="DIR", help="folder for the scenes, vectors, clusters and the manifest")
     arg("--exclude", action="append", default=[], metavar="FILE",
-        help="videos to leave out, a path or name a line (or 'path label'), such as a target's validation set")  # fmt: skip
+        help="videos to leave out, such as validation sets: a path or name a line, or 'path label'")  # fmt: skip
     arg(
         "--scenes",
         type=types.positive,
@@ -62,6 +62,8 @@ def add(kinds) -> None:
     arg("--workers", type=types.count, default=os.cpu_count(), help="processes; 0 for none (default: one per core)")
     arg("--per-chunk", type=types.positive, default=256, help="videos per file of results (default %(default)s)")
     arg("--part", type=_part, default=(0, 1), metavar="I/N", help="cut and embed only this share of the videos")
+    arg("--distributed", action="store_true",
+        help="one process per host of a pod: each cuts and embeds a share, and all devices cluster")  # fmt: skip
     arg("--overwrite", action="store_true", help="remove what is in the folder and begin again")
     sub.set_defaults(run=run)
 
@@ -101,13 +103,14 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         cuts.check_library()
+        part, parts = pipeline.join_processes() if args.distributed else args.part
         targets, weights = _targets(args.target)
         pool = cuts.exclude(_list(args.sources), _excluded(args.exclude))
         job = pipeline.Curation(
             folder=args.output, pool=pool, targets=targets, weights=weights, model=args.model,
             cuts=cuts.CutSpec(args.min_seconds, args.threshold), frames=args.frames, fps=args.fps, size=args.size,
             clustering=kmeans.KMeansSpec(args.clusters, passes=args.passes, seed=args.seed), scenes=args.scenes,
-            per_chunk=args.per_chunk, batch=args.batch, workers=args.workers, part=args.part[0], parts=args.part[1],
+            per_chunk=args.per_chunk, batch=args.batch, workers=args.workers, part=part, parts=parts,
         )  # fmt: skip
         with _Bars() as bars:
             report = pipeline.run(job, bars.start, args.overwrite)
