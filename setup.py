@@ -32,6 +32,7 @@ setuptools.setup(
         # To read official .pt files; every other format needs no PyTorch.
         "torch": ["torch>=2.6"],
         # What tests and benchmarks compare with. This PyTorch has CPU wheels of ordinary size.
-        "peers": ["torch==2.13.0", "transformers>=5.20,<6", "tensorflow-datasets>=4.9.10", "importlib_resources"],
+        "peers": ["torch==2.13.0", "transformers>=5.20,<6", "tensorflow-datasets>=4.9.10", "importlib_resources",
+                  "decord2>=3.4,<4"],
     },
 )

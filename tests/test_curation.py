@@ -14,6 +14,7 @@ import jax
 import media
 import numpy as np
 import pytest
+import scenedetect
 
 from jepa_jax import prepare
 from jepa_jax.curation import cuts, pipeline, retrieval
@@ -24,6 +25,7 @@ from jepa_jax.data import ShardSource, video
 from jepa_jax.data.listing import Item, Rejected, Scene
 from jepa_jax.data.manifest import read_manifest
 from jepa_jax.data.movies import write_mp4
+from jepa_jax.data.stream import read_timeline
 from jepa_jax.models import VideoEncoder
 from jepa_jax.weights import native
 from jepa_jax.weights.bundle import Bundle, Network, Preprocessing
@@ -104,6 +106,14 @@ def test_scenes_are_cut_where_the_picture_changes(tmp_path):
         frames = video.decode_frames(path, range(round(start * FPS), round(end * FPS)))
         tones = frames.mean((1, 2))
         assert np.abs(tones - tones[0]).max() < 15
+
+
+def test_cuts_are_those_of_the_library_alone(tmp_path):
+    path = _write_scenes(tmp_path / "a.mp4", ["red", "green", "grey", "blue", "red"], [2, 3, 1, 4, 2])
+    expected = [(start.seconds, end.seconds) for start, end in scenedetect.detect(path, scenedetect.AdaptiveDetector())]
+    assert len(expected) == 5
+    found = cuts.find_scenes(read_timeline(path), CutSpec())
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_scenes_lie_at_the_times_of_frames_also_where_the_rate_varies(tmp_path):
@@ -296,7 +306,7 @@ from jepa_jax import prepare
 from jepa_jax.curation import pipeline
 pipeline.join_processes = lambda: (jax.process_index(), jax.process_count())
 # So few centroids would not be split.
-pipeline._SPLIT_FROM = 0
+pipeline.kmeans._CENTROID_BYTES = 1
 sys.exit(prepare.main(arguments))
 """
 

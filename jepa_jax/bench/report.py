@@ -13,7 +13,7 @@ from importlib import metadata
 from typing import NamedTuple
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "av", "opencv-python-headless", "numpy", "torch",
-             "transformers")
+             "transformers", "decord2")
 DEFAULT_FOLDER = os.path.join("benchmarks", "results")
 
 

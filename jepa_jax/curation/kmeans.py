@@ -9,17 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jepa_jax.curation import seeding
 from jepa_jax.training.sharding import BATCH_AXES, replicated
 
-INITS = ("auto", "k-means++", "random")
-# More clusters than this are begun at random: one after the other would take too long.
-_MAX_PLUS_PLUS = 4096
-# Vectors that k-means++ looks at: per cluster, at least and at most.
-_SEEN_PER_CLUSTER, _MIN_SEEN, _MAX_SEEN = 64, 4096, 2**18
 # Neighbours in a file are alike, but reading single vectors is slow: batches are made of runs of this length.
 _RUN = 64
 # Scores of one step on one device, 4 bytes each.
 _MAX_SCORES = 2**28
+# What centroids, sums and new centroids may take of a device's memory.
+_CENTROID_BYTES = 2**31
 # Batches on their way to the devices and back.
 _AHEAD = 2
 
@@ -32,7 +30,7 @@ class KMeansSpec:
       clusters: K.
       online_passes: over all vectors, centroids moving after every batch.
       passes: at most, over all vectors, centroids moving after the pass.
-      batch: vectors per step.
+      batch: vectors per step; times the parts of the mesh's data axis where centroids stand still.
       init: "k-means++" on a part of the vectors, "random" vectors, or "auto": the first for few clusters.
       spherical: centroids have length one, for vectors that have it too.
       tolerance: passes end when the mean squared distance sinks by a smaller part.
@@ -89,11 +87,9 @@ def cluster(vectors, spec, mesh, *, checkpoint=None, on_pass=lambda done, distan
     """
     if not 1 <= spec.clusters <= len(vectors):
         raise ValueError(f"{spec.clusters} clusters of {len(vectors)} vectors; give 1 to {len(vectors)}")
-    if spec.init not in INITS:
-        raise ValueError(f"init {spec.init!r} is unknown; choose one of {', '.join(INITS)}")
     steps = _Steps(vectors, spec, mesh)
     done, history, reseeded, centroids = _restore(checkpoint, spec, vectors)
-    centroids = steps.put_centroids(_begin(vectors, spec, mesh) if centroids is None else centroids)
+    centroids = steps.put_centroids(seeding.first_centroids(vectors, spec, mesh) if centroids is None else centroids)
     for number in range(done, spec.online_passes):
         centroids = steps.pass_online(centroids, number)
         _save(checkpoint, spec, vectors, number + 1, history, reseeded, centroids)
@@ -111,6 +107,23 @@ def cluster(vectors, spec, mesh, *, checkpoint=None, on_pass=lambda done, distan
         centroids = moved
         _save(checkpoint, spec, vectors, number + 1, history, reseeded, centroids)
     return Clusters(_gather(centroids)[: spec.clusters], labels, distances, history, reseeded)
+
+
+def choose_split(clusters, width, devices):
+    """Choose over how many devices centroids are split: over few, so that a device reads a part of the vectors only.
+
+    Args:
+      clusters: K.
+      width: D.
+      devices: their number.
+
+    Returns:
+      The least divisor of `devices` with which centroids and two more tensors of their size, the sums
+      of a pass and the centroids after it, take less than `_CENTROID_BYTES` of each; or all of them.
+    """
+    whole = 3 * 4 * clusters * width
+    fitting = (split for split in range(1, devices + 1) if devices % split == 0 and whole <= split * _CENTROID_BYTES)
+    return next(fitting, devices)
 
 
 def assign(vectors, centroids, spec, mesh):
@@ -154,9 +167,12 @@ class _Steps:
         self._vectors, self._spec, self._mesh = vectors, spec, mesh
         data, split = (mesh.shape[axis] for axis in BATCH_AXES)
         self._padded = -(-spec.clusters // split) * split
-        # What a device holds of the scores is bounded, and batches divide over the devices.
-        batch = min(spec.batch, len(vectors), max(1, _MAX_SCORES // (self._padded // split)) * data)
-        self._batch = -(-batch // data) * data
+        # What a device holds of the scores is bounded.
+        most = min(len(vectors), max(1, _MAX_SCORES // (self._padded // split)) * data)
+        # Both divide over the devices. Where centroids stand still, every part of the mesh gets a whole batch.
+        self._online_batch, self._exact_batch = (
+            -(-min(size, most) // data) * data for size in (spec.batch, spec.batch * data)
+        )
         self._rows, self._whole = (NamedSharding(mesh, PartitionSpec(axis)) for axis in BATCH_AXES)
         step = functools.partial(_step, clusters=spec.clusters, on_gpu=mesh.devices.flat[0].platform == "gpu")
         specs = {
@@ -206,20 +222,27 @@ class _Steps:
     def _zeros(self, *shape):
         return jnp.zeros((self._padded, *shape), jnp.float32, device=self._whole)
 
-    def _batches(self, order):
+    def _batches(self, order, size):
         """Yield (rows, vectors on the devices, weights): 0 for padding."""
-        for first in range(0, len(order), self._batch):
-            rows = order[first : first + self._batch]
-            found = np.zeros((self._batch, self._vectors.width), np.float32)
-            found[: len(rows)] = self._vectors.take(rows)
-            weights = (np.arange(self._batch) < len(rows)).astype(np.float32)
+        shape = (size, self._vectors.width)
+        for first in range(0, len(order), size):
+            rows = order[first : first + size]
+            weights = (np.arange(size) < len(rows)).astype(np.float32)
+            # A process reads what its own devices need, and once where several need the same.
+            read = functools.cache(functools.partial(self._read, rows, size))
             yield (
                 rows,
-                *(
-                    jax.make_array_from_callback(x.shape, self._rows, lambda index, x=x: x[index])
-                    for x in (found, weights)
+                jax.make_array_from_callback(
+                    shape, self._rows, lambda index, read=read: read(*index[0].indices(size)[:2])
                 ),
+                jax.make_array_from_callback((size,), self._rows, lambda index, weights=weights: weights[index]),
             )
+
+    def _read(self, rows, size, start, stop):
+        found = np.zeros((min(stop, size) - start, self._vectors.width), np.float32)
+        part = rows[start:stop]
+        found[: len(part)] = self._vectors.take(part)
+        return found
 
     def pass_online(self, centroids, number):
         """Move the centroids after every batch; batches are drawn anew for each pass."""
@@ -227,7 +250,7 @@ class _Steps:
         runs = rng.permutation(-(-len(self._vectors) // _RUN))
         order = (runs[:, None] * _RUN + np.arange(_RUN)).reshape(-1)
         total = self._zeros()
-        for _, batch, weights in self._batches(order[order < len(self._vectors)]):
+        for _, batch, weights in self._batches(order[order < len(self._vectors)], self._online_batch):
             centroids, total = self._online(centroids, total, batch, weights)
         return centroids
 
@@ -242,7 +265,7 @@ class _Steps:
                 rows, found, far = running.pop(0)
                 labels[rows], distances[rows] = _gather(found)[: len(rows)], _gather(far)[: len(rows)]
 
-        for rows, batch, weights in self._batches(np.arange(count)):
+        for rows, batch, weights in self._batches(np.arange(count), self._exact_batch):
             found, far, sums, counts = self._add(centroids, sums, counts, batch, weights)
             running.append((rows, found, far))
             # The devices work on a batch while the next one is read.
@@ -293,44 +316,6 @@ def _step(centroids, batch, weights, *, clusters, on_gpu):
         sums = jax.ops.segment_sum(batch, places, size)
         counts = jax.ops.segment_sum(weights, places, size)
     return labels.astype(jnp.int32), distances, jax.lax.psum(sums, "data"), jax.lax.psum(counts, "data")
-
-
-def _begin(vectors, spec, mesh):
-    """Choose the first centroids."""
-    rng = np.random.default_rng(spec.seed)
-    plus_plus = spec.init == "k-means++" or (spec.init == "auto" and spec.clusters <= _MAX_PLUS_PLUS)
-    if not plus_plus:
-        return vectors.take(np.sort(rng.choice(len(vectors), spec.clusters, replace=False)))
-    seen = max(_MIN_SEEN, min(_SEEN_PER_CLUSTER * spec.clusters, _MAX_SEEN), spec.clusters)
-    seen = min(len(vectors), seen)
-    points = vectors.take(np.sort(rng.choice(len(vectors), seen, replace=False)))
-    # Copies of the first point, which is never drawn twice, fill up what does not divide.
-    padding = -len(points) % mesh.size
-    points = np.concatenate([points, np.repeat(points[:1], padding, axis=0)])
-    sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-    points = jax.make_array_from_callback(points.shape, sharding, lambda index: points[index])
-    trials = 2 + int(np.log(spec.clusters))
-    return np.asarray(_plus_plus(points, jax.random.key(spec.seed), spec.clusters, trials, replicated(mesh)))
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _plus_plus(points, key, clusters, trials, sharding):
-    """Draw centroids one by one, far from those before; of some candidates the one that helps most."""
-
-    def distances(rows):
-        return jnp.maximum(jnp.sum(rows**2, 1)[:, None] + jnp.sum(points**2, 1) - 2 * jnp.dot(rows, points.T), 0)
-
-    def add(number, state):
-        centroids, nearest = state
-        odds = jnp.where(number == 0, 0.0, jnp.log(nearest))
-        ids = jax.random.categorical(jax.random.fold_in(key, number), odds, shape=(trials,))
-        candidates = points[ids]
-        left = jnp.minimum(nearest, distances(candidates))
-        best = jnp.argmin(left.sum(axis=1))
-        return centroids.at[number].set(candidates[best]), left[best]
-
-    start = jnp.zeros((clusters, points.shape[1])), jnp.full(len(points), jnp.inf)
-    return jax.lax.with_sharding_constraint(jax.lax.fori_loop(0, clusters, add, start)[0], sharding)
 
 
 def _identity(spec, vectors):

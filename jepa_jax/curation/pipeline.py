@@ -29,8 +29,6 @@ CARD, REPORT, MANIFEST, CENTROIDS = "curation.json", "curate-report.json", "scen
 _COLUMNS = ("path", "start", "end", "cluster", "weight")
 _SCENES, _EMBEDDINGS = "scenes", "embeddings"
 _SKIPS_KEPT = 10_000
-# Numbers in all centroids from which on they are split; below, every device can hold them.
-_SPLIT_FROM = 2**26
 
 
 class CurationError(Exception):
@@ -210,8 +208,7 @@ def _retrieve(job, model, cut, pool, targets, progress):
     if not len(vectors):
         raise CurationError("no scene of the pool could be embedded; the reports in its folder say why")
     spec = dataclasses.replace(job.clustering, clusters=clusters)
-    # Every device holds a part of the centroids once they are many.
-    mesh = make_mesh(-1 if clusters * model.width > _SPLIT_FROM else 1)
+    mesh = make_mesh(kmeans.choose_split(clusters, model.width, jax.device_count()))
     on_pass = progress("cluster", spec.online_passes + spec.passes + 1)
     found = kmeans.cluster(
         vectors,

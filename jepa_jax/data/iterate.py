@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import weakref
 from collections.abc import Iterator
 
@@ -11,7 +10,7 @@ import grain
 from absl import flags
 
 from jepa_jax.data.pipeline import ClipPipeline, Notes
-from jepa_jax.data.workers import one_thread_per_image, prepare_worker
+from jepa_jax.data.workers import one_thread_per_image, prepare_worker, silence_resource_tracker
 
 # Seconds a worker outlives a SIGTERM, for the parent to save and close it.
 _TERM_GRACE_S = 60
@@ -100,9 +99,7 @@ def make_iterator(
     buffered = max(threads, 1 if workers else prefetch)
     batches = steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered))
     if workers:
-        # Grain leaves the last batch for Python's resource tracker, which deletes it and warns.
-        # The tracker is a process of its own that takes its filters from here.
-        sys.warnoptions.append("ignore:resource_tracker")
+        silence_resource_tracker()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
         batches = batches.mp_prefetch(options, worker_init_fn=_start_worker)
     return BatchIterator(iter(batches), workers)

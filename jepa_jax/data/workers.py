@@ -5,10 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from multiprocessing import connection
 
 import cv2
+
+_TRACKER_FILTER = "ignore:resource_tracker"
 
 
 def prepare_worker() -> None:
@@ -23,6 +26,16 @@ def prepare_worker() -> None:
 def one_thread_per_image() -> None:
     """Keep OpenCV from starting its own threads: parallelism is over files and batches."""
     cv2.setNumThreads(1)
+
+
+def silence_resource_tracker() -> None:
+    """Let Python delete shared memory at exit without a warning; call it before the first process is started.
+
+    Grain leaves the last batches for Python's resource tracker, which deletes them and warns. The
+    tracker is a process of its own that takes its filters from here when it starts.
+    """
+    if _TRACKER_FILTER not in sys.warnoptions:
+        sys.warnoptions.append(_TRACKER_FILTER)
 
 
 def _exit_with_parent() -> None:
