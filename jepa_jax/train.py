@@ -4,8 +4,6 @@ Any field of the config can be overridden: `--config.optim.lr=1e-4`. Run the sam
 again to continue from the last checkpoint in the workdir.
 """
 
-import os
-
 from absl import app, flags, logging
 
 from jepa_jax import cli
@@ -27,9 +25,7 @@ def _run(config, workdir):
     if config.task not in tasks:
         raise ValueError(f"task {config.task!r} is unknown; choose one of {sorted(tasks)}")
     if config.mesh.distributed:
-        # Clusters that JAX does not know name the processes themselves, beside JAX_COORDINATOR_ADDRESS.
-        names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
-        jax.distributed.initialize(**{key: int(os.environ[name]) for key, name in names.items() if name in os.environ})
+        sharding.join_processes()
     mesh = sharding.make_mesh(config.mesh.fsdp)
     logging.info("%s; mesh %s", ", ".join(sorted({d.device_kind for d in jax.devices()})), dict(mesh.shape))
     task = tasks[config.task](config, mesh)

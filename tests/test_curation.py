@@ -110,7 +110,8 @@ def test_scenes_are_cut_where_the_picture_changes(tmp_path):
 
 def test_cuts_are_those_of_the_library_alone(tmp_path):
     path = _write_scenes(tmp_path / "a.mp4", ["red", "green", "grey", "blue", "red"], [2, 3, 1, 4, 2])
-    expected = [(start.seconds, end.seconds) for start, end in scenedetect.detect(path, scenedetect.AdaptiveDetector())]
+    scenes = scenedetect.detect(path, scenedetect.AdaptiveDetector(min_scene_len=0.6))
+    expected = [(start.seconds, end.seconds) for start, end in scenes]
     assert len(expected) == 5
     found = cuts.find_scenes(read_timeline(path), CutSpec())
     np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -241,6 +242,11 @@ def test_a_pool_becomes_a_manifest_of_scenes_like_the_targets(videos, model_path
     assert source[0].num_frames == round((scenes[0].end - scenes[0].start) * FPS)
 
 
+def test_more_clusters_than_scenes_are_cut_down_with_a_note(videos, model_path, tmp_path, capsys):
+    assert prepare.main(_arguments(videos, model_path, tmp_path / "out", "--clusters", "99")) == 0
+    assert "only 20 scenes could be embedded, fewer than --clusters 99" in capsys.readouterr().out
+
+
 def test_drawn_scenes_follow_the_weights(videos, model_path, tmp_path):
     assert prepare.main(_arguments(videos, model_path, tmp_path / "out", "--scenes", "5", "--frames", "2")) == 0
     drawn = sorted(_color(scene) for scene in read_manifest(str(tmp_path / "out" / "scenes.csv")))
@@ -299,15 +305,12 @@ def test_another_curation_may_replace_what_is_there(videos, model_path, tmp_path
 
 
 _PROCESS = """
-import sys, jax
-port, index, *arguments = sys.argv[1:]
-jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(index))
+import sys
 from jepa_jax import prepare
-from jepa_jax.curation import pipeline
-pipeline.join_processes = lambda: (jax.process_index(), jax.process_count())
+from jepa_jax.curation import kmeans
 # So few centroids would not be split.
-pipeline.kmeans._CENTROID_BYTES = 1
-sys.exit(prepare.main(arguments))
+kmeans._CENTROID_BYTES = 1
+sys.exit(prepare.main(sys.argv[1:]))
 """
 
 
@@ -316,11 +319,16 @@ def test_two_processes_share_the_work_and_find_the_same(videos, model_path, tmp_
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-c", _PROCESS, str(port)]
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = {
+        **os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_NUM_PROCESSES": "2",
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+    }
     arguments = _arguments(videos, model_path, tmp_path / "two", "--distributed")
     processes = [
-        subprocess.Popen([*command, str(index), *arguments], env=environment, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", _PROCESS, *arguments], env=environment | {"JAX_PROCESS_ID": str(index)},
+            stderr=subprocess.PIPE, text=True,
+        )
         for index in range(2)
     ]
     errors = [process.communicate(timeout=120)[1] for process in processes]

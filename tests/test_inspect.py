@@ -1,11 +1,13 @@
 """`python -m jepa_jax.inspect`: what it counts, what it finds damaged, and what its pictures show."""
 
 import json
+import os
 
 import cv2
 import media
 import numpy as np
 import pytest
+import tqdm
 
 from jepa_jax import inspect
 from jepa_jax.data import survey
@@ -137,6 +139,31 @@ def test_processes_find_the_same(tmp_path):
     assert [media.read_number(fact.picture) for fact in facts] == [(10 + n) // 2 for n in (0, 4, 9)]
 
 
+class _Poison(survey.Span):
+    """A span that ends the process which unpickles it."""
+
+    def __reduce__(self):
+        return _leave, (tuple(self), os.getpid())
+
+
+def _leave(fields, parent):
+    if os.getpid() != parent:
+        os._exit(9)
+    return survey.Span(*fields)
+
+
+def test_records_of_a_span_that_crashed_its_process_are_looked_at_one_by_one(tmp_path):
+    path = media.write_shard(tmp_path / "a.array_record", [_image(tmp_path, f"{n}.png") for n in range(5)])
+    spans = [_Poison(path, (0, 1, 2)), survey.Span(path, (3, 4))]
+    with tqdm.tqdm(disable=True) as bar:
+        facts = list(inspect._facts(spans, 1, bar))
+    assert [fact.location for fact in facts] == [f"{path}#{n}" for n in (3, 4, 0, 1, 2)]
+    assert not any(fact.damage for fact in facts)
+    lost = survey.Span(str(tmp_path / "gone.array_record"), (0,))
+    with tqdm.tqdm(disable=True) as bar, pytest.raises(FileNotFoundError):
+        list(inspect._facts([lost], 0, bar))
+
+
 def test_trajectories_are_measured(tmp_path, capsys):
     jump = _states()
     jump[20:, 1] += 0.3
@@ -184,6 +211,18 @@ def test_paths_lie_where_the_camera_sees_them():
     # At 90 degrees across, a point as far to the right as it is away lies on the border.
     np.testing.assert_allclose(pixels[:3], [[99.5, 49.5], [149.5, 49.5], [99.5, 74.5]], atol=1e-9)
     assert np.isnan(pixels[3]).all()
+
+
+def test_a_path_that_no_frame_shows_is_said_to_be_out_of_view(tmp_path):
+    # Along x at y = z = 0; the cameras are 1 m away and look at it, and away from it.
+    poses = [[0.5, 1.0, 0.0, angle, 0.0, np.pi] for angle in (-np.pi / 2, np.pi / 2)]
+    records = [
+        _trajectory(tmp_path, str(number), _states(), extrinsics=np.tile(np.float32(pose), (40, 1)))
+        for number, pose in enumerate(poses)
+    ]
+    figure = trajectories.draw_trajectories(records, "robots")
+    notes = [panel.get_xlabel() for panel in figure.axes]
+    assert notes[:4] == [""] * 4 and notes[6:10] == ["the path is out of view"] * 4
 
 
 def test_paths_without_a_place_or_a_camera_are_drawn(tmp_path):

@@ -89,8 +89,8 @@ def _data(args):
 
     if args.shards and args.videos:
         raise ValueError("give --shards DIR or --videos SRC, not both")
-    sizes = dict(frames=args.frames, fps=args.fps, size=args.resolution, clips=args.clips, batch=args.batch,
-                 workers=args.workers, against=args.against)
+    sizes = {"frames": args.frames, "fps": args.fps, "size": args.resolution, "clips": args.clips,
+             "batch": args.batch, "workers": args.workers, "against": args.against}
     name = f"data-{args.frames}x{args.resolution}" + (f"-{args.against}" if args.against else "")
     if args.shards:
         return data.measure_data(args.shards, **sizes), name
@@ -127,10 +127,10 @@ def _lines(record):
 def _data_lines(record):
     for text, name, other in (("raw decode", "raw_decode", None), ("raw, to RGB", "raw_decode_rgb", None),
                               ("our decode", "decode", "raw_decode"), ("our batches", "pipeline", "raw_decode"),
-                              ("official", "official", None)):
+                              ("decord alone", "official_decode", None), ("official", "official", None)):
         if f"{name}_clips_per_s_per_core" in record:
             yield (f"{text:12} {record[f'{name}_clips_per_s_per_core']:8.1f} clips/s per core"
-                   + (f", {record[f'{name}_over_{other}']:.2f} of raw" if other else ""))
+                   + (f", {record[f'{name}_over_{other}']:.2f} of raw decode" if other else ""))
     if "pipeline_over_official" in record:
         yield f"our batches are {record['pipeline_over_official']:.1f} times as fast as the official-style loader"
     iterator, overlap = record["iterator"], record["overlap"]

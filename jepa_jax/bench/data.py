@@ -131,18 +131,19 @@ def _stage_times(windows, group, crop, made, sampler, peer, seed):
         "clip": lambda record, needed, rng: pipeline.load_clip(record, group, crop, rng),
     }
     if peer:
+        calls["official_decode"] = lambda record, needed, rng: peer.decode(record.source_id, rng)
         calls["official"] = lambda record, needed, rng: peer.load(record.source_id, rng)
     for call in calls.values():
         # The first call of a library may cost more than all others.
         call(*windows[0], np.random.default_rng(seed))
-    times = {name: [] for name in [*calls, "batch", "masks"]}
+    times = {name: [] for name in [*calls, "batch", "batch_masks"]}
     for number, (record, needed) in enumerate(windows):
         for name, call in calls.items():
             times[name].append(_cpu_ms(call, record, needed, np.random.default_rng((seed, number))))
         step, row = divmod(number, group.batch_size)
-        times["masks"].append(_cpu_ms(sampler.sample, number, [0]))
         if row == 0:
             times["batch"].append(_cpu_ms(made.batch_at, step))
+            times["batch_masks"].append(_cpu_ms(sampler.sample, step, np.arange(group.batch_size)))
     return times
 
 
@@ -182,12 +183,13 @@ def _summary(times, batch):
     Rates are of all clips together: videos differ, so a median clip would be one of few.
     """
     mean = {name: statistics.fmean(values) for name, values in times.items()}
-    mean["pipeline"] = mean.pop("batch") / batch
+    mean["pipeline"], mean["masks"] = mean["batch"] / batch, mean["batch_masks"] / batch
     rates = {f"{name}_clips_per_s_per_core": 1e3 / mean[name]
-             for name in ("raw_decode", "raw_decode_rgb", "decode", "pipeline", "official") if name in mean}
+             for name in ("raw_decode", "raw_decode_rgb", "decode", "pipeline", "official_decode", "official")
+             if name in mean}
     ratios = {f"{ours}_over_{other}": mean[other] / mean[ours] for ours, other in (
-        ("decode", "raw_decode"), ("pipeline", "raw_decode"), ("pipeline", "raw_decode_rgb"), ("pipeline", "official"))
-        if other in mean}
+        ("decode", "raw_decode"), ("pipeline", "raw_decode"), ("pipeline", "raw_decode_rgb"), ("pipeline", "official"),
+        ("pipeline", "official_decode")) if other in mean}
     parts = {
         "decode": mean["decode"] - (mean["raw_decode_rgb"] - mean["raw_decode"]),
         "rgb": mean["raw_decode_rgb"] - mean["raw_decode"],

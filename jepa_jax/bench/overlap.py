@@ -11,8 +11,6 @@ import numpy as np
 from jepa_jax.bench import report
 from jepa_jax.training import sharding
 
-_CALLS_ALONE = 5
-
 
 class _SleepingStep:
     """A step that occupies the device for a known time and the processor for none.
@@ -27,12 +25,16 @@ class _SleepingStep:
         self._step = jax.jit(self._on_device)
 
     def start(self, batch):
-        """Begin a step; the future ends when the device has done it."""
-        return self._thread.submit(lambda: self._step(batch).block_until_ready())
+        """Begin a step; the future says when the device had done it, by `time.perf_counter`."""
+        return self._thread.submit(self._run, batch)
 
     def close(self):
         """End the thread."""
         self._thread.shutdown()
+
+    def _run(self, batch):
+        self._step(batch).block_until_ready()
+        return time.perf_counter()
 
     def _on_device(self, batch):
         first = sum(jnp.ravel(leaf)[0].astype(jnp.float32) for leaf in jax.tree.leaves(batch))
@@ -44,41 +46,39 @@ class _SleepingStep:
 
 
 def measure_overlap(batches, steps, step_s):
-    """Run fake steps on batches as the train loop does and see how long the device has none.
+    """Run fake steps on batches as the train loop does, on one device, and see how long it has none.
 
-    While a step runs, the next batch is taken from the iterator and put on the device.
+    While a step runs, the next batch is taken from the iterator and put on the device. Where that
+    is done only after the step, the device has waited in between.
 
     Args:
       batches: iterator of at least `steps` + 1 (batch, notes).
       steps: how many are timed.
-      step_s: duration of a step, seconds; above 0.
+      step_s: duration of a step, seconds.
 
     Returns:
-      dict: `wait_share` of the whole time is what the steps took beyond their own duration;
-      `fetch_ms` is how long the host took for a batch, most of it while the device was busy.
+      dict: `wait_share` of the whole time the device waited for data; `fetch_ms` is how long the
+      host took for a batch, while the device was busy or not.
     """
-    mesh, step = sharding.make_mesh(), _SleepingStep(step_s)
+    mesh, step = sharding.make_mesh(devices=jax.devices()[:1]), _SleepingStep(step_s)
     with contextlib.closing(step):
         batch = sharding.put_batch(next(batches)[0], mesh)
-        alone = report.Times([], [])
-        # The first call compiles.
+        # Compiles.
         step.start(batch).result()
-        for _ in range(_CALLS_ALONE):
-            alone.measure(lambda: step.start(batch).result())
-        fetches, began = report.Times([], []), time.perf_counter()
+        fetches, waited, began = [], 0.0, time.perf_counter()
         for _ in range(steps):
+            asked = time.perf_counter()
             running = step.start(batch)
-            ahead = []
-            fetches.measure(lambda: ahead.append(sharding.put_batch(next(batches)[0], mesh)))
-            running.result()
-            batch = ahead.pop()
+            batch = jax.block_until_ready(sharding.put_batch(next(batches)[0], mesh))
+            arrived = time.perf_counter()
+            waited += max(0.0, arrived - running.result())
+            fetches.append(1e3 * (arrived - asked))
         seconds = time.perf_counter() - began
-    own_ms = report.spread(alone.wall_ms)["median"]
     return {
         "device": jax.devices()[0].device_kind,
         "steps": steps,
-        "step_ms": own_ms,
+        "step_ms": 1e3 * step_s,
         "step_with_data_ms": 1e3 * seconds / steps,
-        "wait_share": max(0.0, 1.0 - steps * own_ms / (1e3 * seconds)),
-        "fetch_ms": report.spread(fetches.wall_ms),
+        "wait_share": waited / seconds,
+        "fetch_ms": report.spread(fetches),
     }

@@ -1,6 +1,7 @@
 """An official-style loader: decord on the original files, crops in PyTorch; to compare our data path with."""
 
 from jepa_jax.data import sampling, transforms
+from jepa_jax.data.errors import DataError
 from jepa_jax.models.pixels import PIXEL_MEAN, PIXEL_STD
 
 
@@ -30,7 +31,7 @@ class DecordLoader:
             import torch
         except ImportError as error:
             raise MissingPeer(f"{error.name} is not installed; the comparison with an official-style loader needs "
-                              "`pip install -e .[peers]`") from error
+                              "pip install 'jepa_jax[peers]'") from error
         torch.set_num_threads(1)
         self._decord, self._torch = decord, torch
         self._group, self._crop = group, crop
@@ -46,13 +47,27 @@ class DecordLoader:
         Returns:
           Tensor float32 `[3, F, S, S]`, normalised.
         """
-        window, uniforms, flip = rng.random(1), rng.random((transforms.CROP_ATTEMPTS, 4)), rng.random()
+        frames = self.decode(path, rng)
+        return self._augment(frames, rng.random((transforms.CROP_ATTEMPTS, 4)), rng.random())
+
+    def decode(self, path, rng):
+        """Read the whole frames of one clip, the first part of `load`; uint8 `[F, H, W, 3]`.
+
+        Raises:
+          DataError: 'not for decord'.
+        """
+        try:
+            return self._read(path, rng)
+        # It fails, for one, at widths that FFmpeg pads, such as 96.
+        except (self._decord.DECORDError, RuntimeError) as error:
+            raise DataError("not for decord", f"{path}: decord cannot read it: {error}") from error
+
+    def _read(self, path, rng):
         reader = self._decord.VideoReader(path, num_threads=1, ctx=self._decord.cpu(0))
         indices = sampling.sample_frame_indices(
-            len(reader), reader.get_avg_fps(), frames=self._group.frames, fps=self._group.fps, uniforms=window)[0]
+            len(reader), reader.get_avg_fps(), frames=self._group.frames, fps=self._group.fps, uniforms=rng.random(1))[0]
         reader.seek(0)
-        frames = reader.get_batch(indices).asnumpy()
-        return self._augment(frames, uniforms, flip)
+        return reader.get_batch(indices).asnumpy()
 
     def _augment(self, frames, uniforms, flip):
         crop = self._crop

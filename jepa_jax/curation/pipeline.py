@@ -73,12 +73,6 @@ class Curation:
     parts: int = 1
 
 
-def join_processes():
-    """Join the processes of a pod, and return (number of this one, how many there are)."""
-    jax.distributed.initialize()
-    return jax.process_index(), jax.process_count()
-
-
 def run(job, progress, overwrite=False):
     """Run all stages.
 

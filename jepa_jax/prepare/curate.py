@@ -98,12 +98,13 @@ def run(args: argparse.Namespace) -> int:
     """
     # Here, so that the other subcommands and their worker processes start without JAX.
     from jepa_jax.curation import kmeans, pipeline
+    from jepa_jax.training import sharding
     from jepa_jax.training.checkpoint import CheckpointError
     from jepa_jax.weights.bundle import WeightsError
 
     try:
         cuts.check_library()
-        part, parts = pipeline.join_processes() if args.distributed else args.part
+        part, parts = sharding.join_processes() if args.distributed else args.part
         targets, weights = _targets(args.target)
         pool = cuts.exclude(_list(args.sources), _excluded(args.exclude))
         job = pipeline.Curation(
@@ -210,6 +211,8 @@ def _lines(report: dict | None, args: argparse.Namespace) -> list[str]:
         f"{part['weight']:g}"
         for name, part in report["targets"].items()
     ]
+    if report["clusters"] < args.clusters:
+        lines.append(f"note: only {report['clusters']} scenes could be embedded, fewer than --clusters {args.clusters}")
     lines += [f"skipped, {reason}: {count}" for reason, count in report["skips_by_reason"].items()]
     lines.append(
         f"{report['written']} of {report['scenes_in_kept_clusters']} scenes in {report['kept_clusters']} clusters "

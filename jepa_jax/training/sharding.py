@@ -1,6 +1,7 @@
 """The device mesh and who holds what on it."""
 
 import contextlib
+import os
 
 import flax.linen as nn
 import jax
@@ -17,6 +18,23 @@ _RULES = (("batch", BATCH_AXES), ("tokens", None), ("width", None))
 _MIN_SHARDED_SIZE = 2**14
 # Parameters under this name are stacked over depth, and the scan walks that axis.
 _STACKED = "layers"
+
+
+def join_processes():
+    """Join the processes of a pod or cluster, before anything else uses JAX.
+
+    TPU pods, Slurm and others are recognised by JAX; elsewhere the environment variables
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who.
+
+    Returns:
+      (number of this process, how many there are).
+
+    Raises:
+      ValueError: if neither says it.
+    """
+    names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+    jax.distributed.initialize(**{key: int(os.environ[name]) for key, name in names.items() if name in os.environ})
+    return jax.process_index(), jax.process_count()
 
 
 def make_mesh(fsdp=1, devices=None):

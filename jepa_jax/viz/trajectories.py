@@ -64,6 +64,10 @@ def _draw_row(row, record, field_of_view):
         if places is not None and view.extrinsics is not None:
             points = project(record.states[:, places], view.extrinsics[index], frame.shape[:2], field_of_view)
             _draw_path(panel, points, index)
+            inside = (points >= 0) & (points <= np.array(frame.shape[1::-1]) - 1)
+            if not inside.all(axis=1).any():
+                # Wrong camera poses look like this.
+                panel.set_xlabel("the path is out of view", fontsize=8, color=canvas.ORANGE, labelpad=3)
     # A long name would push the frames away.
     canvas.label_row(
         row[0], "/\n".join(_short(part) for part in record.source_id.rstrip("/").split("/")[-2:]).replace("$", r"\$")
