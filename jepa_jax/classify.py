@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 
+from jepa_jax.commandline import types
 from jepa_jax.data import DataError
 from jepa_jax.data.listing import IMAGE_SUFFIXES, VIDEO_SUFFIXES, ListError, list_items
 from jepa_jax.features.views import read_single_view, read_views
@@ -105,19 +106,13 @@ def _parser():
     parser.add_argument(
         "--protocol", choices=sorted(released.PROTOCOLS), help="how the video is seen (default: as the weights say)"
     )
-    parser.add_argument("--top", type=_positive, default=5, help="classes to print (default %(default)s)")
+    parser.add_argument("--top", type=types.positive, default=5, help="classes to print (default %(default)s)")
     parser.add_argument(
         "--probe", type=int, default=0, help="which probe, for files with several (default %(default)s)"
     )
     parser.add_argument("--encoder", choices=ENCODERS, help="which encoder (default: the one that evaluation uses)")
     parser.add_argument("--json", action="store_true", help="one JSON object per video")
     return parser
-
-
-def _positive(text):
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1")
-    return number
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import numpy as np
 import tqdm
 from absl import logging
 
+from jepa_jax.commandline import types
 from jepa_jax.data import DataError, clips, workers
 from jepa_jax.data.listing import ListError
 from jepa_jax.data.shards import skip_counts, write_json
@@ -279,43 +280,25 @@ def _parser():
     add("--model", required=True, metavar="PATH", help="converted folder, run, Hugging Face folder or .pt file")
     add("--output", required=True, metavar="DIR", help="folder for the features")
     add("--encoder", choices=ENCODERS, help="which weights (default: the EMA target, where there is one)")
-    add("--frames", type=_positive, help="frames per window (default: as the model was trained)")
-    add("--size", type=_positive, help="side of the frames, pixels (default: as the model was trained)")
+    add("--frames", type=types.positive, help="frames per window (default: as the model was trained)")
+    add("--size", type=types.positive, help="side of the frames, pixels (default: as the model was trained)")
     rate = parser.add_mutually_exclusive_group()
-    rate.add_argument("--fps", type=_rate, help=f"sampled frames per second, rounded to whole native frames (default {_FPS:g})")
-    rate.add_argument("--step", type=_positive, help="native frames from one sampled frame to the next")
-    add("--stride", type=_positive, help="sampled frames from one window to the next (default: --frames, so that they abut)")
+    rate.add_argument("--fps", type=types.positive_float, help=f"sampled frames per second, rounded to whole native frames (default {_FPS:g})")
+    rate.add_argument("--step", type=types.positive, help="native frames from one sampled frame to the next")
+    add("--stride", type=types.positive, help="sampled frames from one window to the next (default: --frames, so that they abut)")
     add("--layers", type=int, nargs="+", default=(), metavar="N",
         help="0-based blocks to store instead of the output, -1 the last; pictures show the last of them")
     add("--pool", choices=pooling.POOLS, default="tokens", help="all tokens, their mean, or a mean per time step")
     add("--dtype", choices=("float32", "float16"), default="float32", help="of the stored features")
     add("--format", choices=("npz", "array_record"), default="npz", help="a file per source, or shards")
-    add("--per-shard", type=_positive, default=64, help="files per array_record shard (default %(default)s)")
-    add("--batch", type=_positive, default=1, help="windows encoded together (default %(default)s)")
+    add("--per-shard", type=types.positive, default=64, help="files per array_record shard (default %(default)s)")
+    add("--batch", type=types.positive, default=1, help="windows encoded together (default %(default)s)")
     add("--whole", action="store_true", help="no central crop: --size is the short side, borders are cut to whole patches")
     add("--pca", action="store_true", help="also write the features as colours: a picture, and a movie of videos")
     add("--overwrite", action="store_true", help="remove the features in the folder and begin again")
-    add("--max-skip-fraction", default=0.1, type=_fraction,
+    add("--max-skip-fraction", default=0.1, type=types.fraction,
         help="exit with status 1 when more of the files are skipped (default %(default)s)")
     return parser
-
-
-def _positive(text):
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1")
-    return number
-
-
-def _rate(text):
-    if not 0 < (number := float(text)) < float("inf"):
-        raise argparse.ArgumentTypeError(f"{number} is no rate above 0")
-    return number
-
-
-def _fraction(text):
-    if not 0 <= (number := float(text)) <= 1:
-        raise argparse.ArgumentTypeError(f"{number} is not between 0 and 1")
-    return number
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import tqdm
 
+from jepa_jax.commandline import types
 from jepa_jax.data import DataError, ShardSource, resolve_shards
 from jepa_jax.data.conversion import convert_all
 from jepa_jax.data.remote import is_remote
@@ -268,9 +269,9 @@ def _parser():
     add = parser.add_argument
     add("shards", nargs="+", metavar="SHARDS", help="folder of shards, glob or file")
     add("--output", metavar="DIR", help="folder for the report and the pictures (default: text only)")
-    add("--sample", type=_positive, metavar="N", help="look at N records only, drawn at random")
-    add("--workers", type=_count, default=os.cpu_count(), help="processes; 0 for none (default: one per core)")
-    add("--clips", type=_positive, default=24, metavar="N", help="records on the contact sheet (default %(default)s)")
+    add("--sample", type=types.positive, metavar="N", help="look at N records only, drawn at random")
+    add("--workers", type=types.count, default=os.cpu_count(), help="processes; 0 for none (default: one per core)")
+    add("--clips", type=types.positive, default=24, metavar="N", help="records on the contact sheet (default %(default)s)")
     add(
         "--field-of-view",
         type=_degrees,
@@ -279,18 +280,6 @@ def _parser():
         help="of the robot's cameras, across the frame, for paths drawn into frames (default %(default)g)",
     )
     return parser
-
-
-def _positive(text):
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1")
-    return number
-
-
-def _count(text):
-    if (number := int(text)) < 0:
-        raise argparse.ArgumentTypeError(f"{number} is below 0")
-    return number
 
 
 def _degrees(text):

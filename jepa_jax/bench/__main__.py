@@ -134,7 +134,8 @@ def _data_lines(record):
     if "pipeline_over_official" in record:
         yield f"our batches are {record['pipeline_over_official']:.1f} times as fast as the official-style loader"
     iterator, overlap = record["iterator"], record["overlap"]
-    yield f"iterator     {iterator['clips_per_s']:8.1f} clips/s, {iterator['workers']} workers"
+    yield (f"iterator     {iterator['clips_per_s']:8.1f} clips/s, {iterator['workers']} workers"
+           + (f", {iterator['clips_per_cpu_s']:.1f} per processor second" if iterator["clips_per_cpu_s"] else ""))
     yield (f"data wait    {overlap['wait_share']:8.1%} of the time, in steps of {overlap['step_ms']:.0f} ms "
            f"({overlap['capacity_over_need']:g} times what the workers need)")
 

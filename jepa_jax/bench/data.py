@@ -235,8 +235,7 @@ def _iterate(batches, steps, batch, workers):
     seconds, busy = time.perf_counter() - start, _all_cpu_s() - busy
     rate = steps * batch / seconds
     return {"workers": workers, "batch": batch, "steps": steps, "clips_per_s": rate,
-            "clips_per_s_per_core": rate / max(1, min(workers, report.usable_cores())),
-            # Steadier than the rate by the clock where others use the machine too.
+            # What one core would do, whatever others use the machine for.
             "clips_per_cpu_s": steps * batch / busy if busy else None}
 
 

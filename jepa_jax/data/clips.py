@@ -11,7 +11,7 @@ from jepa_jax.data import sampling, transforms
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.listing import IMAGE_SUFFIXES
 from jepa_jax.data.stream import Timeline, read_timeline, stream_frames
-from jepa_jax.data.video import decode_image
+from jepa_jax.data.video import decode_image, read_file
 
 # Resizing a line of pixels to a usable height would fill the memory with its length.
 _MAX_ELONGATION = 32
@@ -105,13 +105,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     Raises:
         DataError: 'missing file', 'unreadable file', or as in `video.decode_image`.
     """
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except FileNotFoundError as error:
-        raise DataError("missing file", f"{path}: no such file") from error
-    except OSError as error:
-        raise DataError("unreadable file", f"{path}: {error.strerror}") from error
+    data = read_file(path)
     try:
         return decode_image(data)
     except DataError as error:

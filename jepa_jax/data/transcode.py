@@ -17,7 +17,7 @@ from jepa_jax.data.encoding import Encoded, Encoding, encode_video, storable_rat
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.listing import Item, Scene
 from jepa_jax.data.records import ClipRecord
-from jepa_jax.data.video import decode_image, open_video
+from jepa_jax.data.video import decode_image, open_video, read_file
 
 JPEG_QUALITY = 95
 # A measured rate this close to the stated one is the stated one.
@@ -204,14 +204,7 @@ def store_image(path: str, spec: ImageSpec, label: int | None = None) -> ClipRec
         DataError: 'missing file', 'unreadable file', 'empty file', 'truncated' or
             'not an image'.
     """
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except FileNotFoundError as error:
-        raise DataError("missing file", f"{path}: no such file") from error
-    except OSError as error:
-        raise DataError("unreadable file", f"{path}: {error.strerror}") from error
-    return store_image_bytes(data, spec, os.fspath(path), label)
+    return store_image_bytes(read_file(path), spec, os.fspath(path), label)
 
 
 def store_image_bytes(data: bytes, spec: ImageSpec, name: str, label: int | None = None) -> ClipRecord:

@@ -221,6 +221,21 @@ def to_rgb(converter: VideoReformatter, frame: av.VideoFrame, index: int) -> np.
     return converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
 
 
+def read_file(path: str | os.PathLike) -> bytes:
+    """Read a whole file.
+
+    Raises:
+        DataError: 'missing file' or 'unreadable file'.
+    """
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError as error:
+        raise DataError("missing file", f"{path}: no such file") from error
+    except OSError as error:
+        raise DataError("unreadable file", f"{path}: {error.strerror}") from error
+
+
 def decode_image(data: bytes) -> np.ndarray:
     """Decode a still image, turned upright as its EXIF data say.
 

@@ -6,11 +6,7 @@ import argparse
 import dataclasses
 import os
 
-from jepa_jax.data import manifest, tars
-from jepa_jax.data.sources import droid, examples, lerobot, rlds, tfds
-from jepa_jax.data.transcode import ImageSpec, VideoSpec
-from jepa_jax.prepare import curate
-from jepa_jax.prepare.types import (
+from jepa_jax.commandline.types import (
     assignment,
     count,
     crf,
@@ -22,6 +18,10 @@ from jepa_jax.prepare.types import (
     rate,
     shard_set_name,
 )
+from jepa_jax.data import manifest, tars
+from jepa_jax.data.sources import droid, examples, lerobot, rlds, tfds
+from jepa_jax.data.transcode import ImageSpec, VideoSpec
+from jepa_jax.prepare import curate
 
 _EXAMPLES = """examples:
   python -m jepa_jax.prepare videos ~/videos --output data/mine

@@ -8,9 +8,9 @@ import sys
 
 import tqdm
 
+from jepa_jax.commandline import types
 from jepa_jax.curation import cuts, retrieval
 from jepa_jax.data import manifest, remote
-from jepa_jax.prepare import types
 
 _DETAIL = """SRC are the videos to choose from: folders, globs, files, CSVs or manifests, as for `prepare videos`.
 They are cut into scenes, every scene and every target video becomes one vector, the scenes are

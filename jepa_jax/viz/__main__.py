@@ -7,6 +7,7 @@ import sys
 
 from absl import logging
 
+from jepa_jax.commandline import types
 from jepa_jax.data import DataError
 from jepa_jax.tasks.loading import load_run
 from jepa_jax.training.checkpoint import CheckpointError
@@ -107,19 +108,13 @@ def _parser():
         sub.add_argument("--output", metavar="DIR", help="folder for what is made (default RUN/pictures; "
                                                          "RUN for the summary)")
         if kind in ("masks", "all"):
-            sub.add_argument("--step", default=0, type=_count, help="batch whose first clip is drawn (default 0)")
+            sub.add_argument("--step", default=0, type=types.count, help="batch whose first clip is drawn (default 0)")
         if kind in ("features", "all"):
             sub.add_argument("--video", metavar="FILE",
                              help="clip to encode (default: the first video of the run's shards)")
             sub.add_argument("--detail", default=features.DETAIL, type=float, metavar="X",
                              help="short side of that clip, in sides of a training crop (default %(default)s)")
     return parser
-
-
-def _count(text):
-    if (number := int(text)) < 0:
-        raise argparse.ArgumentTypeError(f"{number} is below 0")
-    return number
 
 
 if __name__ == "__main__":

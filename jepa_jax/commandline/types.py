@@ -1,4 +1,4 @@
-"""Check arguments of `prepare` while they are parsed."""
+"""Types of arguments, checked while they are parsed."""
 
 from __future__ import annotations
 
