@@ -238,7 +238,7 @@ def test_moving_crop_goes_from_one_box_to_the_other(video_record):
     assert last != transforms.random_crop_box(96, 160, CROP.scale, CROP.aspect, uniforms)
     needed = sampling.sample_frame_indices(70, 30.0, frames=FRAMES, fps=4.0, uniforms=window)[0]
     expected = transforms.crop_resize_uint8(video.decode_frame_list(video_record.data, needed[-1:]), last, SIZE)
-    np.testing.assert_array_equal(moving[-1], (transforms.flip(expected) if flipped else expected)[0])
+    np.testing.assert_array_equal(moving[-1], expected[0, :, ::-1] if flipped else expected[0])
 
 
 def test_moving_crop_over_an_image_gives_every_frame(image_record):

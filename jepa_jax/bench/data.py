@@ -229,24 +229,23 @@ def _iterate(batches, steps, batch, workers):
     """Time batches after the first ones, which were ready; the workers are kept busy to the end."""
     for _ in range(min(steps, _PREFETCH * max(1, workers)) + 1):
         next(batches)
-    start, busy = time.perf_counter(), _all_cpu_s()
+    start, busy_before = time.perf_counter(), _all_cpu_s()
     for _ in range(steps):
         next(batches)
-    seconds, busy = time.perf_counter() - start, _all_cpu_s() - busy
-    rate = steps * batch / seconds
-    return {"workers": workers, "batch": batch, "steps": steps, "clips_per_s": rate,
+    seconds, busy = time.perf_counter() - start, _all_cpu_s() - busy_before
+    return {"workers": workers, "batch": batch, "steps": steps, "clips_per_s": steps * batch / seconds,
             # What one core would do, whatever others use the machine for.
-            "clips_per_cpu_s": steps * batch / busy if busy else None}
+            "clips_per_cpu_s": steps * batch / busy if busy_before else None}
 
 
 def _all_cpu_s():
     """Return processor time of this process and its living children, seconds; 0 where the system does not say."""
+    if not os.path.exists("/proc/self/stat"):
+        return 0.0
     total = time.process_time()
     for child in multiprocessing.active_children():
-        try:
-            with open(f"/proc/{child.pid}/stat", encoding="utf-8") as file:
-                fields = file.read().rpartition(")")[2].split()
-        except OSError:
-            return 0.0
+        with open(f"/proc/{child.pid}/stat", encoding="utf-8") as file:
+            # User and system time, in ticks; the name before them may hold spaces.
+            fields = file.read().rpartition(")")[2].split()
         total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return total

@@ -64,8 +64,9 @@ class DecordLoader:
 
     def _read(self, path, rng):
         reader = self._decord.VideoReader(path, num_threads=1, ctx=self._decord.cpu(0))
+        group = self._group
         indices = sampling.sample_frame_indices(
-            len(reader), reader.get_avg_fps(), frames=self._group.frames, fps=self._group.fps, uniforms=rng.random(1))[0]
+            len(reader), reader.get_avg_fps(), frames=group.frames, fps=group.fps, uniforms=rng.random(1))[0]
         reader.seek(0)
         return reader.get_batch(indices).asnumpy()
 

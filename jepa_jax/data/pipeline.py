@@ -240,12 +240,13 @@ def load_clip(
         last = transforms.random_crop_box(height, width, crop.scale, crop.aspect, last_uniforms)
         boxes = transforms.motion_boxes(box, last, len(order))
         clip = transforms.crop_resize_moving_uint8([frames[index] for index in order], boxes, crop.size)
-        order = slice(None)
+        order = np.arange(len(order))
     else:
         clip = transforms.crop_resize_uint8(frames, box, crop.size)
     if flip_uniform < crop.flip:
-        clip = transforms.flip(clip)
-    return np.ascontiguousarray(clip[order])
+        transforms.flip_in_place(clip)
+    # Copying a whole clip costs some percent of decoding it.
+    return clip if np.array_equal(order, np.arange(len(clip))) else clip[order]
 
 
 def _crop_uniforms(rng: np.random.Generator) -> np.ndarray:

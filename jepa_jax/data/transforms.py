@@ -132,9 +132,11 @@ def motion_boxes(first: np.ndarray, last: np.ndarray, frames: int) -> np.ndarray
     return np.linspace(np.asarray(first), np.asarray(last), frames).astype(np.int64)
 
 
-def flip(frames: np.ndarray) -> np.ndarray:
-    """Mirror frames `[T, H, W, C]` left to right (a view)."""
-    return frames[:, :, ::-1]
+def flip_in_place(frames: np.ndarray) -> None:
+    """Mirror frames `[T, H, W, C]` left to right."""
+    for frame in frames:
+        # NumPy needs ten times as long to copy a mirrored view.
+        cv2.flip(frame, 1, dst=frame)
 
 
 def eval_resize(frames: np.ndarray, short_side: int) -> np.ndarray:
