@@ -175,7 +175,7 @@ def test_unusable_arguments(run, folder, model_path, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert run(folder, output="file") == 2
     assert "is a file" in capsys.readouterr().err
-    for arguments, message in ((["--modle", "x"], "did you mean --model"), (["--fps", "0"], "no rate above 0"), ([], "SRC")):
+    for arguments, message in ((["--modle", "x"], "did you mean --model"), (["--fps", "0"], "is not above 0"), ([], "SRC")):
         with pytest.raises(SystemExit) as stop:
             embed.main([*arguments, "--output", "x"])
         assert stop.value.code == 2 and message in capsys.readouterr().err
