@@ -10,6 +10,7 @@ from weight_bundles import (
     ENCODER,
     HINTS,
     LABELS,
+    PREDICTOR,
     PRETRAINED,
     assert_same,
     edit_json,
@@ -244,3 +245,18 @@ def test_equal_weights_give_equal_files(tmp_path):
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
     assert native.read(tmp_path / "a").networks["encoder"].sha256 == network_sha256(bundle.networks["encoder"].params)
     assert huggingface.CONFIG == "config.json"
+
+
+def test_predict_uses_the_mask_token_of_released_evaluations(tmp_path):
+    store.write(BUNDLES["one encoder"], tmp_path / "ours")
+    model, params = jepa_jax.load(tmp_path / "ours")
+    context = np.random.default_rng(0).normal(size=(2, 5, 36)).astype(np.float32)
+    ids = np.arange(16)[None].repeat(2, axis=0)
+    inputs = (context, ids[:, :5], ids[:, 5:])
+    wanted = [PREDICTOR.apply({"params": params["predictor"]}, *inputs, (2, 2, 4), index) for index in (0, 1)]
+    np.testing.assert_allclose(model.predict(params, *inputs, (2, 2, 4)), wanted[1], atol=1e-5)
+    np.testing.assert_allclose(model.predict(params, *inputs, (2, 2, 4), mask_index=0), wanted[0], atol=1e-5)
+    assert np.abs(wanted[0] - wanted[1]).max() > 1e-2
+    encoder_only, params = jepa_jax.load(tmp_path / "ours", networks=("encoder",))
+    with pytest.raises(WeightsError, match="no predictor: these weights hold encoder"):
+        encoder_only.predict(params, *inputs, (2, 2, 4))

@@ -36,6 +36,7 @@ DEFAULTS = {
     "pred_num_hidden_layers": 12,
     "pred_num_mask_tokens": 10,
     "pred_mlp_ratio": 4.0,
+    "num_labels": 2,
 }
 _ONLY = {"in_chans": 3, "qkv_bias": True, "hidden_act": "gelu"}
 
@@ -50,7 +51,8 @@ def read_config(path):
     config = tensors.read_json(what)
     if config.get("model_type") != "vjepa2":
         raise WeightsError(f"{what} is of model_type {config.get('model_type')!r}; needed: 'vjepa2'")
-    config = DEFAULTS | config
+    # Names are made up where there are none, as transformers does.
+    config = DEFAULTS | {"id2label": None} | config
     wrong = [f"{key} {config[key]!r} (needed: {value!r})" for key, value in _ONLY.items() if config[key] != value]
     wrong += [
         f"{key} {config[key]!r} (needed: a number)"
@@ -107,7 +109,7 @@ def compare_config(config, found, what):
 
 def labels_of(config):
     """Return the class names of a config, in order."""
-    labels = config.get("id2label") or {i: f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
+    labels = config["id2label"] or {i: f"LABEL_{i}" for i in range(config["num_labels"])}
     try:
         return tuple(str(labels[key]) for key in sorted(labels, key=int))
     except (TypeError, ValueError) as error:

@@ -31,7 +31,6 @@ def load(path, *, encoder=None, networks=None, dtype=None, probe=0, hints=None, 
       WeightsError: if the weights are not what they should be; nothing loads half-way.
       CheckpointError: if the checkpoint of a run cannot be read.
     """
-
     chosen = {}
 
     def choose(names):
