@@ -12,7 +12,7 @@ import numpy as np
 
 from jepa_jax.bench import report
 from jepa_jax.bench.processes import Remote
-from jepa_jax.bench.torch_setup import choose_device, import_transformers
+from jepa_jax.bench.torch_setup import choose_device, import_peer
 from jepa_jax.models import MaskedPredictor, make_encoder, token_grid
 from jepa_jax.models.attention import choose_backend
 from jepa_jax.models.flops import encoder_flops
@@ -132,7 +132,7 @@ def measure_encode(size, *, frames, crop_size, batch, dtype, repeats, against=No
     sides = {"ours": (OurEncoder, dtype)}
     if against:
         device = choose_device(jax.default_backend())
-        import_transformers()
+        import_peer("transformers")
         from jepa_jax.bench.hf_peer import HfEncoder
 
         sides[against] = (HfEncoder, dtype, device)

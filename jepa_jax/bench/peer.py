@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from jepa_jax.bench import report
-from jepa_jax.bench.torch_setup import choose_device, import_torch, make_fast
+from jepa_jax.bench.torch_setup import choose_device, import_peer, make_fast
 
 _LOSS_TOLERANCE = {"float32": 1e-4}
 _HALF_LOSS_TOLERANCE = 2e-2
@@ -30,7 +30,7 @@ class Comparison:
     def __init__(self, config, groups, encoder, predictor, params, batches, schedules, *, num_steps, compiled):
         if config.optim.accumulate > 1:
             raise ValueError(f"the PyTorch peer does not accumulate; optim.accumulate is {config.optim.accumulate}")
-        torch, device = import_torch(), choose_device(jax.default_backend())
+        torch, device = import_peer("torch"), choose_device(jax.default_backend())
         make_fast(device)
         from jepa_jax.bench.torch_peer import Rates, TorchPeer
 

@@ -3,6 +3,8 @@
 This file imports no JAX, whose memory would then count as theirs.
 """
 
+import importlib
+
 from jepa_jax.bench import report
 
 _DEVICES = {"cpu": "cpu", "gpu": "cuda"}
@@ -12,30 +14,16 @@ class MissingTorch(ImportError):
     """Say that the optional PyTorch or transformers is not installed, or has no device to compare on."""
 
 
-def import_torch():
-    """Import PyTorch, which is an optional extra.
+def import_peer(name):
+    """Import PyTorch ("torch") or Hugging Face's transformers, which are optional.
 
     Raises:
       MissingTorch: if it is not installed.
     """
     try:
-        import torch
+        return importlib.import_module(name)
     except ImportError as error:
-        raise MissingTorch("--against needs PyTorch: pip install 'jepa_jax[peers]'") from error
-    return torch
-
-
-def import_transformers():
-    """Import Hugging Face's transformers, which is an optional extra.
-
-    Raises:
-      MissingTorch: if it is not installed.
-    """
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingTorch("--against transformers needs it: pip install 'jepa_jax[peers]'") from error
-    return transformers
+        raise MissingTorch(f"--against needs {name}: pip install 'jepa_jax[peers]'") from error
 
 
 def choose_device(platform):
@@ -47,7 +35,7 @@ def choose_device(platform):
     Raises:
       MissingTorch: if PyTorch is missing or sees no GPU where we use one.
     """
-    torch = import_torch()
+    torch = import_peer("torch")
     device = _DEVICES.get(platform)
     if device is None or (device == "cuda" and not torch.cuda.is_available()):
         raise MissingTorch(f"PyTorch {torch.__version__} has no device to compare with {platform}; "
@@ -57,7 +45,7 @@ def choose_device(platform):
 
 def make_fast(device):
     """Let PyTorch in this process use what we use: all cores, and on GPU the reduced float32 product."""
-    torch = import_torch()
+    torch = import_peer("torch")
     torch.set_num_threads(report.usable_cores())
     if device == "cuda":
         torch.set_float32_matmul_precision("high")

@@ -110,17 +110,6 @@ class TrajectoryRecord(NamedTuple):
             found.append("no extrinsics")
         return tuple(found)
 
-    def view_number(self, name: str) -> int:
-        """Find a view.
-
-        Raises:
-            RecordError: there is none of that name.
-        """
-        names = [view.name for view in self.views]
-        if name not in names:
-            raise RecordError(f"{self.source_id}: no view {name!r}; there are {', '.join(names)}")
-        return names.index(name)
-
 
 def to_fields(record: TrajectoryRecord) -> dict:
     """Turn a trajectory into what msgpack can write.
