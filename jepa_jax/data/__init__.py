@@ -2,7 +2,8 @@
 
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.iterate import BatchIterator, WorkerDied, make_iterator
-from jepa_jax.data.pipeline import ClipPipeline, Notes
+from jepa_jax.data.mixing import Notes
+from jepa_jax.data.pipeline import ClipPipeline
 from jepa_jax.data.records import ClipRecord, ShardSource, decode_record, encode_record, resolve_shards
 from jepa_jax.data.skips import Skip, SkipCounter
 from jepa_jax.data.specs import AugmentSpec, CropSpec, GroupSpec, SourceSpec

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import grain
 from absl import flags
 
-from jepa_jax.data.pipeline import ClipPipeline, Notes
+from jepa_jax.data.mixing import Notes
+from jepa_jax.data.pipeline import ClipPipeline
 from jepa_jax.data.workers import one_thread_per_image, prepare_worker, silence_resource_tracker
 
 # Seconds a worker outlives a SIGTERM, for the parent to save and close it.

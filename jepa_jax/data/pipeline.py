@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import grain
 import numpy as np
 
 from jepa_jax.data import erasing, randaugment, sampling, transforms, video
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.masks import MaskSampler
-from jepa_jax.data.records import ClipRecord, ShardSource
-from jepa_jax.data.remote import DEFAULT_CACHE, FileCache, is_remote
-from jepa_jax.data.skips import Skip
+from jepa_jax.data.mixing import Mixture, Notes, process_rows
+from jepa_jax.data.records import ClipRecord
+from jepa_jax.data.remote import DEFAULT_CACHE, FileCache
 from jepa_jax.data.specs import (
     NO_AUGMENT,
     AugmentSpec,
@@ -25,52 +23,15 @@ from jepa_jax.data.specs import (
     check_specs,
 )
 
-__all__ = ["MAX_TRIES", "ClipPipeline", "CropSpec", "GroupSpec", "Notes", "SourceSpec", "load_clip"]
-
-# Records tried for one row of a batch before giving up: with one bad record in
-# ten, ten in a row happen once in 10^10 rows.
-MAX_TRIES = 10
-# Records opened to estimate the hours of a source.
-_SAMPLED = 16
+__all__ = ["ClipPipeline", "CropSpec", "GroupSpec", "SourceSpec", "load_clip"]
 
 
-class Notes(NamedTuple):
-    """Say what a batch was made of, for this process.
+class _Clip(NamedTuple):
+    """Hold one clip, and what device code has to do with it."""
 
-    Args:
-        clips: good clips of every source, as `GroupSpec.labels` names them.
-        skips: a note for every record that had to be replaced.
-    """
-
-    clips: dict[str, int]
-    skips: list[Skip]
-
-
-class _Row(NamedTuple):
-    """Hold one clip, what it came from, and what device code has to do with it."""
-
-    clip: np.ndarray
-    source: int
+    video: np.ndarray
     erase_box: tuple[int, int, int, int]
     erase_seed: int
-    skips: list[Skip]
-
-
-class _Draw(NamedTuple):
-    """Point at one record of one source of a group."""
-
-    source: int
-    record: int
-
-
-class _Tag:
-    """Attach the number of its source to a record number; a class so that workers can unpickle it."""
-
-    def __init__(self, source: int):
-        self._source = source
-
-    def __call__(self, record: int) -> _Draw:
-        return _Draw(self._source, int(record))
 
 
 class ClipPipeline:
@@ -108,8 +69,13 @@ class ClipPipeline:
         self._samplers = dict(samplers)
         self._process = (process_index, process_count)
         self._erases = augment.erase > 0
-        self._loaders = {group.name: _ClipLoader(group, crop, augment, cache) for group in groups}
-        self._rows = {group.name: _row_dataset(group, self._loaders[group.name], seed) for group in groups}
+        self._mixtures = {
+            group.name: Mixture(
+                group.sources, group.labels(), _ClipMaker(group, crop, augment),
+                kind="clip", seed=seed, stream=group.name, cache=cache,
+            )
+            for group in groups
+        }  # fmt: skip
 
     def batch_at(self, step: int) -> tuple[dict[str, dict], Notes]:
         """Make the rows of this process for one step.
@@ -124,27 +90,25 @@ class ClipPipeline:
             and `Notes`.
 
         Raises:
-            DataError: 'no usable record', after MAX_TRIES bad records for one row.
+            DataError: 'no usable record', after `mixing.MAX_TRIES` bad records for one row.
         """
         batch, clips, skips = {}, {}, []
-        index, count = self._process
         for group in self.groups:
-            local = group.batch_size // count
-            numbers = np.arange(index * local, (index + 1) * local)
-            first = step * group.batch_size
-            rows: list[_Row] = [self._rows[group.name][first + int(number)] for number in numbers]
+            numbers, first = process_rows(step, group.batch_size, *self._process)
+            mixture = self._mixtures[group.name]
+            rows = mixture.rows(first + numbers)
             context_ids, target_ids = self._samplers[group.name].sample(step, numbers)
             batch[group.name] = {
-                "video": np.stack([row.clip for row in rows]),
+                "video": np.stack([row.value.video for row in rows]),
                 "context_ids": context_ids,
                 "target_ids": target_ids,
             }
             if self._erases:
-                batch[group.name]["erase_boxes"] = np.array([row.erase_box for row in rows], np.int32)
-                batch[group.name]["erase_seeds"] = np.array([row.erase_seed for row in rows], np.uint32)
-            counts = np.bincount([row.source for row in rows], minlength=len(group.sources))
-            clips |= dict(zip(group.labels(), counts.tolist(), strict=True))
-            skips += [skip for row in rows for skip in row.skips]
+                batch[group.name]["erase_boxes"] = np.array([row.value.erase_box for row in rows], np.int32)
+                batch[group.name]["erase_seeds"] = np.array([row.value.erase_seed for row in rows], np.uint32)
+            notes = mixture.notes(rows)
+            clips |= notes.clips
+            skips += notes.skips
         return batch, Notes(clips, skips)
 
     def clips_per_step(self) -> int:
@@ -157,43 +121,19 @@ class ClipPipeline:
         for group in self.groups:
             shape = f"{group.frames} frames at {group.fps:g}/s" if group.kind == "video" else "images"
             lines.append(f"group {group.name}: {group.batch_size} x {shape} per step")
-            total = sum(source.weight for source in group.sources)
-            for spec, source in zip(group.sources, self._loaders[group.name].sources, strict=True):
-                lines.append(f"  {spec.name}: {_size_text(source)}, weight {spec.weight / total:.3f}")
+            lines += self._mixtures[group.name].describe()
         return lines
 
 
-class _ClipLoader:
-    """Turn draws into clips, replacing bad records by others of the same source."""
+class _ClipMaker:
+    """Cut a clip out of a record; a class so that workers can unpickle it."""
 
-    def __init__(self, group: GroupSpec, crop: CropSpec, augment: AugmentSpec, cache: FileCache):
-        self._group = group
-        self._crop = crop
-        self._augment = augment
-        self._labels = group.labels()
-        self.sources = [ShardSource(source.paths, cache=cache) for source in group.sources]
-        for spec, source in zip(group.sources, self.sources, strict=True):
-            if not len(source):
-                raise DataError("empty source", f"the shards at {spec.name} hold no records; prepare it again")
+    def __init__(self, group: GroupSpec, crop: CropSpec, augment: AugmentSpec):
+        self._group, self._crop, self._augment = group, crop, augment
 
-    def __call__(self, draw: _Draw, rng: np.random.Generator) -> _Row:
-        source = self.sources[draw.source]
-        record_number, skips = draw.record, []
-        for _ in range(MAX_TRIES):
-            source_id = ""
-            try:
-                record = source[record_number]
-                source_id = record.source_id
-                clip = load_clip(record, self._group, self._crop, rng, self._augment)
-                return _Row(clip, draw.source, *_draw_erasing(self._augment, self._crop.size, rng), skips)
-            except DataError as error:
-                skips.append(Skip(self._labels[draw.source], source.locate(record_number), source_id, error.reason))
-                record_number = int(rng.integers(len(source)))
-        tried = "\n".join(f"  {skip.location} ({skip.source_id}): {skip.reason}" for skip in skips)
-        raise DataError(
-            "no usable record",
-            f"{MAX_TRIES} records in a row of {self._group.sources[draw.source].name} could not be used:\n{tried}",
-        )
+    def __call__(self, record: ClipRecord, rng: np.random.Generator) -> _Clip:
+        video = load_clip(record, self._group, self._crop, rng, self._augment)
+        return _Clip(video, *_draw_erasing(self._augment, self._crop.size, rng))
 
 
 def load_clip(
@@ -278,39 +218,3 @@ def _decode(record: ClipRecord, needed: np.ndarray) -> list[np.ndarray]:
         return video.decode_frame_list(record.data, needed)
     except IndexError as error:
         raise DataError("fewer frames than stated", f"{record.source_id}: {error}") from error
-
-
-def _row_dataset(group: GroupSpec, loader: _ClipLoader, seed: int) -> grain.MapDataset:
-    """Build the endless list of clips of a group; element step * batch_size + row is a row of a step."""
-    parts = [
-        grain.MapDataset.range(len(source))
-        .map(_Tag(number))
-        .shuffle(seed=_derived_seed(seed, group.name, number))
-        .repeat()
-        for number, source in enumerate(loader.sources)
-    ]
-    mixed = grain.MapDataset.mix(parts, weights=[source.weight for source in group.sources])
-    return mixed.random_map(loader, seed=_derived_seed(seed, group.name, len(parts)))
-
-
-def _derived_seed(seed: int, group: str, number: int) -> int:
-    """Mix a seed with a group's name and a number, so that no two streams are alike."""
-    return int(np.random.SeedSequence([seed, zlib.crc32(group.encode()), number]).generate_state(1)[0])
-
-
-def _size_text(source: ShardSource) -> str:
-    """Say how many records a source has and, where that needs no transfer, about how many hours."""
-    text = f"{len(source)} records in {len(source.files)} shards"
-    if any(is_remote(file) for file in source.files):
-        return text
-    picks = np.unique(np.linspace(0, len(source) - 1, min(_SAMPLED, len(source))).astype(int))
-    seconds = []
-    for pick in picks:
-        try:
-            record = source[int(pick)]
-        except DataError:
-            # Counted when it is drawn in training; here it only costs precision.
-            continue
-        if record.kind == "video" and record.fps > 0:
-            seconds.append(record.num_frames / record.fps)
-    return f"{text}, about {np.mean(seconds) * len(source) / 3600:.3g} hours" if seconds else text
