@@ -29,15 +29,11 @@ def parse_argument(text, names, **defaults):
     return name, options
 
 
-def base_config():
-    """Return the config that pretraining and cooldown start from: the released ViT-L recipe."""
+def run_config(task):
+    """Return what every task has: seed, update guard, mesh, checkpoints, log, start."""
     config = ml_collections.ConfigDict()
-    config.task = "pretrain"
+    config.task = task
     config.seed = 239
-    config.model = model_section()
-    config.data = data_section()
-    config.masks = masks_section()
-    config.optim = optim_section()
     config.guard = ml_collections.ConfigDict({
         "max_skips_in_a_row": 10,  # stop after this many refused updates in a row
         # Refuse gradients this many times their running norm; 0 = off. The norm runs over
@@ -57,6 +53,16 @@ def base_config():
         "mode": "scratch",  # scratch | cooldown | weights; a checkpoint in the workdir wins
         "checkpoint": "",
     })
+    return config
+
+
+def base_config():
+    """Return the config that pretraining and cooldown start from: the released ViT-L recipe."""
+    config = run_config("pretrain")
+    config.model = model_section()
+    config.data = data_section()
+    config.masks = masks_section()
+    config.optim = optim_section()
     return config
 
 

@@ -18,12 +18,14 @@ def _run(config, workdir):
     from etils import epath
 
     from jepa_jax.data.skips import SkipCounter
-    from jepa_jax.tasks import pretrain
+    from jepa_jax.tasks import pretrain, world_model
     from jepa_jax.training import loop, sharding
 
-    tasks = {"pretrain": pretrain.make_task}
+    tasks = {"pretrain": pretrain.make_task, "world_model": world_model.make_task}
     if config.task not in tasks:
         raise ValueError(f"task {config.task!r} is unknown; choose one of {sorted(tasks)}")
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f"seed is {config.seed}; it must be at least 0 and below 2**32")
     if config.mesh.distributed:
         sharding.join_processes()
     mesh = sharding.make_mesh(config.mesh.fsdp)
@@ -39,7 +41,7 @@ def _run(config, workdir):
     if not jax.config.jax_compilation_cache_dir:
         # A restart then loads the compiled step instead of compiling it again.
         jax.config.update("jax_compilation_cache_dir", str(workdir.resolve() / "compilation_cache"))
-    skips = SkipCounter(config.data.max_bad_fraction)
+    skips = SkipCounter(config.data.max_bad_fraction, sharding.sum_over_processes)
     try:
         loop.train(task, skips, mesh, workdir, config=config, total_steps=config.optim.total_steps)
     finally:

@@ -1,4 +1,4 @@
-"""The action-conditioned predictor: who influences whom, any number of frames, other grids, errors."""
+"""The action-conditioned predictor: who influences whom, kinds of conditioning, other grids, errors."""
 
 import chex
 import jax
@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 
 from compiling import fast_jit
-from jepa_jax.models import ActionPredictor
+from jepa_jax.models import ActionPredictor, convert
+from jepa_jax.models.spec import abstract_params, build, describe
+from jepa_jax.weights.bundle import WeightsError
+from jepa_jax.weights.inference import refuse_unofficial
 
 GRID, FRAMES, PATCHES = (2, 3), 4, 6
 PREDICTOR = ActionPredictor(20, 48, 2, 3, use_extrinsics=True, grid=GRID)
+ADALN = PREDICTOR.copy(conditioning="adaln")
 NAMES = ("tokens", "actions", "states", "extrinsics")
 
 
@@ -20,11 +24,21 @@ def _inputs(frames=FRAMES, patches=PATCHES, seed=0):
     return {name: jax.random.normal(rng, (2, *shape)) for name, rng, shape in zip(NAMES, rngs, shapes)}
 
 
-@pytest.fixture(scope="module")
-def params():
-    leaves, treedef = jax.tree.flatten(fast_jit(PREDICTOR.init)(jax.random.key(0), **_inputs()))
+def _disturbed(params):
+    """Add noise to all parameters, so that none is zero or one."""
+    leaves, treedef = jax.tree.flatten(params)
     rngs = jax.random.split(jax.random.key(1), len(leaves))
     return treedef.unflatten([x + 0.1 * jax.random.normal(rng, x.shape) for x, rng in zip(leaves, rngs)])
+
+
+@pytest.fixture(scope="module")
+def params():
+    return _disturbed(fast_jit(PREDICTOR.init)(jax.random.key(0), **_inputs()))
+
+
+@pytest.fixture(scope="module")
+def adaln_start():
+    return fast_jit(ADALN.init)(jax.random.key(0), **_inputs())
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +46,11 @@ def apply():
     return fast_jit(PREDICTOR.apply)
 
 
-@pytest.mark.parametrize("attention", ["xla", "chunked"])
-def test_no_frame_sees_a_later_one(params, attention):
+@pytest.mark.parametrize("conditioning, attention", [("tokens", "xla"), ("tokens", "chunked"), ("adaln", "chunked")])
+def test_no_frame_sees_a_later_one(params, adaln_start, conditioning, attention):
     """Every input of every frame changes all predictions from that frame on, and none before."""
-    apply, inputs = fast_jit(PREDICTOR.copy(attention=attention).apply), _inputs()
+    apply = fast_jit(PREDICTOR.copy(conditioning=conditioning, attention=attention).apply)
+    params, inputs = params if conditioning == "tokens" else _disturbed(adaln_start), _inputs()
     before = apply(params, **inputs)
     for name in NAMES:
         for frame in range(FRAMES):
@@ -92,6 +107,47 @@ def test_unused_camera_weights_exist(params):
     gradients = fast_jit(jax.grad(lambda p: jnp.sum(plain.apply(p, **inputs) ** 2)))(params)["params"]
     assert not any(leaf.any() for leaf in jax.tree.leaves(gradients.pop("extrinsics")))
     assert all(leaf.any() for leaf in jax.tree.leaves(gradients))
+
+
+def test_modulation_starts_without_effect(params, adaln_start):
+    """Before training nothing depends on actions; the blocks are plain ones, and a first gradient reaches them."""
+    modulation = adaln_start["params"]["blocks"]["layers"]["modulation"]
+    assert {name: leaf.shape for name, leaf in modulation.items()} == {"kernel": (2, 48, 288), "bias": (2, 288)}
+    assert not any(leaf.any() for leaf in modulation.values())
+    apply, inputs = fast_jit(ADALN.apply), _inputs()
+    before = apply(adaln_start, **inputs)
+    np.testing.assert_array_equal(apply(adaln_start, **(inputs | {"actions": inputs["actions"] + 1.0})), before)
+    # What is there besides the modulation is what conditioning by tokens has.
+    others = {name: leaf for name, leaf in adaln_start["params"]["blocks"]["layers"].items() if name != "modulation"}
+    chex.assert_trees_all_equal_shapes(others, params["params"]["blocks"]["layers"])
+    gradients = fast_jit(jax.grad(lambda p: jnp.sum(ADALN.apply(p, **inputs) ** 2)))(adaln_start)["params"]
+    for kernel in gradients["blocks"]["layers"]["modulation"]["kernel"]:
+        # Scale, shift and gate of both halves.
+        assert (np.abs(kernel).reshape(48, 6, 48).max(axis=(0, 2)) > 1e-3).all()
+
+
+def test_unused_extrinsics_of_modulation():
+    """Only official checkpoints need weights that nobody uses."""
+    plain = abstract_params(ADALN.copy(use_extrinsics=False))
+    assert plain.keys() == abstract_params(ADALN).keys() - {"extrinsics"}
+
+
+def test_modulation_is_described_and_has_no_official_form(adaln_start):
+    spec = describe(ADALN)
+    assert spec["conditioning"] == "adaln" and build(spec) == ADALN
+    # Descriptions written before there was a choice.
+    del spec["conditioning"]
+    assert build(spec) == PREDICTOR
+    with pytest.raises(ValueError, match="conditioning 'adaln' has no official form"):
+        convert.action_predictor_to_official(adaln_start["params"])
+    with pytest.raises(WeightsError, match="conditioning='adaln', which the official code does not have"):
+        refuse_unofficial("action_predictor", ADALN)
+    refuse_unofficial("action_predictor", PREDICTOR)
+
+
+def test_unknown_conditioning(params):
+    with pytest.raises(ValueError, match=r"'film' is unknown; choose one of \('tokens', 'adaln'\)"):
+        PREDICTOR.copy(conditioning="film").apply(params, **_inputs())
 
 
 def test_half_precision(params, apply):

@@ -8,6 +8,7 @@ from configs import common, cooldown, pretrain
 from jepa_jax.data.masks import MaskSpec, mask_lengths
 from jepa_jax.models import token_grid
 from jepa_jax.tasks import pretrain as task
+from jepa_jax.tasks.step import make_schedules
 
 RELEASED = {"vitl16": 303_885_312, "vith16": 631_648_000, "vitg16": 1_012_173_952}
 VARIANTS = [(module, name) for module in (pretrain, cooldown) for name in (*common.SIZES, "demo")]
@@ -23,7 +24,7 @@ def test_variant_builds(module, name):
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params["encoder"]))
     assert count == RELEASED.get(name, count)
     task.make_optimizer(config.optim, params, 1)
-    task.make_schedules(config.optim)
+    make_schedules(config.optim)
     for strategy in config.masks.strategies.values():
         num_context, num_target = mask_lengths(
             MaskSpec(**strategy.to_dict()), grid, config.masks.group_size, config.masks.round_to
@@ -33,7 +34,7 @@ def test_variant_builds(module, name):
 
 def test_primary_phase_is_the_released_recipe():
     config = pretrain.get_config("vitl16")
-    schedules = task.make_schedules(config.optim)
+    schedules = make_schedules(config.optim)
     assert float(schedules.learning_rate(1)) == pytest.approx(1.000354e-4, rel=1e-6)
     assert float(schedules.learning_rate(6000)) == pytest.approx(3.125e-4, rel=1e-6)
     assert float(schedules.learning_rate(200_000)) == pytest.approx(5.25e-4, rel=1e-6)
@@ -44,7 +45,7 @@ def test_primary_phase_is_the_released_recipe():
 @pytest.mark.parametrize("argument, last", [("vitl16", 1.058e-4), ("vitg16,res=384,horizon=1.0", 1e-6)])
 def test_cooldown_ends_where_code_and_paper_say(argument, last):
     config = cooldown.get_config(argument)
-    schedules = task.make_schedules(config.optim)
+    schedules = make_schedules(config.optim)
     assert float(schedules.learning_rate(12_000)) == pytest.approx(last, rel=1e-3)
     assert config.data.groups.video.frames == 64 and config.start.mode == "cooldown"
 

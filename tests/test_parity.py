@@ -10,3 +10,4 @@ from parity.networks import *  # noqa: F403
 from parity.poses import *  # noqa: F403
 from parity.probes import *  # noqa: F403
 from parity.schedules import *  # noqa: F403
+from parity.world_model import *  # noqa: F403

@@ -17,6 +17,7 @@ NETWORKS = {
     "predictor": MaskedPredictor(48, 36, 2, 3, num_mask_tokens=3, rope_layout="interleaved", norm_eps=1e-5),
     "action predictor": ActionPredictor(48, 36, 2, 3, action_dim=4, state_dim=5, use_extrinsics=True, grid=(3, 4)),
     "plain action predictor": ActionPredictor(48, 36, 2, 3, extrinsics_dim=9),
+    "modulated action predictor": ActionPredictor(48, 36, 2, 3, conditioning="adaln"),
     "probe": AttentiveProbe(48, 1, 3),
     "anticipation": AttentiveProbe(48, 3, 3, num_queries=3, outputs=(("verb", 5), ("noun", 7), ("action", 9))),
 }

@@ -14,6 +14,7 @@ import pytest
 from compiling import fast_jit
 from jepa_jax.models import MaskedPredictor, VideoEncoder, gather_tokens
 from jepa_jax.tasks import pretrain
+from jepa_jax.tasks.step import make_train_step
 from jepa_jax.tasks.losses import latent_loss
 from jepa_jax.training import monitors, optim, schedules, sharding
 from jepa_jax.training.state import Guard, create_state, tensor_names
@@ -77,8 +78,9 @@ def _batch(groups, seed=0):
 @functools.cache
 def _step(groups, accumulate=1, spike_factor=0.0):
     optimizer = _optimizer(_init().params, groups)
-    return fast_jit(pretrain.make_train_step(
-        _loss(groups), optimizer, _schedules(), accumulate=accumulate, spike_factor=spike_factor))
+    return fast_jit(make_train_step(
+        _loss(groups), optimizer, _schedules(), accumulate=accumulate, spike_factor=spike_factor,
+        target_key="encoder"))
 
 
 @functools.cache
@@ -112,8 +114,8 @@ def test_sharded_step_equals_single_device_step(data, fsdp):
     mesh = sharding.make_mesh(fsdp)
     assert dict(mesh.shape) == {"data": data, "fsdp": fsdp}
     shardings = sharding.state_sharding(jax.eval_shape(lambda x: x, _init()), mesh)
-    step = pretrain.make_train_step(
-        _loss(VIDEO), _optimizer(_init().params, VIDEO), _schedules(), accumulate=1, spike_factor=0.0)
+    step = make_train_step(
+        _loss(VIDEO), _optimizer(_init().params, VIDEO), _schedules(), accumulate=1, spike_factor=0.0, target_key="encoder")
     with sharding.use_mesh(mesh):
         step = fast_jit(step, out_shardings=(shardings, sharding.replicated(mesh), None))
         state = jax.device_put(_init(), shardings)
@@ -165,8 +167,8 @@ def test_accumulation_in_two_parts_equals_one():
 
 def test_steps_compile_once():
     traces = []
-    step = pretrain.make_train_step(
-        _loss(VIDEO), _optimizer(_init().params, VIDEO), _schedules(), accumulate=1, spike_factor=2.0)
+    step = make_train_step(
+        _loss(VIDEO), _optimizer(_init().params, VIDEO), _schedules(), accumulate=1, spike_factor=2.0, target_key="encoder")
 
     @fast_jit
     def counted(state, batch):

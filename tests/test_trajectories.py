@@ -14,8 +14,11 @@ from scipy.spatial.transform import Rotation
 from jepa_jax import data
 from jepa_jax.data import poses, records, trajectories
 from jepa_jax.data.errors import DataError, RecordError
+from jepa_jax.data.latents import DTYPE, Latents
 from jepa_jax.data.trajectories import TrajectoryRecord, View
 from jepa_jax.data.trajectory_clips import sample_trajectory, trajectory_indices
+from jepa_jax.robots.conditions import ConditionMaker
+from jepa_jax.robots.presets import from_record
 
 _LENGTH = 40
 
@@ -32,7 +35,7 @@ def record(tmp_path_factory):
     views = (View("left", video, 64, 96, extrinsics), View("wrist", video, 64, 96))
     names, units = tuple("xyzabcg"), ("m",) * 3 + ("rad",) * 3 + ("",)
     return TrajectoryRecord(
-        views, states, None, 15.0, 60.0, "true", names, units, (), (), "robot base", "xyz euler", (0.0, 1.0), "ü", "a"
+        views, states, None, 15.0, 60.0, "true", names, units, (), (), "robot base", "xyz euler", (0.0, 1.0), "ü", "a", {}
     )
 
 
@@ -48,6 +51,8 @@ def test_record_survives_its_bytes(record):
     assert stored.notes == ("video header says 60 frames/s, recorded at 15 Hz",)
     actions = record._replace(actions=np.ones((_LENGTH, 2), np.float32), action_names=("u", "v"), action_units=("", ""))
     np.testing.assert_array_equal(records.decode_record(records.encode_record(actions)).actions, actions.actions)
+    extras = record._replace(extras={"cup_position": np.ones((_LENGTH, 3), np.float32)})
+    np.testing.assert_array_equal(records.decode_record(records.encode_record(extras)).extras["cup_position"], 1)
 
 
 _WRONG = {
@@ -55,6 +60,7 @@ _WRONG = {
     r"extrinsics of 'left' is \[40, 6\], expected \[39, 6\]": {"states": np.zeros((39, 7), np.float32)},
     "not finite": {"states": np.full((_LENGTH, 7), np.nan, np.float32)},
     r"actions is \[40, 3\], expected \[40, 0\]": {"actions": np.zeros((_LENGTH, 3), np.float32)},
+    r"extra 'held' is \[40\], expected \[40, 1\]": {"extras": {"held": np.zeros(_LENGTH, np.float32)}},
     "views are": {"views": ()},
     "control_rate is 0": {"control_rate": 0.0},
     "rate is 'both'; allowed: header, true": {"rate": "both"},
@@ -119,10 +125,11 @@ def test_sample_holds_what_belongs_together(record):
     clip = sample_trajectory(record, frames=5, fps=4, uniforms=(0.2, 0.5))
     assert (clip.view, clip.indices.tolist()) == (0, [10, 14, 18, 22, 26])
     assert [media.read_number(frame) for frame in clip.frames] == clip.indices.tolist()
-    np.testing.assert_array_equal(clip.states, record.states[clip.indices])
-    before, after = Rotation.from_euler("xyz", clip.states[:-1, 3:6]), Rotation.from_euler("xyz", clip.states[1:, 3:6])
-    np.testing.assert_allclose(clip.actions[:, :3], np.diff(clip.states[:, :3], axis=0), atol=1e-6)
-    np.testing.assert_allclose(clip.actions[:, 3:6], (after * before.inv()).as_euler("xyz"), atol=1e-5)
+    states, actions = ConditionMaker(from_record(record))(record, clip)
+    np.testing.assert_array_equal(states, record.states[clip.indices])
+    before, after = Rotation.from_euler("xyz", states[:-1, 3:6]), Rotation.from_euler("xyz", states[1:, 3:6])
+    np.testing.assert_allclose(actions[:, :3], np.diff(states[:, :3], axis=0), atol=1e-6)
+    np.testing.assert_allclose(actions[:, 3:6], (after * before.inv()).as_euler("xyz"), atol=1e-5)
     assert sample_trajectory(record, frames=5, fps=4, uniforms=(0.7, 0)).view == 1
     assert sample_trajectory(record, frames=5, fps=4, uniforms=(0.7, 0), views=["left"]).view == 0
     # The header's 60 frames/s make the same sample four times as long: too long for this trajectory.
@@ -133,24 +140,59 @@ def test_sample_holds_what_belongs_together(record):
 
 
 def test_sample_in_the_frame_of_the_camera(record):
-    clip = sample_trajectory(record, frames=5, fps=4, uniforms=(0.2, 0.5), camera_frame=True)
+    clip = sample_trajectory(record, frames=5, fps=4, uniforms=(0.2, 0.5))
+    seen, _ = ConditionMaker(from_record(record, frame="camera"), ("left",))(record, clip)
     camera = Rotation.from_euler("xyz", clip.extrinsics[:, 3:6])
-    states = record.states[clip.indices]
-    np.testing.assert_allclose(
-        clip.states[:, :3], camera.inv().apply(states[:, :3] - clip.extrinsics[:, :3]), atol=1e-6
-    )
+    states = clip.states
+    np.testing.assert_allclose(seen[:, :3], camera.inv().apply(states[:, :3] - clip.extrinsics[:, :3]), atol=1e-6)
     turned = camera.inv() * Rotation.from_euler("xyz", states[:, 3:6])
-    np.testing.assert_allclose(
-        Rotation.from_euler("xyz", clip.states[:, 3:6]).as_matrix(), turned.as_matrix(), atol=1e-6
+    np.testing.assert_allclose(Rotation.from_euler("xyz", seen[:, 3:6]).as_matrix(), turned.as_matrix(), atol=1e-6)
+    np.testing.assert_array_equal(seen[:, 6], states[:, 6])
+    with pytest.raises(DataError, match="extrinsics of view 'wrist': found none"):
+        ConditionMaker(from_record(record, frame="camera"))(record, clip)
+
+
+def test_recorded_actions_come_with_the_rows_between_samples(record):
+    length = record.num_frames
+    recorded = record._replace(
+        actions=np.arange(2 * length, dtype=np.float32).reshape(length, 2), action_names=("u", "v"), action_units=("", "")
     )
-    np.testing.assert_array_equal(clip.states[:, 6], states[:, 6])
-    with pytest.raises(DataError, match="no camera pose"):
-        sample_trajectory(record, frames=5, fps=4, uniforms=(0.2, 0), views=["wrist"], camera_frame=True)
+    clip = sample_trajectory(recorded, frames=3, fps=4, uniforms=(0.2, 0))
+    assert clip.indices.tolist() == [0, 4, 8]
+    np.testing.assert_array_equal(clip.recorded, recorded.actions[:8])
+    spec = from_record(recorded, source="recorded", mode="delta")
+    _, actions = ConditionMaker(spec)(recorded, clip)
+    np.testing.assert_array_equal(actions, [recorded.actions[:4].sum(0), recorded.actions[4:8].sum(0)])
 
 
 def test_states_that_are_no_poses_have_plain_differences(record):
-    clip = sample_trajectory(record._replace(rotation="none"), frames=5, fps=4, uniforms=(0, 0))
-    np.testing.assert_allclose(clip.actions, np.diff(clip.states, axis=0), atol=1e-6)
+    joints = record._replace(rotation="none")
+    clip = sample_trajectory(joints, frames=5, fps=4, uniforms=(0, 0))
+    states, actions = ConditionMaker(from_record(joints))(joints, clip)
+    np.testing.assert_allclose(actions, np.diff(states, axis=0), atol=1e-6)
+
+
+def _latents(frames, width=3):
+    values = np.arange(len(frames) * 4 * width).reshape(len(frames), 4, width).astype(DTYPE)
+    return Latents(values.tobytes(), tuple(frames), (2, 2), width, "ab" * 32, (64, 0.75, 1.35)), values
+
+
+def test_stored_latents_replace_the_video(record):
+    latents, values = _latents(range(0, record.num_frames, 4))
+    view = record.views[0]._replace(data=b"", latents=latents)
+    stored = records.decode_record(records.encode_record(record._replace(views=(view,))))
+    assert stored.views[0].latents == latents
+    clip = sample_trajectory(stored, frames=3, fps=4, uniforms=(0, 0.99))
+    assert clip.frames is None and (np.diff(clip.indices) == 4).all() and (clip.indices % 4 == 0).all()
+    np.testing.assert_array_equal(clip.latents, values[clip.indices // 4])
+    with pytest.raises(DataError, match="no 3 frames that are 2 apart have stored latents"):
+        sample_trajectory(stored, frames=3, fps=8, uniforms=(0, 0))
+    for change, message in (
+        ({"frames": (0,) * 10}, "they ascend"), ({"tokens": b"1"}, "hold 1 bytes"), ({"grid": (1,)}, "wrong type"),
+    ):
+        with pytest.raises(RecordError, match=message):
+            broken = stored._replace(views=(view._replace(latents=latents._replace(**change)),))
+            records.decode_record(records.encode_record(broken))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -159,8 +159,8 @@ NATIVE_CASES = {
         "missing: patch_embed/kernel",
     ),
     "newer version": (
-        lambda f: edit_json(f / "model.json", version=2),
-        "version 2; this code reads 'jepa_jax model', version 1",
+        lambda f: edit_json(f / "model.json", version=3),
+        "version 3; this code reads 'jepa_jax model', version 2",
     ),
     "foreign names": (
         lambda f: (f / "model.json").write_text((f / "model.json").read_text().replace('"predictor": {', '"../x": {')),

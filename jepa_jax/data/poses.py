@@ -42,14 +42,23 @@ def matrix_to_euler(matrices, xp=np):
     Returns:
         `[..., 3]`, radians; the middle one in [-pi/2, pi/2], the others in [-pi, pi].
     """
-    c = xp.arctan2(matrices[..., 1, 0], matrices[..., 0, 0])
-    b = xp.arctan2(-matrices[..., 2, 0], xp.hypot(matrices[..., 0, 0], matrices[..., 1, 0]))
+    # Exactly at lock, where c is 0 by choice, gradients of the angle and length of nothing would be NaN.
+    locked = (matrices[..., 0, 0] == 0) & (matrices[..., 1, 0] == 0)
+    along = xp.where(locked, 1, matrices[..., 0, 0])
+    c = xp.arctan2(matrices[..., 1, 0], along)
+    b = xp.arctan2(-matrices[..., 2, 0], xp.where(locked, 0, xp.hypot(along, matrices[..., 1, 0])))
     # With Rz(c) undone, what is left says a; near lock, where c is arbitrary, a still goes with it.
     sin, cos = xp.sin(c), xp.cos(c)
     a = xp.arctan2(
         sin * matrices[..., 0, 2] - cos * matrices[..., 1, 2], cos * matrices[..., 1, 1] - sin * matrices[..., 0, 1]
     )
     return xp.stack([a, b, c], -1)
+
+
+def product(left, right):
+    """Multiply small matrices `[..., i, j]` and `[..., j, k]`, in full precision on every device."""
+    # An accelerator's own matrix product rounds float32 factors, by default to half their digits or fewer.
+    return (left[..., :, :, None] * right[..., None, :, :]).sum(-2)
 
 
 def pose_deltas(poses, xp=np):
@@ -66,7 +75,7 @@ def pose_deltas(poses, xp=np):
     Source: app/vjepa_droid/droid.py
     """
     rotations = euler_to_matrix(poses[..., 3:6], xp)
-    turn = matrix_to_euler(rotations[..., 1:, :, :] @ xp.swapaxes(rotations[..., :-1, :, :], -1, -2), xp)
+    turn = matrix_to_euler(product(rotations[..., 1:, :, :], xp.swapaxes(rotations[..., :-1, :, :], -1, -2)), xp)
     change = poses[..., 1:, :] - poses[..., :-1, :]
     return xp.concatenate([change[..., :3], turn, change[..., 6:]], -1)
 
@@ -84,7 +93,7 @@ def apply_action(poses, actions, xp=np):
 
     Source: notebooks/utils/world_model_wrapper.py
     """
-    turned = euler_to_matrix(actions[..., 3:6], xp) @ euler_to_matrix(poses[..., 3:6], xp)
+    turned = product(euler_to_matrix(actions[..., 3:6], xp), euler_to_matrix(poses[..., 3:6], xp))
     gripper = xp.clip(poses[..., 6:] + actions[..., 6:], *GRIPPER_RANGE)
     return xp.concatenate([poses[..., :3] + actions[..., :3], matrix_to_euler(turned, xp), gripper], -1)
 
@@ -104,8 +113,8 @@ def to_camera_frame(poses, extrinsics, xp=np):
     """
     back = xp.swapaxes(euler_to_matrix(extrinsics[..., 3:6], xp), -1, -2)
     offset = (poses[..., :3] - extrinsics[..., :3])[..., None]
-    angles = matrix_to_euler(back @ euler_to_matrix(poses[..., 3:6], xp), xp)
-    return xp.concatenate([(back @ offset)[..., 0], angles, poses[..., 6:]], -1)
+    angles = matrix_to_euler(product(back, euler_to_matrix(poses[..., 3:6], xp)), xp)
+    return xp.concatenate([product(back, offset)[..., 0], angles, poses[..., 6:]], -1)
 
 
 def rotation_steps(angles, xp=np):

@@ -6,9 +6,10 @@ A trajectory is a msgpack map, one record of a shard:
     kind          str    'trajectory'
     views         list   one map per camera, each with as many frames as there are states:
         name          str    'left', 'right', 'wrist', ...
-        data          bytes  H.264 in mp4, at control_rate
+        data          bytes  H.264 in mp4, at control_rate; empty where latents replace it
         height,width  int    pixels, as decoded
         extrinsics    array [L, 6] or nil   pose of the camera in `frame`: x y z (m), three angles (rad)
+        latents       map or nil            features of the frames; see `latents`
     states        array [L, S]  row k belongs to frame k
     actions       array [L, A] or nil   as recorded; nil: they are derived from the states
     control_rate  float  rows per second in truth, Hz
@@ -20,6 +21,8 @@ A trajectory is a msgpack map, one record of a shard:
     gripper_range [low, high] or nil   value when fully open and fully closed
     instruction   str or nil   the task in words
     source_id     str    where the trajectory was made from
+    extras        map    name to array [L, K]: what else is known of each row, such as where a simulator's objects
+                         are; for reports only, no model is given it
 
 An array is the map {shape: list of int, data: bytes}, float32, little-endian, row-major.
 """
@@ -32,9 +35,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jepa_jax.data import latents
 from jepa_jax.data.errors import RecordError
+from jepa_jax.data.latents import Latents
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KIND = "trajectory"
 # 'xyz euler' is extrinsic: R = Rz(c) Ry(b) Rx(a), angles at places 3..5 of a state.
 ROTATIONS = ("xyz euler", "none")
@@ -52,6 +57,7 @@ class View(NamedTuple):
     height: int
     width: int
     extrinsics: np.ndarray | None = None
+    latents: Latents | None = None
 
 
 class TrajectoryRecord(NamedTuple):
@@ -72,6 +78,7 @@ class TrajectoryRecord(NamedTuple):
     gripper_range: tuple[float, float] | None
     instruction: str | None
     source_id: str
+    extras: Mapping[str, np.ndarray]
 
     @property
     def kind(self) -> str:
@@ -99,6 +106,11 @@ class TrajectoryRecord(NamedTuple):
         return self.num_frames / self.control_rate
 
     @property
+    def num_features(self) -> int:
+        """Count the frames whose features are stored, over all views."""
+        return sum(len(view.latents.frames) for view in self.views if view.latents)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Say what is odd about the trajectory."""
         found = []
@@ -119,8 +131,9 @@ def to_fields(record: TrajectoryRecord) -> dict:
     """
     _check(record)
     fields = {"version": SCHEMA_VERSION, "kind": KIND, **record._asdict()}
-    fields["views"] = [{**view._asdict(), "extrinsics": _pack_array(view.extrinsics)} for view in record.views]
+    fields["views"] = [_pack_view(view) for view in record.views]
     fields["states"], fields["actions"] = _pack_array(record.states), _pack_array(record.actions)
+    fields["extras"] = {name: _pack_array(array) for name, array in record.extras.items()}
     return fields
 
 
@@ -146,24 +159,33 @@ def from_fields(fields: Mapping) -> TrajectoryRecord:
         )
     _check_keys("trajectory", fields, TrajectoryRecord)
     try:
-        views = tuple(_unpack_view(view) for view in fields["views"])
+        length = fields["states"]["shape"][0]
+        views = tuple(_unpack_view(view, length) for view in fields["views"])
         texts = {key: tuple(fields[key]) for key in _TEXTS}
         gripper = None if fields["gripper_range"] is None else tuple(map(float, fields["gripper_range"]))
-    except TypeError as error:
+        extras = {name: _unpack_array(array, f"extra {name!r}") for name, array in fields["extras"].items()}
+    except (AttributeError, TypeError, KeyError, IndexError) as error:
         raise RecordError(f"trajectory has a field of the wrong type: {error}") from error
     states, actions = _unpack_array(fields["states"], "states"), _unpack_array(fields["actions"], "actions")
     record = TrajectoryRecord(
-        **{**fields, **texts, "views": views, "states": states, "actions": actions, "gripper_range": gripper}
+        **{**fields, **texts, "views": views, "states": states, "actions": actions, "gripper_range": gripper, "extras": extras}
     )
     _check(record)
     return record
 
 
-def _unpack_view(fields: Mapping) -> View:
+def _pack_view(view: View) -> dict:
+    stored = None if view.latents is None else view.latents._asdict()
+    return {**view._asdict(), "extrinsics": _pack_array(view.extrinsics), "latents": stored}
+
+
+def _unpack_view(fields: Mapping, length: int) -> View:
     if not isinstance(fields, Mapping):
         raise RecordError(f"view is a {type(fields).__name__}, expected a map")
     _check_keys("view", fields, View)
-    return View(**{**fields, "extrinsics": _unpack_array(fields["extrinsics"], f"extrinsics of {fields['name']!r}")})
+    name = fields["name"]
+    extrinsics = _unpack_array(fields["extrinsics"], f"extrinsics of {name!r}")
+    return View(**{**fields, "extrinsics": extrinsics, "latents": latents.unpack(fields["latents"], length, name)})
 
 
 def _check_keys(what: str, fields: Mapping, expected: type) -> None:
@@ -192,12 +214,16 @@ def _check(record: TrajectoryRecord) -> None:
         raise RecordError(f"{record.source_id}: states must be [L, S], got {np.shape(record.states)}")
     length = len(record.states)
     names = [view.name for view in record.views]
-    if not names or len(set(names)) < len(names) or not all(view.data for view in record.views):
-        raise RecordError(f"{record.source_id}: views are {names}; give at least one, all different, each with a video")
+    if not names or len(set(names)) < len(names) or not all(view.data or view.latents for view in record.views):
+        raise RecordError(
+            f"{record.source_id}: views are {names}; give at least one, all different, each with a video or latents"
+        )
     for view in record.views:
         _check_array(record, f"extrinsics of {view.name!r}", view.extrinsics, length, 6)
     _check_array(record, "states", record.states, length, len(record.state_names))
     _check_array(record, "actions", record.actions, length, len(record.action_names))
+    for name, extra in record.extras.items():
+        _check_array(record, f"extra {name!r}", extra, length, np.shape(extra)[-1] if np.ndim(extra) == 2 else 1)
     for names, units in ((record.state_names, record.state_units), (record.action_names, record.action_units)):
         if len(names) != len(units):
             raise RecordError(f"{record.source_id}: {len(names)} dimensions {list(names)} have {len(units)} units")

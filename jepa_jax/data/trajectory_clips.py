@@ -8,27 +8,29 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jepa_jax.data import poses
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.trajectories import TrajectoryRecord
 from jepa_jax.data.video import decode_frame_list
 
 
 class TrajectoryClip(NamedTuple):
-    """Hold one sample of T frames.
+    """Hold one sample of T frames, its numbers as recorded.
 
     Args:
-        frames: T uint8 `[H, W, 3]` RGB pictures.
+        frames: T uint8 `[H, W, 3]` RGB pictures, or None where latents are stored.
+        latents: bfloat16 `[T, N, D]` features, or None where there are pictures.
         states: float32 `[T, S]`.
-        actions: float32 `[T - 1, A]`, what leads from one state to the next.
+        recorded: float32 `[R, A]`, the recorded actions of all rows from the first sampled frame to
+            the one before the last, or None.
         extrinsics: float32 `[T, 6]`, or None where the camera's pose is not known.
         view: number of the view in the record.
         indices: int64 `[T]`, native frames.
     """
 
-    frames: list[np.ndarray]
+    frames: list[np.ndarray] | None
+    latents: np.ndarray | None
     states: np.ndarray
-    actions: np.ndarray
+    recorded: np.ndarray | None
     extrinsics: np.ndarray | None
     view: int
     indices: np.ndarray
@@ -50,7 +52,15 @@ def trajectory_step(native_fps: float, fps: float) -> int:
     return max(1, math.ceil(native_fps / fps))
 
 
-def trajectory_indices(num_frames: int, native_fps: float, *, frames: int, fps: float, uniform: float) -> np.ndarray:
+def trajectory_indices(
+    num_frames: int,
+    native_fps: float,
+    *,
+    frames: int,
+    fps: float,
+    uniform: float,
+    stored: Sequence[int] | None = None,
+) -> np.ndarray:
     """Choose the frames of one sample.
 
     Args:
@@ -59,12 +69,14 @@ def trajectory_indices(num_frames: int, native_fps: float, *, frames: int, fps: 
         frames: frames of the sample.
         fps: sampling rate, frames per second.
         uniform: in [0, 1), places the window.
+        stored: frames to choose from, ascending; None for all.
 
     Returns:
         int64 `[frames]`, ascending in equal steps.
 
     Raises:
-        DataError: 'too short', for a trajectory that is not longer than the window.
+        DataError: 'too short', for a trajectory that is not longer than the window; 'rate not
+            stored', where frames at that rate are not among those stored.
 
     Source: app/vjepa_droid/droid.py
     """
@@ -78,8 +90,12 @@ def trajectory_indices(num_frames: int, native_fps: float, *, frames: int, fps: 
             f"than {window}",
         )
     # Parity: the last frame is never the end of the window, which itself is left out.
-    end = window + math.floor(uniform * (num_frames - window))
-    return np.arange(end - window, end, step)
+    starts, offsets = np.arange(num_frames - window), np.arange(0, window, step)
+    if stored is not None:
+        starts = starts[np.isin(starts[:, None] + offsets, stored).all(axis=1)]
+        if not len(starts):
+            raise DataError("rate not stored", f"no {frames} frames that are {step} apart have stored latents")
+    return starts[math.floor(uniform * len(starts))] + offsets
 
 
 def sample_trajectory(
@@ -89,7 +105,6 @@ def sample_trajectory(
     fps: float,
     uniforms: Sequence[float],
     views: Sequence[str] | None = None,
-    camera_frame: bool = False,
 ) -> TrajectoryClip:
     """Cut one sample out of a trajectory, by the record's own sampling rate.
 
@@ -99,14 +114,12 @@ def sample_trajectory(
         fps: sampling rate, frames per second.
         uniforms: two numbers in [0, 1): the first chooses the view, the second the window.
         views: names to choose from; all of the record's if None.
-        camera_frame: express states, and so actions, relative to the camera.
 
     Returns:
         The sample.
 
     Raises:
-        DataError: 'missing view', 'too short', 'no extrinsics'; or the video
-            cannot be decoded.
+        DataError: 'missing view', 'too short', 'rate not stored'; or the video cannot be decoded.
 
     Source: app/vjepa_droid/droid.py
     """
@@ -116,28 +129,22 @@ def sample_trajectory(
     if name not in names:
         raise DataError("missing view", f"{record.source_id}: no view {name!r}; there are {', '.join(names)}")
     view = record.views[names.index(name)]
+    stored = None if view.latents is None else view.latents.frames
     try:
         indices = trajectory_indices(
-            record.num_frames, record.sampling_fps, frames=frames, fps=fps, uniform=uniforms[1]
+            record.num_frames, record.sampling_fps, frames=frames, fps=fps, uniform=uniforms[1], stored=stored
         )
+        pictures = decode_frame_list(view.data, indices) if view.latents is None else None
     except DataError as error:
         raise DataError(error.reason, f"{record.source_id}: {error}") from error
-    states = record.states[indices].astype(np.float64)
-    extrinsics = None if view.extrinsics is None else view.extrinsics[indices]
-    if camera_frame:
-        if extrinsics is None or record.rotation == "none":
-            raise DataError("no extrinsics", f"{record.source_id}: view {name!r} has no camera pose, or states no pose")
-        states = poses.to_camera_frame(states, extrinsics.astype(np.float64))
-    try:
-        pictures = decode_frame_list(view.data, indices)
     except IndexError as error:
         raise DataError("fewer frames than stated", f"{record.source_id}: {error}") from error
-    actions = _actions(record, states)
     return TrajectoryClip(
-        pictures, states.astype(np.float32), actions.astype(np.float32), extrinsics, names.index(name), indices
+        pictures,
+        None if view.latents is None else view.latents.rows(indices),
+        record.states[indices],
+        None if record.actions is None else record.actions[indices[0] : indices[-1]],
+        None if view.extrinsics is None else view.extrinsics[indices],
+        names.index(name),
+        indices,
     )
-
-
-def _actions(record: TrajectoryRecord, states: np.ndarray) -> np.ndarray:
-    """Derive what leads from state to state: recorded commands are for one native step, whatever is sampled."""
-    return np.diff(states, axis=0) if record.rotation == "none" else poses.pose_deltas(states)

@@ -3,9 +3,11 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jepa_jax.models.layers import BlockStack, LayerNorm, dense, head_dim, mlp_hidden_dim
+from jepa_jax.models.layers import BlockStack, dense, head_dim, mlp_hidden_dim
+from jepa_jax.models.norms import LayerNorm
 from jepa_jax.models.rope import grid_positions, rotary_angles
 
+CONDITIONING = ("tokens", "adaln")
 _ACTIVATION = "gelu"
 
 
@@ -13,15 +15,18 @@ class ActionPredictor(nn.Module):
     """V-JEPA 2-AC predictor, a transformer over frames in which each frame sees itself and earlier ones.
 
     The sequence of a frame is its action, state, optionally extrinsics, and its h * w patch
-    tokens; all of them share the blocks.
+    tokens; all of them share the blocks. Or actions, states and extrinsics are no tokens but
+    scale, shift and gate the blocks.
 
     Attributes:
       output_dim: width D of the features.
       width, depth, num_heads, mlp_ratio: size of the predictor itself.
       action_dim, state_dim, extrinsics_dim: numbers per frame.
-      use_extrinsics: give every frame a token for the pose of the camera. The weights for it
-        exist either way.
+      use_extrinsics: condition every frame on the pose of the camera too. Conditioning by tokens
+        has the weights for it either way.
       grid: (h, w) for which the predictor was built.
+      conditioning: how actions, states and extrinsics come in: "tokens" (released weights) or
+        "adaln". With the latter, a predictor that was just initialised does not depend on them.
       rope_layout, norm_eps, attention, remat, dtype, param_dtype, residual_dtype: as in
         `VideoEncoder`.
 
@@ -38,6 +43,7 @@ class ActionPredictor(nn.Module):
     extrinsics_dim: int = 6
     use_extrinsics: bool = False
     grid: tuple[int, int] = (16, 16)
+    conditioning: str = "tokens"
     rope_layout: str = "tiled"
     norm_eps: float = 1e-6
     attention: str = "auto"
@@ -47,7 +53,7 @@ class ActionPredictor(nn.Module):
     residual_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens, actions, states, extrinsics=None, grid=None):
+    def __call__(self, tokens, actions, states, extrinsics=None, grid=None, past=None, keep=False):
         """Predict the features of the frame after each frame.
 
         Args:
@@ -58,40 +64,57 @@ class ActionPredictor(nn.Module):
           extrinsics: `[B, T, extrinsics_dim]`; given exactly if `use_extrinsics`.
           grid: (h, w) of these frames; None for the grid the predictor was built for. Positions of
             rows and columns are spread over the height of the latter.
+          past: `FrameCache` of the frames before these, from a call with `keep`; None if these are
+            the first. The other arguments are of the new frames alone.
+          keep: return a `FrameCache` too; static.
 
         Returns:
-          `[B, T*h*w, D]` in `dtype`: at the tokens of step t, the features of step t + 1.
+          `[B, T*h*w, D]` in `dtype`: at the tokens of step t, the features of step t + 1. With
+          `keep`, (that, `FrameCache` of all frames so far).
 
         Raises:
           ValueError: if the shapes contradict each other or the attributes.
         """
         h, w = grid or self.grid
-        conditions = {"action": actions, "state": states, "extrinsics": extrinsics}
-        if not self.use_extrinsics:
-            if extrinsics is not None:
-                raise ValueError("extrinsics were given to a predictor with use_extrinsics=False")
-            del conditions["extrinsics"]
+        conditions = self._conditions(actions, states, extrinsics)
         frames = self._check(tokens, conditions, h * w)
+        num_conditions = len(conditions) if self.conditioning == "tokens" else 0
+        per_frame = num_conditions + h * w
+        first = self._past_frames(past, len(tokens), per_frame)
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        if not self.use_extrinsics:
-            # Parity: the weights exist, unused, in every official checkpoint.
-            dense(self.width, "extrinsics", **types)(jnp.zeros((1, self.extrinsics_dim), self.dtype))
-        patches = dense(self.width, "embed", **types)(tokens)
-        parts = [dense(self.width, name, **types)(value)[:, :, None] for name, value in conditions.items()]
-        parts.append(patches.reshape(-1, frames, h * w, self.width))
-        x = jnp.concatenate(parts, axis=2).astype(self.residual_dtype)
-        per_frame = x.shape[2]
+        x = dense(self.width, "embed", **types)(tokens).reshape(-1, frames, h * w, self.width)
+        embedded = [dense(self.width, name, **types)(value) for name, value in conditions.items()]
+        modulation = None
+        if self.conditioning == "tokens":
+            x = jnp.concatenate([*(value[:, :, None] for value in embedded), x], axis=2)
+            if not self.use_extrinsics:
+                # Parity: the weights exist, unused, in every official checkpoint.
+                dense(self.width, "extrinsics", **types)(jnp.zeros((1, self.extrinsics_dim), self.dtype))
+        else:
+            modulation = nn.silu(sum(embedded))
         angles = rotary_angles(
-            self._positions(frames, h, w, len(conditions)), head_dim(self.width, self.num_heads), self.rope_layout
+            self._positions(frames, h, w, num_conditions, first), head_dim(self.width, self.num_heads), self.rope_layout
         )
-        x, _ = BlockStack(
+        x, _, cache = BlockStack(
             self.depth, self.num_heads, mlp_hidden_dim(self.width, self.mlp_ratio, _ACTIVATION), _ACTIVATION,
             self.norm_eps, self.attention, self.remat, residual_dtype=self.residual_dtype, causal_block=per_frame,
             name="blocks", **types,
-        )(x.reshape(-1, frames * per_frame, self.width), angles[None])
-        x = x.reshape(-1, frames, per_frame, self.width)[:, :, len(conditions) :]
+        )(x.reshape(-1, frames * per_frame, self.width), angles[None], past=past, modulation=modulation, keep=keep)
+        x = x.reshape(-1, frames, per_frame, self.width)[:, :, num_conditions:]
         x = LayerNorm(self.norm_eps, name="norm", **types)(x.reshape(-1, frames * h * w, self.width))
-        return dense(self.output_dim, "proj", **types)(x)
+        x = dense(self.output_dim, "proj", **types)(x)
+        return (x, cache) if keep else x
+
+    def _conditions(self, actions, states, extrinsics):
+        """Return what conditions a frame, by name and in the order of the sequence."""
+        if self.conditioning not in CONDITIONING:
+            raise ValueError(f"conditioning {self.conditioning!r} is unknown; choose one of {CONDITIONING}")
+        conditions = {"action": actions, "state": states}
+        if self.use_extrinsics:
+            return conditions | {"extrinsics": extrinsics}
+        if extrinsics is not None:
+            raise ValueError("extrinsics were given to a predictor with use_extrinsics=False")
+        return conditions
 
     def _check(self, tokens, conditions, patches):
         """Return the number of frames."""
@@ -108,11 +131,25 @@ class ActionPredictor(nn.Module):
                 raise ValueError(f"{name} must be an array of shape {needed} beside {frames} frames, not {found}")
         return frames
 
-    def _positions(self, frames, h, w, num_conditions):
-        """Return float32 `[T * (A + h*w), 3]`: the position of every token of the sequence."""
-        cells = grid_positions(jnp.arange(frames * h * w), (frames, h, w)).astype(jnp.float32)
+    def _past_frames(self, past, batch, per_frame):
+        """Return the number of frames in a cache."""
+        if past is None:
+            return 0
+        length = past.keys.shape[2]
+        needed = (self.depth, batch, length, self.num_heads, head_dim(self.width, self.num_heads))
+        for name, value in past._asdict().items():
+            if value.shape != needed or length % per_frame:
+                raise ValueError(
+                    f"{name} of past must be of shape {(*needed[:2], 'N', *needed[3:])}, with N tokens in frames of "
+                    f"{per_frame}, not {value.shape}"
+                )
+        return length // per_frame
+
+    def _positions(self, frames, h, w, num_conditions, first=0):
+        """Return float32 `[T * (A + h*w), 3]`: the position of every token, of frames that start at step `first`."""
+        cells = grid_positions(first * h * w + jnp.arange(frames * h * w), (frames, h, w)).astype(jnp.float32)
         # Parity: columns too are spread over the height of the grid the predictor was built for.
         cells = cells * jnp.array([1.0, self.grid[0] / h, self.grid[0] / w])
         # Tokens that are not patches turn with time only: position 0 does not rotate.
-        times = jnp.zeros((frames, num_conditions, 3)).at[..., 0].set(jnp.arange(frames)[:, None])
+        times = jnp.zeros((frames, num_conditions, 3)).at[..., 0].set(first + jnp.arange(frames)[:, None])
         return jnp.concatenate([times, cells.reshape(frames, h * w, 3)], axis=1).reshape(-1, 3)

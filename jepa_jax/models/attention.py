@@ -183,21 +183,26 @@ def block_causal_attention(q, k, v, block, backend="auto"):
     """Compute attention in which a token sees its own and earlier blocks of tokens.
 
     Args:
-      q, k, v: `[B, N, K, d]` of one dtype; the softmax is float32.
-      block: tokens per block; divides N.
+      q: `[B, Nq, K, d]`, the last blocks of tokens.
+      k, v: `[B, N, K, d]` of all blocks, of the dtype of `q`; the softmax is float32.
+      block: tokens per block; divides Nq and N.
       backend: "auto" or a key of `BACKENDS`.
 
     Returns:
-      `[B, N, K, d]` in the dtype of `v`.
+      `[B, Nq, K, d]` in the dtype of `v`.
 
     Raises:
-      ValueError: if N is not a whole number of blocks.
+      ValueError: if there is not a whole number of blocks, or fewer keys than queries.
     """
-    length = q.shape[1]
-    if block < 1 or length % block:
-        raise ValueError(f"{length} tokens are not a whole number of blocks of {block}")
+    length, past = q.shape[1], k.shape[1] - q.shape[1]
+    for tokens in (length, past):
+        if block < 1 or tokens % block:
+            raise ValueError(f"{tokens} tokens are not a whole number of blocks of {block}")
+    if past < 0:
+        raise ValueError(f"{length} queries are the last of the tokens, but there are only {k.shape[1]} keys")
     # Block by block: hidden scores are never computed, and any backend without a mask will do.
     ends = range(block, length + 1, block)
     return jnp.concatenate(
-        [attention(q[:, end - block : end], k[:, :end], v[:, :end], backend) for end in ends], axis=1
+        [attention(q[:, end - block : end], k[:, : past + end], v[:, : past + end], backend) for end in ends],
+        axis=1,
     )

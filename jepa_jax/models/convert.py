@@ -214,7 +214,15 @@ def action_predictor_from_official(state):
 
 
 def action_predictor_to_official(params):
-    """Invert `action_predictor_from_official`."""
+    """Invert `action_predictor_from_official`.
+
+    Raises:
+      ValueError: if it is conditioned by modulation, which the official predictor does not have.
+    """
+    if "modulation" in _get(params, _LAYERS):
+        raise ValueError(
+            "an action predictor with conditioning 'adaln' has no official form: the official code knows 'tokens' only"
+        )
     return _write(params, _action_predictor_names(), "predictor_blocks")
 
 

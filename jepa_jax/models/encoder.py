@@ -4,7 +4,8 @@ import einops
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jepa_jax.models.layers import BlockStack, LayerNorm, dense, mlp_hidden_dim
+from jepa_jax.models.layers import BlockStack, dense, mlp_hidden_dim
+from jepa_jax.models.norms import LayerNorm
 from jepa_jax.models.rope import grid_positions, rotary_angles
 from jepa_jax.models.sincos import resample_table, sincos_table
 
@@ -132,6 +133,6 @@ class VideoEncoder(nn.Module):
             self.activation, self.norm_eps, self.attention, self.remat,
             residual_dtype=self.residual_dtype, name="blocks", **types,
         )
-        x, kept = stack(x, angles, layers)
+        x, kept, _ = stack(x, angles, layers)
         norm = LayerNorm(self.norm_eps, name="norm", **types)
         return norm(x), norm(kept)

@@ -2,12 +2,14 @@
 
 import functools
 import math
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jepa_jax.models.attention import attention, block_causal_attention
+from jepa_jax.models.norms import LayerNorm
 from jepa_jax.models.precision import widen
 from jepa_jax.models.rope import rotate
 
@@ -17,6 +19,18 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 _INIT_STD = 0.02
+
+
+class FrameCache(NamedTuple):
+    """Keys and values of earlier frames, kept so that later frames need not compute them again.
+
+    Attributes:
+      keys, values: `[depth, B, N, K, d]`, N tokens of whole frames; inside a block without the
+        first axis. Keys are rotated already.
+    """
+
+    keys: jax.Array
+    values: jax.Array
 
 
 def _normal(scale=1.0):
@@ -67,31 +81,12 @@ def gelu(x):
     return (0.5 * wide * (1.0 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
-class LayerNorm(nn.Module):
-    """Layer normalisation in float32 (or wider) with the two-pass variance.
-
-    Attributes:
-      eps: added to the variance. 1e-6 in encoder and predictor.
-      affine: learn scale and bias.
-      dtype: dtype of the result.
-      param_dtype: dtype of scale and bias.
-    """
-
-    eps: float = 1e-6
-    affine: bool = True
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x):
-        x = widen(x)
-        x = x - jnp.mean(x, axis=-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
-        if self.affine:
-            shape = (x.shape[-1],)
-            scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype)
-            x = x * scale + self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
-        return x.astype(self.dtype)
+def _modulate(x, scale, shift=0.0):
+    """Compute x * (1 + scale) + shift for tokens `[B, N, D]`, with one scale and shift `[B, F, 1, D]` per frame."""
+    if scale is None:
+        return x
+    frames = x.reshape(*scale.shape[:2], -1, x.shape[-1])
+    return (frames * (1.0 + scale) + shift).reshape(x.shape)
 
 
 def head_dim(width, num_heads):
@@ -152,6 +147,15 @@ class Attention(nn.Module):
       backend: see `jepa_jax.models.attention`.
       init_scale: factor on the initial output projection.
       causal_block: tokens per block of block-causal attention; None: all see all.
+      keep: return the keys and values.
+
+    Call args:
+      x: `[B, N, D]`.
+      angles: float32 `[B or 1, N, d]` rotary angles, or None.
+      past: `FrameCache` of tokens before these, or None.
+
+    Returns:
+      (out, cache): `[B, N, D]`, and the `FrameCache` with `past` and these tokens, None without `keep`.
     """
 
     num_heads: int
@@ -160,9 +164,10 @@ class Attention(nn.Module):
     param_dtype: jnp.dtype
     init_scale: jax.Array | float = 1.0
     causal_block: int | None = None
+    keep: bool = False
 
     @nn.compact
-    def __call__(self, x, angles):
+    def __call__(self, x, angles, past=None):
         batch, length, width = x.shape
         types = (self.dtype, self.param_dtype)
         qkv = dense(3 * width, "qkv", *types)(x)
@@ -170,11 +175,15 @@ class Attention(nn.Module):
         q, k, v = (qkv[:, :, i] for i in range(3))
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
+        cache = FrameCache(k, v)
+        if past is not None:
+            cache = jax.tree.map(lambda old, new: jnp.concatenate([old, new], axis=1), past, cache)
         if self.causal_block is None:
-            out = attention(q, k, v, self.backend)
+            out = attention(q, *cache, self.backend)
         else:
-            out = block_causal_attention(q, k, v, self.causal_block, self.backend)
-        return dense(width, "proj", *types, self.init_scale)(out.reshape(batch, length, width))
+            out = block_causal_attention(q, *cache, self.causal_block, self.backend)
+        out = dense(width, "proj", *types, self.init_scale)(out.reshape(batch, length, width))
+        return out, cache if self.keep else None
 
 
 class Block(nn.Module):
@@ -185,8 +194,14 @@ class Block(nn.Module):
       layer: 1-based index of the block (int or float scalar, may be traced); only
         initialisation looks at it.
       angles: float32 `[B or 1, N, d]` rotary angles, or None.
+      past: `FrameCache` of this block from the tokens before these, or None.
+      modulation: `[B, F, D]`, one vector per frame that scales, shifts and gates both halves for
+        the tokens of that frame; None for a plain block. At first a block is as without it.
 
-    Source: src/models/utils/modules.py (Block).
+    Returns:
+      (x, cache): the residual stream, and the `FrameCache` with `past`, None without `keep`.
+
+    Source: src/models/utils/modules.py (Block); the official block has no modulation.
     """
 
     num_heads: int
@@ -198,23 +213,30 @@ class Block(nn.Module):
     param_dtype: jnp.dtype
     residual_dtype: jnp.dtype
     causal_block: int | None = None
+    keep: bool = False
 
     @nn.compact
-    def __call__(self, x, layer, angles):
+    def __call__(self, x, layer, angles, past=None, modulation=None):
         # Output projections start smaller the deeper they sit.
         # Source: src/models/vision_transformer.py (_rescale_blocks).
         scale = jax.lax.rsqrt(2.0 * layer)
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        scale1 = shift1 = gate1 = scale2 = shift2 = gate2 = None
+        if modulation is not None:
+            vectors = dense(6 * x.shape[-1], "modulation", init_scale=0.0, **types)(modulation)
+            scale1, shift1, gate1, scale2, shift2, gate2 = jnp.split(vectors[:, :, None], 6, axis=-1)
         h = LayerNorm(self.norm_eps, name="norm1", **types)(x)
         attend = Attention(
-            self.num_heads, self.attention, init_scale=scale, causal_block=self.causal_block, name="attention", **types
+            self.num_heads, self.attention, init_scale=scale, causal_block=self.causal_block, keep=self.keep,
+            name="attention", **types,
         )
-        h = attend(h, angles)
-        x = x + h.astype(self.residual_dtype)
+        h, cache = attend(_modulate(h, scale1, shift1), angles, past)
+        x = x + _modulate(h, gate1).astype(self.residual_dtype)
         h = LayerNorm(self.norm_eps, name="norm2", **types)(x)
-        h = Mlp(self.mlp_hidden, self.activation, init_scale=scale, name="mlp", **types)(h)
-        x = x + h.astype(self.residual_dtype)
-        return nn.with_logical_constraint(x, ("batch", "tokens", "width"))
+        mlp = Mlp(self.mlp_hidden, self.activation, init_scale=scale, name="mlp", **types)
+        h = mlp(_modulate(h, scale2, shift2))
+        x = x + _modulate(h, gate2).astype(self.residual_dtype)
+        return nn.with_logical_constraint(x, ("batch", "tokens", "width")), cache
 
 
 class BlockStack(nn.Module):
@@ -230,10 +252,13 @@ class BlockStack(nn.Module):
       x: `[B, N, D]`.
       angles: float32 rotary angles `[B or 1, N, d]`, or None.
       layers: static tuple of 0-based block indices whose outputs are wanted.
+      past: `FrameCache` of tokens before these, which these see too; or None.
+      modulation: `[B, F, D]`, see `Block`; or None.
+      keep: return the keys and values of `past` and these tokens.
 
     Returns:
-      (x, kept): the last output `[B, N, D]` and `kept` `[len(layers), B, N, D]`,
-      the outputs of `layers` in the order asked. Other layers are not stored.
+      (x, kept, cache): the last output `[B, N, D]`; `kept` `[len(layers), B, N, D]`, the outputs
+      of `layers` in the order asked (other layers are not stored); `FrameCache`, None without `keep`.
     """
 
     depth: int
@@ -257,7 +282,7 @@ class BlockStack(nn.Module):
             raise ValueError(f"layers {layers} must be distinct block indices in 0..{self.depth - 1}")
 
     @nn.compact
-    def __call__(self, x, angles=None, layers=()):
+    def __call__(self, x, angles=None, layers=(), past=None, modulation=None, keep=False):
         self._check(layers)
         block_class = Block
         if self.remat != "none":
@@ -268,23 +293,24 @@ class BlockStack(nn.Module):
             num_heads=self.num_heads, mlp_hidden=self.mlp_hidden, activation=self.activation,
             norm_eps=self.norm_eps, attention=self.attention, dtype=self.dtype,
             param_dtype=self.param_dtype, residual_dtype=self.residual_dtype, causal_block=self.causal_block,
-            name="layers",
+            keep=keep, name="layers",
         )
 
-        def body(block, carry, layer, slot, angles):
+        def body(block, carry, layer, slot, past, angles, modulation):
             x, kept = carry
-            x = block(x, layer, angles)
+            x, cache = block(x, layer, angles, past, modulation)
             if layers:
                 # The slot of a layer nobody asked for is out of range, and dropped.
                 kept = kept.at[slot].set(x, mode="drop")
-            return (x, kept), None
+            return (x, kept), cache
 
         slots = [layers.index(i) if i in layers else len(layers) for i in range(self.depth)]
         x = x.astype(self.residual_dtype)
         carry = (x, jnp.zeros((len(layers), *x.shape), x.dtype))
         scan = nn.scan(
             body, variable_axes={"params": 0}, split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast), length=self.depth,
+            in_axes=(0, 0, 0, nn.broadcast, nn.broadcast), length=self.depth,
         )
-        (x, kept), _ = scan(block, carry, jnp.arange(1.0, self.depth + 1), jnp.array(slots), angles)
-        return x, kept
+        depths = jnp.arange(1.0, self.depth + 1)
+        (x, kept), cache = scan(block, carry, depths, jnp.array(slots), past, angles, modulation)
+        return x, kept, cache

@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from jepa_jax.models.encoder import POSITIONS
-from jepa_jax.models.layers import BlockStack, LayerNorm, dense, mlp_hidden_dim
+from jepa_jax.models.layers import BlockStack, dense, mlp_hidden_dim
+from jepa_jax.models.norms import LayerNorm
 from jepa_jax.models.rope import grid_positions, rotary_angles
 from jepa_jax.models.sincos import sincos_table
 
@@ -88,7 +89,7 @@ class MaskedPredictor(nn.Module):
             x = x + jnp.asarray(table, x.dtype)[ids]
         # Attention does not care about order and positions travel with the tokens,
         # so the official sort by id and its inverse are left out.
-        x, _ = BlockStack(
+        x, _, _ = BlockStack(
             self.depth, self.num_heads, mlp_hidden_dim(self.width, self.mlp_ratio, self.activation),
             self.activation, self.norm_eps, self.attention, self.remat,
             residual_dtype=self.residual_dtype, name="blocks", **types,

@@ -4,7 +4,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jepa_jax.models.attention import attention
-from jepa_jax.models.layers import BlockStack, LayerNorm, Mlp, dense, head_dim, mlp_hidden_dim
+from jepa_jax.models.layers import BlockStack, Mlp, dense, head_dim, mlp_hidden_dim
+from jepa_jax.models.norms import LayerNorm
 
 _ACTIVATION = "gelu"
 
@@ -119,7 +120,7 @@ class AttentiveProbe(nn.Module):
                 self.depth - 1, self.num_heads, hidden, _ACTIVATION, self.norm_eps, self.attention, self.remat,
                 name="blocks", **types,
             )
-            tokens, _ = stack(tokens)
+            tokens, _, _ = stack(tokens)
         init = nn.initializers.normal(0.02)
         queries = self.param("query_tokens", init, (self.num_queries, self.width), self.param_dtype)
         queries = jnp.broadcast_to(queries.astype(self.residual_dtype), (tokens.shape[0], *queries.shape))

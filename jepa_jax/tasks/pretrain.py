@@ -5,27 +5,25 @@ from typing import Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from jepa_jax.data import remote
 from jepa_jax.data.iterate import make_iterator
 from jepa_jax.data.masks import MaskSampler, MaskSpec
 from jepa_jax.data.pipeline import ClipPipeline
 from jepa_jax.data.randaugment import parse_spec
-from jepa_jax.data.specs import AugmentSpec, CropSpec, GroupSpec, SourceSpec
+from jepa_jax.data.specs import AugmentSpec, CropSpec, GroupSpec
 from jepa_jax.models import (
-    LayerNorm, MaskedPredictor, VideoEncoder, erase_boxes, gather_tokens, make_encoder, normalize_pixels, token_grid,
+    MaskedPredictor, VideoEncoder, erase_boxes, gather_tokens, make_encoder, normalize_pixels, token_grid,
 )
 from jepa_jax.models.flops import encoder_flops, predictor_flops
+from jepa_jax.models.norms import normalize_latents
 from jepa_jax.tasks.losses import latent_loss
+from jepa_jax.tasks.sources import make_cache, make_sources
+from jepa_jax.tasks.step import make_schedules, make_train_step, sample_latents
 from jepa_jax.training import optim, sharding
 from jepa_jax.training.state import create_state, tensor_names
 from jepa_jax.training.task import Task
 from jepa_jax.weights import runs
 from jepa_jax.weights.start import read_start
-
-# Parity: the norm of the targets has PyTorch's default eps, unlike the networks.
-TARGET_NORM_EPS = 1e-5
 
 
 class Group(NamedTuple):
@@ -87,7 +85,7 @@ def make_groups(config):
         grid = token_grid(section.frames, data.size, data.size, model.patch_size, model.tubelet_size)
         groups.append(Group(
             GroupSpec(name, section.kind, section.frames, section.fps, section.batch_size,
-                      make_sources(config, name)),
+                      make_sources(data.root, section, f"data.groups.{name}")),
             section.loss_weight, grid,
             MaskSampler(specs, grid, seed=config.seed, stream=len(groups),
                         group_size=config.masks.group_size, round_to=config.masks.round_to),
@@ -98,26 +96,13 @@ def make_groups(config):
     return tuple(groups)
 
 
-def make_sources(config, name):
-    """Build the `SourceSpec`s of one group; ValueError if there are not as many weights as paths."""
-    root, section = config.data.root, config.data.groups[name]
-    if len(section.paths) != len(section.weights):
-        raise ValueError(f"data.groups.{name} has {len(section.paths)} paths and {len(section.weights)} weights")
-    return tuple(SourceSpec((remote.join(root, path),), weight) for path, weight in zip(section.paths, section.weights))
-
-
-def make_cache(config):
-    """Build the cache of remote shards from the `data` section of a config."""
-    return remote.make_cache(config.data.cache_dir, config.data.cache_gib)
-
-
 def make_pipeline(config, groups, process_index=0, process_count=1):
     """Build the `ClipPipeline` of one process."""
     data = config.data
     return ClipPipeline(
         [group.spec for group in groups], CropSpec(data.size, data.crop_scale, data.crop_aspect, data.flip),
         {group.spec.name: group.sampler for group in groups}, seed=config.seed,
-        augment=make_augment(data.augment), cache=make_cache(config),
+        augment=make_augment(data.augment), cache=make_cache(data),
         process_index=process_index, process_count=process_count,
     )
 
@@ -142,13 +127,12 @@ def make_loss(encoder, predictor, groups, *, loss_exponent, monitor_tokens):
     Source: app/vjepa/train.py.
     """
     total_weight = sum(group.loss_weight for group in groups)
-    target_norm = LayerNorm(TARGET_NORM_EPS, affine=False, dtype=jnp.promote_types(encoder.dtype, jnp.float32))
 
     def encode_targets(target_params, video):
         latents = encoder.apply({"params": target_params}, video)
         # The targets are constants of the step: without this the loss could be lowered by
         # moving them, which collapses the representation.
-        return jax.lax.stop_gradient(target_norm.apply({}, latents))
+        return jax.lax.stop_gradient(normalize_latents(latents))
 
     def loss_fn(params, target_params, batch):
         total, losses, samples = 0.0, {}, None
@@ -170,40 +154,10 @@ def make_loss(encoder, predictor, groups, *, loss_exponent, monitor_tokens):
                 losses[f"train/loss/{group.spec.name}/{name}"] = loss
                 total += loss * group.loss_weight / (total_weight * len(group.strategies))
                 if samples is None:
-                    samples = _sample_latents(targets, predictions, monitor_tokens)
+                    samples = sample_latents(targets, predictions, monitor_tokens)
         return total, {"losses": losses, "samples": samples}
 
     return loss_fn
-
-
-def _sample_latents(targets, predictions, num_tokens):
-    """Take about `num_tokens` evenly spaced tokens of a batch, as `[n, D]` each."""
-    batch, length, width = targets.shape
-    per_clip = max(1, min(length, num_tokens // batch))
-    chosen = jnp.arange(per_clip) * length // per_clip
-    pick = lambda x: jax.lax.stop_gradient(x[:, chosen].reshape(-1, width))
-    return {"targets": pick(targets), "predictions": pick(predictions)}
-
-
-def make_train_step(loss_fn, optimizer, schedules, *, accumulate, spike_factor):
-    """Build the pure step (state, batch) -> (state, metrics, samples); see `Task`."""
-
-    def train_step(state, batch):
-        k = state.step + 1
-        rates = {name: schedule(k) for name, schedule in schedules._asdict().items()}
-        loss, aux, grads = optim.accumulate_gradients(
-            lambda params, part: loss_fn(params, state.target_params, part), state.params, batch, accumulate
-        )
-        apply, guard, metrics = optim.check_update(state.guard, state.params, loss, grads, spike_factor)
-        state = optim.apply_update(optimizer, state, grads, apply, guard, target_key="encoder", **rates)
-        metrics |= {"train/loss": loss} | {name: value.mean() for name, value in aux["losses"].items()}
-        metrics |= {f"optim/grad_norm_{name}": optax.global_norm(tree) for name, tree in grads.items()}
-        metrics |= {"optim/lr": rates["learning_rate"], "optim/weight_decay": rates["weight_decay"],
-                    "ema/momentum": 1.0 - rates["ema_rate"], "guard/skipped": guard.skipped}
-        samples = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), aux["samples"])
-        return state, metrics, samples
-
-    return train_step
 
 
 def make_optimizer(section, abstract_params, num_groups):
@@ -214,13 +168,6 @@ def make_optimizer(section, abstract_params, num_groups):
     rows = jnp.arange(abstract_params["predictor"]["mask_tokens"].shape[0])
     factors["predictor"]["mask_tokens"] = (rows < num_groups).astype(jnp.float32)[:, None]
     return optim.make_adamw(b1=section.b1, b2=section.b2, eps=section.eps, decay_factors=factors)
-
-
-def make_schedules(section):
-    """Build the schedules from the `optim` section."""
-    keys = ("schedule", "lr", "start_lr", "final_lr", "weight_decay", "final_weight_decay", "ema", "final_ema",
-            "total_steps", "warmup_steps", "anneal_steps", "horizon_scale")
-    return optim.make_schedules(**{key: section[key] for key in keys})
 
 
 def init_params(encoder, predictor, rng, batch_size=1):
@@ -284,7 +231,8 @@ def make_program(config, groups, mesh):
     loss_fn = make_loss(encoder, predictor, groups, loss_exponent=config.optim.loss_exponent,
                         monitor_tokens=config.log.monitor_tokens)
     train_step = make_train_step(loss_fn, optimizer, make_schedules(config.optim),
-                                 accumulate=config.optim.accumulate, spike_factor=config.guard.spike_factor)
+                                 accumulate=config.optim.accumulate, spike_factor=config.guard.spike_factor,
+                                 target_key="encoder")
     return Program(encoder, predictor, init_state, train_step, tensor_names(abstract_params))
 
 
@@ -316,9 +264,11 @@ def make_task(config, mesh):
         flops_per_step=step_flops(program.encoder, program.predictor, groups),
         data_state={"seed": config.seed, "groups": pipeline.describe()},
         model_card=runs.model_card({"encoder": program.encoder, "predictor": program.predictor},
-                                   data.size, groups[0].spec.frames),
+                                   data.size, groups[0].spec.frames, target="encoder"),
         read_weights=functools.partial(read_start, encoder=program.encoder, predictor=program.predictor),
         summary=_summarize(groups) + pipeline.describe(),
+        frozen={},
+        write_frozen=lambda workdir: None,
     )
 
 

@@ -18,9 +18,11 @@ class CheckpointError(Exception):
     """A checkpoint could not be written, or does not fit."""
 
 
-def _trees(state):
+def _trees(state, names=_TREES):
+    """Return the items of a state that hold anything; Orbax stores no empty ones."""
     progress = {"step": state.step, "guard": state.guard}
-    return dict(zip(_TREES, (state.params, state.target_params, state.opt_state, progress)))
+    trees = dict(zip(_TREES, (state.params, state.target_params, state.opt_state, progress)))
+    return {name: trees[name] for name in names if jax.tree.leaves(trees[name])}
 
 
 class CheckpointStore:
@@ -103,26 +105,24 @@ class CheckpointStore:
         Raises:
           CheckpointError: if it holds tensors of another model.
         """
-        self._check_fits(step, abstract_state, _TREES)
-        items = {name: ocp.args.StandardRestore(tree) for name, tree in _trees(abstract_state).items()}
-        found = self._manager.restore(step, args=ocp.args.Composite(**items, run=ocp.args.JsonRestore()))
-        state = abstract_state.replace(
-            params=found.params, target_params=found.target_params, opt_state=found.opt_state, **found.progress
-        )
-        return state, found.run
+        trees = _trees(abstract_state)
+        self._check_fits(step, trees)
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
+        found = dict(self._manager.restore(step, args=ocp.args.Composite(**items, run=ocp.args.JsonRestore())).items())
+        run, progress = found.pop("run"), found.pop("progress")
+        return abstract_state.replace(**found, **progress), run
 
     def restore_weights(self, step, abstract_state):
         """Load only (params, target_params); see `restore`."""
-        names = _TREES[:2]
-        self._check_fits(step, abstract_state, names)
-        trees = _trees(abstract_state)
-        items = {name: ocp.args.StandardRestore(trees[name]) for name in names}
+        trees = _trees(abstract_state, _TREES[:2])
+        self._check_fits(step, trees)
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
         try:
-            found = self._manager.restore(step, args=ocp.args.Composite(**items))
+            found = dict(self._manager.restore(step, args=ocp.args.Composite(**items)).items())
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"checkpoint {self.directory / str(step)} cannot be read: {error}; if its run is still "
                                   "training, it was replaced by a newer one meanwhile: try again") from error
-        return found.params, found.target_params
+        return found["params"], found.get("target_params", {})
 
     def read_run(self, step):
         """Load only `run`, the JSON of a checkpoint: its config and the state of its data order.
@@ -134,12 +134,12 @@ class CheckpointStore:
             raise CheckpointError(f"checkpoint {self.directory / str(step)} has no readable 'run'")
         return self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
 
-    def _check_fits(self, step, abstract_state, names):
+    def _check_fits(self, step, trees):
         metadata, problems = self._manager.item_metadata(step), []
-        for item in names:
+        for item, tree in trees.items():
             if metadata[item] is None:
                 raise CheckpointError(f"checkpoint {self.directory / str(step)} has no readable {item!r}")
-            problems += _misfits(item, _shapes(_trees(abstract_state)[item]), _shapes(metadata[item].tree))
+            problems += _misfits(item, _shapes(tree), _shapes(metadata[item].tree))
         _refuse(self.directory / str(step), problems)
 
     def _failures_named(self):

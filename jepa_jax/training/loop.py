@@ -93,12 +93,12 @@ class _Window:
             )
 
 
-def _compile(task, abstract_state, batch, mesh):
+def _compile(task, abstract_state, batch, frozen, mesh):
     """Compile the step once, ahead of time; any other shape is then an error, not a second program."""
     state_sharding = jax.tree.map(lambda x: x.sharding, abstract_state)
     step = jax.jit(task.train_step, donate_argnums=0, out_shardings=(state_sharding, sharding.replicated(mesh), None))
     began = time.monotonic()
-    compiled = step.lower(abstract_state, batch).compile()
+    compiled = step.lower(abstract_state, batch, frozen).compile()
     memory = compiled.memory_analysis()
     logging.info("compiled the train step in %.1f s; %.2f GiB of temporaries and %.2f GiB of arguments per device",
                  time.monotonic() - began, memory.temp_size_in_bytes / 2**30, memory.argument_size_in_bytes / 2**30)
@@ -128,23 +128,72 @@ def _device_batches(batches, skip_counter, mesh, steps):
         yield step, batch.pop(), time.monotonic() - began
 
 
-def _begin(store, task, abstract, config):
-    """Make or load the first state and log how; returns it."""
+def _begin(store, task, skip_counter, abstract, mesh, config, workdir):
+    """Make or load the first state and log how; returns it and the frozen weights, on the devices."""
+    if jax.process_index() == 0:
+        task.write_frozen(workdir)
     checkpoint.log_parameters(abstract.params)
     state, run, text = checkpoint.start(
         store, abstract, functools.partial(make_state, task, abstract, config.seed), task.read_weights,
         **config.start.to_dict()
     )
     logging.info("%s", text)
-    if run is not None and run["data"] != task.data_state:
-        logging.warning("the data differ from those this run started with, so batches from here on are not the ones "
-                        "it would have seen:\n  then %s\n  now  %s", run["data"], task.data_state)
-    return state
+    if run is not None:
+        _compare_data(run["data"], task.data_state)
+        # Checkpoints from before these were kept have none.
+        skip_counter.restore(run.get("drawn", {}))
+    return state, jax.device_put(task.frozen, sharding.state_sharding(task.frozen, mesh))
 
 
-def _run_record(task, config):
+def _compare_data(then, now):
+    """Warn where the data of a run are not those that it started with."""
+    lines = [f"  {name}: {then.get(name, 'absent')}\n    now {now.get(name, 'absent')}"
+             for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
+    if lines:
+        logging.warning("the data differ from those this run was saved with, so batches from here on are not the ones "
+                        "it would have seen:\n%s", "\n".join(lines))
+
+
+def _run_record(task, config, drawn):
     """Collect what a checkpoint says besides its arrays."""
-    return {"config": config.to_dict(), "data": task.data_state, "model": task.model_card}
+    return {"config": config.to_dict(), "data": task.data_state, "model": task.model_card, "drawn": drawn}
+
+
+class _Recorder:
+    """Writes metrics and checkpoints when they are due, and ends the run where it has to end."""
+
+    def __init__(self, task, skip_counter, store, progress, writer, config, total_steps):
+        self._task, self._skips, self._store, self._progress, self._writer = task, skip_counter, store, progress, writer
+        self._config, self._last = config, total_steps
+        self.close = writer.close
+
+    def end_step(self, step, state, window, *, stopping):
+        """Log and save as due; the same decision in all processes.
+
+        Raises:
+          Preempted: if `stopping`.
+          TrainingStopped: by the update guard, or because too many records were skipped.
+        """
+        always = stopping or step == self._last
+        logs = always or step % self._config.log.every_steps == 0
+        saves = always or step % self._config.checkpoint.every_steps == 0
+        if not logs and not saves:
+            return
+        drawn, excess = self._skips.totals(), ""
+        if logs:
+            row = window.close() | drawn.metrics()
+            self._writer.write(step, row)
+            self._progress.show(step, row)
+            excess = drawn.excess()
+        if saves or excess:
+            self._store.save(step, state, _run_record(self._task, self._config, drawn.record(forgiven=bool(excess))))
+            logging.info("%s", drawn.mixture())
+        if excess or stopping:
+            self._store.wait()
+        if excess:
+            raise TrainingStopped(f"saved step {step} to {self._store.directory} and stopped: {excess}")
+        if stopping:
+            raise Preempted(f"SIGTERM: saved step {step} to {self._store.directory}; run the same command to continue")
 
 
 def train(task, skip_counter, mesh, workdir, *, config, total_steps):
@@ -155,8 +204,7 @@ def train(task, skip_counter, mesh, workdir, *, config, total_steps):
 
     Args:
       task: `Task`.
-      skip_counter: counts what the batches were made of; has `update(*notes)`, `totals()`,
-        `metrics(totals)` and `mixture(totals)`.
+      skip_counter: `SkipCounter` of this process: what the batches were made of.
       mesh: device mesh.
       workdir: folder of the run; a checkpoint in it is resumed.
       config: ConfigDict; the sections seed, start, guard, checkpoint and log are read here,
@@ -168,7 +216,8 @@ def train(task, skip_counter, mesh, workdir, *, config, total_steps):
 
     Raises:
       Preempted: after a SIGTERM, when the state is saved.
-      TrainingStopped: when the update guard gives up.
+      TrainingStopped: in all processes at the same step, when the update guard gives up or too many
+        records had to be skipped; the state is saved in the latter case.
       CheckpointError: when saving or loading fails.
     """
     workdir = epath.Path(workdir)
@@ -178,37 +227,28 @@ def train(task, skip_counter, mesh, workdir, *, config, total_steps):
         )
         stack.callback(store.close)
         abstract = abstract_train_state(task, mesh)
-        state = _begin(store, task, abstract, config)
+        state, frozen = _begin(store, task, skip_counter, abstract, mesh, config, workdir)
         start_step = int(state.step)
         if start_step >= total_steps:
             logging.info("nothing to do: step %d of %d is reached", start_step, total_steps)
             return state
         batches = stack.enter_context(task.open_data(start_step, total_steps - start_step))
-        writer, progress = MetricWriter(workdir, start_step), Progress(start_step, total_steps)
-        stack.callback(writer.close)
+        progress = Progress(start_step, total_steps)
         stack.callback(progress.close)
+        recorder = _Recorder(task, skip_counter, store, progress, MetricWriter(workdir, start_step), config, total_steps)
+        stack.callback(recorder.close)
         compiled, window = None, _Window(task, config.guard)
         steps = range(start_step + 1, total_steps + 1)
         for step, batch, waited in _device_batches(batches, skip_counter, mesh, steps):
             if compiled is None:
-                compiled = _compile(task, abstract, batch, mesh)
+                compiled = _compile(task, abstract, batch, frozen, mesh)
                 window.restart()
                 waited = 0.0
-            state, metrics, samples = compiled(state, batch)
+            state, metrics, samples = compiled(state, batch, frozen)
             # The memory that workers share with us is released as soon as the step is done with it.
             del batch
             window.add(step, metrics, samples, waited)
             progress.advance()
-            stopping = bool(sigterm) or store.preempted(step)
-            if step % config.log.every_steps == 0 or step == total_steps or stopping:
-                row = window.close() | skip_counter.metrics(sharding.sum_over_processes(skip_counter.totals()))
-                writer.write(step, row)
-                progress.show(step, row)
-            if step % config.checkpoint.every_steps == 0 or step == total_steps or stopping:
-                store.save(step, state, _run_record(task, config))
-                logging.info("%s", skip_counter.mixture(sharding.sum_over_processes(skip_counter.totals())))
-            if stopping:
-                store.wait()
-                raise Preempted(f"SIGTERM: saved step {step} to {store.directory}; run the same command to continue")
+            recorder.end_step(step, state, window, stopping=bool(sigterm) or store.preempted(step))
         store.wait()
         return state

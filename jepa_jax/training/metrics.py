@@ -102,7 +102,11 @@ class Progress:
         """Show the main numbers of a metrics dict."""
         if jax.process_index() != 0:
             return
-        parts = [f"loss {metrics['train/loss']:.4f}", f"lr {metrics['optim/lr']:.2e}", f"ema {metrics['ema/momentum']:.5f}"]
+        parts = [f"loss {metrics['train/loss']:.4f}", f"lr {metrics['optim/lr']:.2e}"]
+        if "ema/momentum" in metrics:
+            parts.append(f"ema {metrics['ema/momentum']:.5f}")
+        if "train/copy_last" in metrics:
+            parts.append(f"of copying {metrics['train/loss/teacher_forcing'] / metrics['train/copy_last']:.2f}")
         parts += [f"|g| {name.removeprefix('optim/grad_norm_')} {value:.2g}"
                   for name, value in metrics.items() if name.startswith("optim/grad_norm")]
         parts += [f"rank {metrics['collapse/target_rank']:.1f}", f"{metrics['perf/clips_per_s']:.1f} clips/s",

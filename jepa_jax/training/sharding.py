@@ -14,6 +14,8 @@ from jepa_jax.training.state import tensor_names
 
 BATCH_AXES = ("data", "fsdp")
 _RULES = (("batch", BATCH_AXES), ("tokens", None), ("width", None))
+# Seconds after which a process that says nothing is lost, and the others are ended with an error.
+_LOST_AFTER_S = 60
 # Smaller tensors are cheaper to replicate than to gather.
 _MIN_SHARDED_SIZE = 2**14
 # Parameters under this name are stacked over depth, and the scan walks that axis.
@@ -33,8 +35,21 @@ def join_processes():
       ValueError: if neither says it.
     """
     names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
-    jax.distributed.initialize(**{key: int(os.environ[name]) for key, name in names.items() if name in os.environ})
+    jax.distributed.initialize(
+        **{key: int(os.environ[name]) for key, name in names.items() if name in os.environ},
+        heartbeat_timeout_seconds=_LOST_AFTER_S, shutdown_timeout_seconds=_LOST_AFTER_S,
+    )
     return jax.process_index(), jax.process_count()
+
+
+def leave_alone(code):
+    """End this process, of several, at once: the others may wait in work that it will never join.
+
+    The farewell at a normal exit would wait for them. Their coordinator notices that this one is gone, at
+    the latest after `_LOST_AFTER_S`, and ends them with an error.
+    """
+    logging.flush()
+    os._exit(code)
 
 
 def make_mesh(fsdp=1, devices=None):
@@ -120,7 +135,7 @@ def put_batch(batch, mesh):
 
 
 def sum_over_processes(counts):
-    """Add int arrays of one shape, below 2**31, over all processes; all of them must call it."""
+    """Add int arrays of one shape, below 2**31 in each process, over all processes; all of them must call it."""
     if jax.process_count() == 1:
         return counts
     return multihost_utils.process_allgather(counts.astype(np.int32)).astype(np.int64).sum(axis=0)

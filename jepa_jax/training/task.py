@@ -8,7 +8,7 @@ class Task(NamedTuple):
 
     Attributes:
       init_state: rng -> `TrainState`; jittable.
-      train_step: (state, batch) -> (state, metrics, samples); jittable. `metrics` is a flat
+      train_step: (state, batch, frozen) -> (state, metrics, samples); jittable. `metrics` is a flat
         dict of scalars with the `guard/` entries of `optim.check_update`; `samples` holds
         `targets` and `predictions` `[n, D]` for the collapse monitors.
       open_data: (start_step, num_steps) -> context manager that yields an iterator of
@@ -23,6 +23,9 @@ class Task(NamedTuple):
       read_weights: path -> (params, target_params) of foreign weights, nested dicts of host arrays, to
         start from; or raises ValueError.
       summary: lines for the log at start.
+      frozen: weights that the step reads and nobody changes, nested dict of host arrays; they are on
+        the devices once and in no checkpoint.
+      write_frozen: workdir -> None; keeps the frozen weights there, for readers of the run.
     """
 
     init_state: Callable
@@ -35,3 +38,5 @@ class Task(NamedTuple):
     model_card: dict[str, Any]
     read_weights: Callable
     summary: list[str]
+    frozen: Any
+    write_frozen: Callable

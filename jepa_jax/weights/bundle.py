@@ -109,6 +109,8 @@ class Bundle:
       protocol: `Protocol` of the probes, or None.
       provenance: JSON-able dict: where the weights come from.
       notes: what was assumed, or left out and why; lines for people.
+      world_model: JSON-able dict of what the action predictor was trained on, or None: `robot` (the
+        fields of a `jepa_jax.robots.RobotSpec`), `frames`, `fps`, `crop_aspect`.
     """
 
     networks: dict[str, Network]
@@ -117,6 +119,7 @@ class Bundle:
     protocol: Protocol | None = None
     provenance: dict = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    world_model: dict | None = None
 
     def probes(self):
         """Return the names of the probes, in order."""

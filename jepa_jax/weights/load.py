@@ -51,6 +51,7 @@ def load(path, *, encoder=None, networks=None, dtype=None, probe=0, hints=None, 
         protocol=bundle.protocol,
         provenance=bundle.provenance,
         notes=bundle.notes,
+        world_model=bundle.world_model,
     )
     for note in model.notes:
         logging.info("%s: %s", path, note)

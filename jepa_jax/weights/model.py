@@ -38,6 +38,7 @@ class Model:
       protocol: how the probe was trained to see a video, or None.
       provenance: where the weights come from; JSON-able.
       notes: what was assumed about the weights, or left out of them, and why.
+      world_model: what the action predictor was trained on, or None; see `Bundle`.
     """
 
     networks: dict
@@ -47,6 +48,7 @@ class Model:
     protocol: Protocol | None = None
     provenance: dict = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    world_model: dict | None = None
 
     @property
     def encoder(self) -> VideoEncoder:

@@ -32,7 +32,7 @@ from jepa_jax.weights.bundle import (
 )
 
 FILE = "model.json"
-_FORMAT, _VERSION = "jepa_jax model", 1
+_FORMAT, _VERSION = "jepa_jax model", 2
 _SUFFIX = ".safetensors"
 
 
@@ -68,6 +68,7 @@ def card(bundle):
         "protocol": _plain(bundle.protocol),
         "provenance": bundle.provenance,
         "notes": bundle.notes,
+        "world_model": bundle.world_model,
     }
 
 
@@ -91,6 +92,7 @@ def read_card(text, what):
             _record(Protocol, content["protocol"]),
             content["provenance"],
             tuple(content["notes"]),
+            content["world_model"],
         )
     except json.JSONDecodeError as error:
         raise WeightsError(f"{what} is not JSON: {error}") from error
@@ -131,7 +133,7 @@ def read(path, choose=None, verify=False):
     if (content.get("format"), content.get("version")) != (_FORMAT, _VERSION):
         raise WeightsError(
             f"{what} is of format {content.get('format')!r}, version {content.get('version')!r}; this code reads "
-            f"{_FORMAT!r}, version {_VERSION}"
+            f"{_FORMAT!r}, version {_VERSION}: convert it again"
         )
     modules, sha256, rest = read_card(json.dumps(content), what)
     networks = {}

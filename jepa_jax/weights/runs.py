@@ -1,29 +1,66 @@
 """Weights of our own training runs, finished or not."""
 
+import dataclasses
+
 import jax
+from etils import epath
 
 from jepa_jax.data.clips import resized_side
 from jepa_jax.models.spec import abstract_params, build, describe
 from jepa_jax.training import checkpoint
 from jepa_jax.training.state import TrainState
+from jepa_jax.weights import native
 from jepa_jax.weights.bundle import Bundle, Network, Preprocessing, WeightsError
 
+# Folder of a workdir with the networks that its run read and did not train.
+_FROZEN = "frozen"
 
-def model_card(networks, crop_size, frames):
+
+def model_card(networks, crop_size, frames, target=None, world_model=None):
     """Say what a checkpoint's networks are, as JSON-able dict that `read` understands.
 
     Args:
       networks: dict from the names in `params` to their modules.
       crop_size: side of the training crops, pixels.
       frames: frames per clip in training.
+      target: which of the networks has an EMA copy, or None.
+      world_model: see `Bundle`.
     """
-    networks = {name: describe(module) for name, module in networks.items()}
-    return {"networks": networks, "crop_size": crop_size, "frames": frames}
+    return {
+        "networks": {name: describe(module) for name, module in networks.items()},
+        "crop_size": crop_size,
+        "frames": frames,
+        "target": target,
+        "world_model": world_model,
+    }
 
 
 def preprocessing(crop_size, frames):
     """Return the official evaluation preprocessing for a training resolution."""
     return Preprocessing(crop_size=crop_size, short_side=resized_side(crop_size), frames=frames)
+
+
+def write_frozen(bundle, workdir):
+    """Keep what a run reads and does not train beside its checkpoints, so that the workdir is whole.
+
+    Args:
+      bundle: `Bundle` of the frozen networks.
+      workdir: of the run; nothing is written where an earlier start of the run did so.
+
+    Raises:
+      WeightsError: if the workdir holds other frozen networks, or cannot be written.
+    """
+    folder = epath.Path(workdir) / _FROZEN
+    if not folder.exists():
+        native.write(bundle, folder)
+        return
+    here, there = (native.card(found)["networks"] for found in (bundle, native.read(folder)))
+    if here != there:
+        raise WeightsError(
+            f"{workdir} was started with other frozen weights than these "
+            f"({', '.join(sorted(name for name in here | there if here.get(name) != there.get(name)))} differ): "
+            "give the weights of its first start, or another --workdir"
+        )
 
 
 def read(path):
@@ -33,7 +70,7 @@ def read(path):
       path: its workdir, the `checkpoints` folder in it, or one numbered checkpoint.
 
     Returns:
-      `Bundle` with the networks of `params` and `target_encoder`.
+      `Bundle` with the networks of `params`, the EMA copy of one, and what the run kept frozen.
 
     Raises:
       CheckpointError: if there is no checkpoint, or it does not fit its own description.
@@ -41,31 +78,41 @@ def read(path):
     store, step = checkpoint.open_checkpoint(path)
     try:
         run = store.read_run(step)
-        if "model" not in run:
+        if "world_model" not in run.get("model", {}):
             raise WeightsError(
                 f"{store.directory / str(step)} does not describe its networks; train it with this version"
             )
-        modules = {name: build(spec) for name, spec in run["model"]["networks"].items()}
-        params, target_params = store.restore_weights(step, _abstract_state(modules))
+        card = run["model"]
+        modules = {name: build(spec) for name, spec in card["networks"].items()}
+        params, target_params = store.restore_weights(step, _abstract_state(modules, card["target"]))
     finally:
         store.close()
     params, target_params = jax.device_get((params, target_params))
     networks = {name: Network(module, params[name]) for name, module in modules.items()}
-    networks = {"target_encoder": Network(modules["encoder"], target_params)} | networks
-    provenance = {
-        "format": "run",
-        "source": store.directory.resolve().parent.name,
-        "step": step,
-        "config": run["config"],
-    }
-    return Bundle(networks, preprocessing(run["model"]["crop_size"], run["model"]["frames"]), provenance=provenance)
+    if card["target"]:
+        networks = {f"target_{card['target']}": Network(modules[card["target"]], target_params)} | networks
+    workdir = store.directory.resolve().parent
+    provenance = {"format": "run", "source": workdir.name, "step": step, "config": run["config"]}
+    bundle = Bundle(networks, preprocessing(card["crop_size"], card["frames"]), provenance=provenance,
+                    world_model=card["world_model"])
+    return _with_frozen(bundle, workdir / _FROZEN)
 
 
-def _abstract_state(modules):
+def _with_frozen(bundle, folder):
+    if not folder.exists():
+        return bundle
+    frozen = native.read(folder)
+    return dataclasses.replace(
+        bundle, networks=frozen.networks | bundle.networks, notes=(*frozen.notes, *bundle.notes),
+        provenance=bundle.provenance | {"frozen": frozen.provenance},
+    )
+
+
+def _abstract_state(modules, target):
     # On the host, whatever devices there are: who wants them elsewhere puts them there.
     here = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     params = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
         {name: abstract_params(module) for name, module in modules.items()},
     )
-    return TrainState(step=(), params=params, target_params=params["encoder"], opt_state=(), guard=())
+    return TrainState(step=(), params=params, target_params=params[target] if target else {}, opt_state=(), guard=())

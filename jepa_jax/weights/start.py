@@ -29,9 +29,36 @@ def read_start(path, encoder, predictor):
     if "predictor" not in bundle.networks:
         raise WeightsError(f"{path} has no predictor to train; it holds {', '.join(bundle.networks)}")
     found = {"encoder": student, "predictor": bundle.networks["predictor"]}
+    _check_same(path, {name: (module, found[name].module) for name, module in (("encoder", encoder), ("predictor", predictor))})
+    return {name: network.params for name, network in found.items()}, target.params
+
+
+def read_action_predictor(path, predictor):
+    """Read an action-conditioned predictor to go on with.
+
+    Args:
+      path: anything `jepa_jax.weights.store.read` takes.
+      predictor: the network that will be trained, as in `read_start`.
+
+    Returns:
+      (`{"action_predictor": params}`, {}), host arrays.
+
+    Raises:
+      WeightsError: if it is absent, or computes something else than the one to be trained.
+    """
+    bundle = store.read(path)
+    found = bundle.networks.get("action_predictor")
+    if found is None:
+        raise WeightsError(f"{path} has no action_predictor to train; it holds {', '.join(bundle.networks)}")
+    _check_same(path, {"action_predictor": (predictor, found.module)})
+    return {"action_predictor": found.params}, {}
+
+
+def _check_same(path, pairs):
+    """Raise WeightsError unless the networks (here, there) of every name compute the same."""
     problems = []
-    for name, module in (("encoder", encoder), ("predictor", predictor)):
-        here, there = describe(module), describe(found[name].module)
+    for name, modules in pairs.items():
+        here, there = map(describe, modules)
         problems += [
             f"{name}.{key}: {there[key]!r} in the weights, {here[key]!r} in this config"
             for key in here
@@ -39,4 +66,3 @@ def read_start(path, encoder, predictor):
         ]
     if problems:
         raise WeightsError(f"{path} holds other networks than this config describes:\n  " + "\n  ".join(problems))
-    return {name: network.params for name, network in found.items()}, target.params

@@ -16,6 +16,7 @@ import pytest
 from compiling import fast_jit
 from jepa_jax.models import MaskedPredictor, VideoEncoder, convert
 from jepa_jax.tasks import pretrain
+from jepa_jax.tasks.step import make_train_step
 from jepa_jax.training import optim
 from jepa_jax.training.state import create_state
 from parity.files import load, subtree
@@ -91,7 +92,7 @@ def _official(encoder, params, target_params=None):
 def _run(arrays, config, dtype):
     """Return (metrics of every step, final parameters under official names)."""
     encoder, loss_fn, optimizer, schedules, state = _build(arrays, config, dtype)
-    step = fast_jit(pretrain.make_train_step(loss_fn, optimizer, schedules, accumulate=1, spike_factor=0))
+    step = fast_jit(make_train_step(loss_fn, optimizer, schedules, accumulate=1, spike_factor=0, target_key="encoder"))
     history = []
     for number in range(config["steps"]):
         state, metrics, _ = step(state, _batch(arrays, config, number))

@@ -1,0 +1,136 @@
+"""Action-conditioned post-training (V-JEPA 2-AC): on a frozen encoder, learn what actions do.
+
+    python -m jepa_jax.train --config=configs/world_model.py:droid_vitg --workdir=runs/ac \
+        --config.encoder=models/vitg --config.data.paths="('shards/droid',)"
+
+Variants: droid_vitg (the released recipe; the encoder is the one given, any size), small (a predictor
+for one GPU: 12 blocks of 512) and demo (the table-top of this package, minutes on two CPU cores).
+Option robot: droid (7 numbers, the official algebra), se2 (a robot that drives) or generic (joints
+or anything else; names and units as the shards say). Any field of a robot can be set:
+--config.robot.action_high="(0.05,0.05,0.05,0,0,0,0.75)".
+
+Source: configs/train/vitg16/droid-256px-8f.yaml; paper section 3.
+"""
+
+import ml_collections
+
+from configs import common
+
+ROBOTS = ("droid", "se2", "generic")
+
+
+def get_config(argument="droid_vitg"):
+    """Return the config of a variant."""
+    name, options = common.parse_argument(argument, ("droid_vitg", "small", "demo"), robot="droid")
+    if options["robot"] not in ROBOTS:
+        raise ValueError(f"robot {options['robot']!r} is unknown; choose one of {', '.join(ROBOTS)}")
+    config = common.run_config("world_model")
+    config.encoder = ""  # weights of any format, or a run; may be left out where the shards hold features
+    config.robot = _robot_section(options["robot"])
+    config.model = _model_section()
+    config.rollout = ml_collections.ConfigDict({
+        "auto_steps": 2,  # frames predicted from predictions in the rollout loss
+        "detach": False,  # no gradient from one step of the rollout to the one before
+        "integrate_states": False,  # compute the states of the rollout from the actions instead of reading them
+        "reduce": "mean",  # mean | sum over the steps of the rollout
+        "cached": True,  # keep keys and values instead of computing all frames again; the result is the same
+    })
+    config.data = _data_section()
+    config.optim = _optim_section()
+    if name == "droid_vitg":
+        # The paper found that right views, without their extrinsics, do harm.
+        config.data.views = ("left",)
+    if name == "small":
+        config.model.predictor.update({"width": 512, "depth": 12, "num_heads": 8})
+    if name == "demo":
+        _shrink(config)
+    return config
+
+
+def _robot_section(preset):
+    """A preset and whatever is to differ from it; empty fields stay as they are there."""
+    unset = ml_collections.config_dict.placeholder
+    return ml_collections.ConfigDict({
+        "preset": preset,
+        "name": "",
+        "state_names": (), "state_units": (), "action_names": (), "action_units": (),
+        "state_scale": (), "action_scale": (),  # numbers are divided by these before the network sees them
+        "action_low": (), "action_high": (), "planned": (),  # for planning
+        "frame": "",  # base | camera | tool
+        "mode": "",  # delta | absolute
+        "source": "",  # states (actions are derived from them) | recorded
+        "rotation": "",  # none | yaw | xyz euler | axis angle | quaternion
+        "position": unset(int), "rotation_at": unset(int), "gripper": unset(int),  # places in a state
+        "gripper_range": (),
+    })
+
+
+def _model_section():
+    return ml_collections.ConfigDict({
+        "predictor": {
+            "width": 1024, "depth": 24, "num_heads": 16, "mlp_ratio": 4.0,
+            "use_extrinsics": False,  # tell the camera's pose in every frame
+            "conditioning": "tokens",  # tokens (released weights) | adaln
+        },
+        "rope_layout": "tiled",
+        "attention": "auto",
+        "remat": "full",
+        "dtype": "bfloat16",
+        "param_dtype": "float32",
+        "residual_dtype": "float32",
+        "encoder_residual_dtype": "bfloat16",
+        "frames_at_once": 8,  # frames of a clip that the encoder works on at once
+    })
+
+
+def _data_section():
+    return ml_collections.ConfigDict({
+        "root": "",  # put before every path that is not absolute
+        "paths": ("shards",),
+        "weights": (1.0,),
+        "frames": 8,
+        "fps": 4.0,
+        "views": (),  # cameras by name, one is drawn per sample; empty: any
+        "batch_size": 256,
+        "size": 256,
+        # A crop of 1.777 times the area never fits: what is taken is the largest centered one within
+        # the aspects, 1.35 wide for DROID's frames.
+        "crop_scale": (1.777, 1.777),
+        "crop_aspect": (0.75, 1.35),
+        "cache_dir": "",
+        "cache_gib": 100.0,
+        "workers": 8,
+        "threads": 2,
+        "prefetch": 2,
+        "max_bad_fraction": 0.05,
+    })
+
+
+def _optim_section():
+    return ml_collections.ConfigDict({
+        "total_steps": 94_500,
+        "schedule": "warmup_stable_decay",
+        "start_lr": 7.5e-5,
+        "lr": 4.25e-4,
+        "final_lr": 0.0,
+        "warmup_steps": 4_500,
+        "anneal_steps": 4_500,
+        "horizon_scale": 1.0,
+        "weight_decay": 0.04,
+        "final_weight_decay": 0.04,
+        "b1": 0.9,
+        "b2": 0.999,
+        "eps": 1e-8,
+        "loss_exponent": 1.0,
+        "accumulate": 1,  # parts a batch is cut into, for small memories: 256 = 32 parts of 8
+    })
+
+
+def _shrink(config):
+    """Shrink everything to minutes on two CPU cores."""
+    config.model.update({"dtype": "float32", "encoder_residual_dtype": "float32", "remat": "none"})
+    config.model.predictor.update({"width": 128, "depth": 4, "num_heads": 4})
+    config.data.update({"size": 64, "frames": 4, "batch_size": 16, "workers": 1, "threads": 1})
+    config.optim.update({"total_steps": 2000, "start_lr": 1e-4, "lr": 1e-3, "warmup_steps": 100, "anneal_steps": 500})
+    config.checkpoint.update({"every_steps": 100, "keep_last": 2, "keep_every": 0})
+    config.log.update({"every_steps": 20, "monitor_tokens": 1024})

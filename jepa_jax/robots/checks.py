@@ -1,0 +1,138 @@
+"""Whether a trajectory is one of the robot that it is taken for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from jepa_jax.data.errors import DataError
+from jepa_jax.data.trajectories import TrajectoryRecord
+from jepa_jax.robots.rotations import NO_ROTATION, ROTATIONS
+from jepa_jax.robots.spec import RobotSpec
+
+_EULER = "xyz euler"
+# A record that states an orientation holds its angles here.
+_EULER_AT = 3
+# Radians within one turn, with some room for noise.
+_MAX_ANGLE = 2 * math.pi + 0.1
+# Part of the gripper's range by which a measurement may be outside of it.
+_GRIPPER_SLACK = 0.25
+_LENGTH_TOLERANCE = 0.1
+_DEGREES = ("deg", "degree", "degrees")
+
+
+def check_record(spec: RobotSpec, record: TrajectoryRecord, views: Sequence[str] | None = None) -> None:
+    """Refuse a trajectory that is not of a robot.
+
+    Args:
+        spec: the robot.
+        record: the trajectory.
+        views: names of the views that will be used; all of the record's if None.
+
+    Raises:
+        DataError: 'wrong robot', 'wrong units', 'angles in degrees', 'not unit quaternions',
+            'gripper out of range', 'no recorded actions', 'missing view', 'no extrinsics'.
+    """
+    _check_numbers(spec, record, "state", record.states)
+    if spec.source == "recorded":
+        if record.actions is None:
+            raise _refusal(
+                "no recorded actions", spec, record, "actions", "none recorded", "those of the record (source)"
+            )
+        _check_numbers(spec, record, "action", record.actions)
+    _check_rotation(spec, record)
+    _check_gripper(spec, record)
+    if spec.frame == "camera":
+        _check_cameras(spec, record, views)
+
+
+def check_same(first: RobotSpec, second: RobotSpec, what: str) -> None:
+    """Refuse to go on with two descriptions that ought to be one.
+
+    Args:
+        first, second: the robots.
+        what: whose they are, for the message, as 'checkpoint and config'.
+
+    Raises:
+        ValueError: fields differ; the message lists them with both values.
+    """
+    pairs = [
+        (field.name, getattr(first, field.name), getattr(second, field.name)) for field in dataclasses.fields(RobotSpec)
+    ]
+    if different := [f"{name}: {one!r}, {other!r}" for name, one, other in pairs if one != other]:
+        raise ValueError(f"{what} describe different robots; " + "; ".join(different))
+
+
+def _check_numbers(spec: RobotSpec, record: TrajectoryRecord, kind: str, array: np.ndarray) -> None:
+    """Compare the number, names and units of a record's states or actions."""
+    needed, found = getattr(spec, f"{kind}_names"), getattr(record, f"{kind}_names")
+    if array.shape[1] != len(needed):
+        stated = f"{array.shape[1]} numbers ({', '.join(found)})"
+        raise _refusal("wrong robot", spec, record, f"{kind}s", stated, f"{len(needed)} numbers ({', '.join(needed)})")
+    for place, (have, want) in enumerate(zip(found, needed, strict=True)):
+        if have != want and not _is_numbered(have):
+            raise _refusal("wrong robot", spec, record, f"{kind}_names[{place}]", repr(have), repr(want))
+    units = zip(found, getattr(record, f"{kind}_units"), getattr(spec, f"{kind}_units"), strict=True)
+    for place, (name, have, want) in enumerate(units):
+        if have and want and have != want:
+            reason = "angles in degrees" if have.lower() in _DEGREES and want == "rad" else "wrong units"
+            raise _refusal(reason, spec, record, f"{kind}_units[{place}] of {name!r}", repr(have), repr(want))
+
+
+def _is_numbered(name: str) -> bool:
+    """Say whether a source made a name up, as 'state.3', because the data had none."""
+    return not name or name.rpartition(".")[2].isdigit()
+
+
+def _check_rotation(spec: RobotSpec, record: TrajectoryRecord) -> None:
+    # Records know one way to write orientations: others are stored without a name.
+    says = spec.rotation == _EULER and spec.rotation_at == _EULER_AT
+    if says != (record.rotation == _EULER):
+        needed = f"{spec.rotation!r}" + ("" if spec.rotation == NO_ROTATION else f" at {spec.rotation_at}")
+        found = f"{record.rotation!r}" + (f" at {_EULER_AT}" if record.rotation == _EULER else "")
+        remedy = "; if the numbers are that, prepare the data with --rotation xyz-euler" if says else ""
+        raise _refusal("wrong robot", spec, record, "rotation", found, needed + remedy)
+    part = spec.part("rotation")
+    if part is None:
+        return
+    numbers = record.states[:, part.where].astype(np.float64)
+    if ROTATIONS[spec.rotation].angles:
+        largest = float(np.abs(numbers).max())
+        if not largest <= _MAX_ANGLE:
+            needed = f"radians within {_MAX_ANGLE:.2f}; these look like degrees (or count turns: wrap them)"
+            raise _refusal("angles in degrees", spec, record, "rotation", f"an angle of {largest:.4g}", needed)
+        return
+    lengths = np.linalg.norm(numbers, axis=1)
+    worst = int(np.abs(lengths - 1).argmax())
+    if not abs(lengths[worst] - 1) <= _LENGTH_TOLERANCE:
+        found = f"a quaternion of length {lengths[worst]:.4g} in row {worst}"
+        raise _refusal("not unit quaternions", spec, record, "rotation", found, "lengths of 1 (x y z w)")
+
+
+def _check_gripper(spec: RobotSpec, record: TrajectoryRecord) -> None:
+    if spec.gripper is None:
+        return
+    low, high = spec.gripper_range
+    slack = _GRIPPER_SLACK * (high - low)
+    numbers = record.states[:, spec.gripper]
+    least, most = float(numbers.min()), float(numbers.max())
+    if not (least >= low - slack and most <= high + slack):
+        needed = f"gripper_range {low:g} to {high:g}"
+        raise _refusal("gripper out of range", spec, record, "gripper", f"{least:.4g} to {most:.4g}", needed)
+
+
+def _check_cameras(spec: RobotSpec, record: TrajectoryRecord, views: Sequence[str] | None) -> None:
+    known = {view.name: view for view in record.views}
+    for name in known if views is None else views:
+        if name not in known:
+            raise _refusal("missing view", spec, record, "views", ", ".join(known), repr(name))
+        if known[name].extrinsics is None:
+            needed = "the camera's pose, as frame is 'camera'"
+            raise _refusal("no extrinsics", spec, record, f"extrinsics of view {name!r}", "none", needed)
+
+
+def _refusal(reason: str, spec: RobotSpec, record: TrajectoryRecord, field: str, found: str, needed: str) -> DataError:
+    return DataError(reason, f"{record.source_id}: {field}: found {found}; robot {spec.name!r} needs {needed}")

@@ -1,0 +1,382 @@
+"""Action-conditioned post-training: on a frozen encoder, predict the next frame's latents from actions and states."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jepa_jax.data.errors import DataError
+from jepa_jax.data.iterate import make_iterator
+from jepa_jax.data.latents import Origin
+from jepa_jax.data.records import ShardSource
+from jepa_jax.data.specs import CropSpec, GroupSpec
+from jepa_jax.data.trajectories import KIND
+from jepa_jax.data.trajectory_clips import trajectory_indices
+from jepa_jax.data.trajectory_pipeline import TrajectoryPipeline
+from jepa_jax.models import ActionPredictor, token_grid
+from jepa_jax.models.flops import action_predictor_flops, encoder_flops
+from jepa_jax.models.norms import normalize_latents
+from jepa_jax.robots.checks import check_record
+from jepa_jax.robots.conditions import ConditionMaker
+from jepa_jax.robots.presets import make_spec
+from jepa_jax.robots.spec import RobotSpec
+from jepa_jax.robots.world import WorldModel
+from jepa_jax.tasks.losses import latent_loss
+from jepa_jax.tasks.sources import make_cache, make_sources
+from jepa_jax.tasks.step import make_schedules, make_train_step, sample_latents
+from jepa_jax.training import optim, sharding
+from jepa_jax.training.state import create_state, tensor_names
+from jepa_jax.training.task import Task
+from jepa_jax.weights import bundle as weights
+from jepa_jax.weights import runs, start, store
+
+GROUP = "trajectory"
+REDUCTIONS = ("mean", "sum")
+# Trajectories that may be bad before the data as a whole are refused at the start.
+_LOOKED_AT = 10
+
+
+class Features(NamedTuple):
+    """Where the latents of a run come from, and their shape.
+
+    Attributes:
+      bundle: the frozen encoder, or None where only stored latents are at hand.
+      sha256: identity of the encoder's weights.
+      origin: of the latents that are read from the shards; None where they are computed.
+      grid: (h, w) tokens of a frame.
+      width: D.
+    """
+
+    bundle: weights.Bundle | None
+    sha256: str
+    origin: Origin | None
+    grid: tuple[int, int]
+    width: int
+
+    @property
+    def stored(self):
+        """Tell whether latents are read from the shards."""
+        return self.origin is not None
+
+
+def make_loss(world, rollout, *, frames_at_once, loss_exponent, monitor_tokens):
+    """Build the loss of the action-conditioned predictor.
+
+    Args:
+      world: `WorldModel`.
+      rollout: section of a config: auto_steps, detach, integrate_states, reduce, cached.
+      frames_at_once: frames of a clip that are encoded at once.
+
+    Returns:
+      Function (params, frozen, batch) -> (loss, aux) as in `step.make_train_step`; `params` has the
+      key action_predictor, `frozen` the key encoder unless the batch holds latents, `batch` is as
+      `TrajectoryPipeline.batch_at` makes it. The loss is that of teacher forcing, every frame from
+      the true ones before it, plus that of the rollout.
+
+    Source: app/vjepa_droid/train.py (loss_fn, forward_predictions).
+    """
+    distance = functools.partial(latent_loss, exponent=loss_exponent)
+
+    def loss_fn(params, frozen, batch):
+        if "latents" in batch:
+            latents = normalize_latents(batch["latents"])
+        else:
+            latents = world.encode(frozen, batch["video"], frames_at_once)
+        latents = jax.lax.stop_gradient(latents)
+        told = [batch["actions"], batch["states"][:, :-1]]
+        if "extrinsics" in batch:
+            told.append(batch["extrinsics"][:, :-1])
+        forced = world.predict_next(params, latents[:, :-1], *told)
+        steps = _rollout_predictions(world, rollout, params, latents, forced, told)
+        losses = {
+            "train/loss/teacher_forcing": distance(forced, latents[:, 1:]),
+            "train/loss/rollout": distance(steps, latents[:, 1 : 1 + rollout.auto_steps]),
+        }
+        if rollout.reduce == "sum":
+            losses["train/loss/rollout"] *= rollout.auto_steps
+        total = sum(losses.values())
+        # What is reached by predicting no change at all.
+        losses["train/copy_last"] = distance(latents[:, :-1], latents[:, 1:])
+        flat = lambda x: x.reshape(len(x), -1, x.shape[-1])
+        samples = sample_latents(flat(latents[:, 1:]), flat(forced), monitor_tokens)
+        return total, {"losses": losses, "samples": samples}
+
+    return loss_fn
+
+
+def _rollout_predictions(world, rollout, params, latents, forced, told):
+    """Return `[B, auto_steps, h*w, D]`: the first teacher-forced prediction and those that follow from it."""
+    # Parity: the first step is the teacher-forced prediction itself, so it counts in both losses.
+    first = forced[:, :1]
+    if rollout.auto_steps == 1:
+        return first
+    handed = jax.lax.stop_gradient(first) if rollout.detach else first
+    actions, states, *extrinsics = (value[:, : rollout.auto_steps] for value in told)
+    if rollout.integrate_states:
+        # The state beside a predicted frame is predicted too: only the first one is measured.
+        states = jnp.stack([states[:, 0], world.move(states[:, 0], actions[:, 0])], axis=1)
+    later = world.rollout(
+        params, jnp.concatenate([latents[:, :1], handed], axis=1), actions, states, *extrinsics,
+        integrate=rollout.integrate_states, cached=rollout.cached, detach=rollout.detach,
+    )
+    return jnp.concatenate([first, later], axis=1)
+
+
+def check_rollout(rollout, frames):
+    """Raise ValueError unless the `rollout` section of a config fits clips of so many frames."""
+    if not 1 <= rollout.auto_steps < frames:
+        raise ValueError(f"rollout.auto_steps {rollout.auto_steps} must be from 1 to {frames - 1}, as data.frames is {frames}")
+    if rollout.reduce not in REDUCTIONS:
+        raise ValueError(f"rollout.reduce {rollout.reduce!r} is unknown; choose one of {REDUCTIONS}")
+
+
+def make_optimizer(section, abstract_params, use_extrinsics):
+    """Build AdamW from the `optim` section for these parameters."""
+    factors = optim.decay_factors(abstract_params)
+    predictor = factors["action_predictor"]
+    if not use_extrinsics and "extrinsics" in predictor:
+        # Parity: these get no gradient, and PyTorch then leaves them alone, decay included.
+        predictor["extrinsics"] = jax.tree.map(lambda _: 0.0, predictor["extrinsics"])
+    return optim.make_adamw(b1=section.b1, b2=section.b2, eps=section.eps, decay_factors=factors)
+
+
+def make_group(config):
+    """Build the `GroupSpec` of the trajectories."""
+    data = config.data
+    return GroupSpec(GROUP, "video", data.frames, data.fps, data.batch_size, make_sources(data.root, data, "data"))
+
+
+def find_features(config, record):
+    """Find out where latents come from: an encoder, or the shards.
+
+    Args:
+      config: ConfigDict.
+      record: a `TrajectoryRecord` of the data.
+
+    Returns:
+      `Features`.
+
+    Raises:
+      ValueError: if there is neither, the stored latents are of another encoder, crop or rate, or the
+        sources are not all of one kind.
+      WeightsError: if the encoder cannot be read.
+    """
+    latents = _stored_latents(config, record)
+    origin = latents and latents.origin
+    _check_sources(config, origin)
+    if not config.encoder:
+        if latents is None:
+            raise ValueError("encoder is not set: give --config.encoder=WEIGHTS, or shards made by `prepare features`")
+        return Features(None, origin.encoder_sha256, origin, origin.grid, origin.width)
+    bundle = store.read(config.encoder, choose=lambda names: (weights.choose_encoder(names),))
+    name = weights.choose_encoder(bundle.networks)
+    bundle = weights.keep_networks(bundle, [name])
+    network = bundle.networks[name]
+    sha256 = network.sha256 or weights.network_sha256(network.params)
+    size, patch = config.data.size, network.module.patch_size
+    grid = token_grid(network.module.tubelet_size, size, size, patch, network.module.tubelet_size)[1:]
+    if origin and origin.encoder_sha256 != sha256:
+        raise ValueError(
+            f"the shards hold latents of the encoder with sha256 {origin.encoder_sha256[:12]}..., but config.encoder "
+            f"{config.encoder} is {sha256[:12]}...: give the encoder they were made with, or make them again"
+        )
+    return Features(bundle, sha256, origin, grid, network.module.width)
+
+
+def _check_sources(config, origin):
+    """Raise ValueError unless the first record of every source holds what that of the first one does."""
+    describe = lambda origin: f"features ({origin})" if origin else "frames"
+    sources = make_group(config).sources
+    for spec in sources[1:]:
+        latents = _first_latents(config, ShardSource(spec.paths, KIND, make_cache(config.data))[0])
+        if (other := latents and latents.origin) != origin:
+            raise ValueError(
+                f"{sources[0].name} holds {describe(origin)}, {spec.name} {describe(other)}: all data.paths must be of one kind"
+            )
+
+
+def _first_latents(config, record):
+    """Return the latents of a record's first wanted view, or None if it holds frames."""
+    views = [view for view in record.views if not config.data.views or view.name in config.data.views]
+    return next((view.latents for view in views if view.latents), None)
+
+
+def _stored_latents(config, record):
+    """Return a record's latents, found to be what the config wants, or None if it holds frames."""
+    data, latents = config.data, _first_latents(config, record)
+    if latents is None:
+        return None
+    wanted = (data.size, *data.crop_aspect)
+    if tuple(latents.crop) != wanted:
+        raise ValueError(
+            f"the shards hold latents of crops (size, least and greatest aspect) {tuple(latents.crop)}, the config says "
+            f"{wanted} (data.size, data.crop_aspect): change it, or make them again with `prepare features`"
+        )
+    if data.crop_scale[0] <= 1:
+        raise ValueError(
+            f"data.crop_scale {tuple(data.crop_scale)} asks for random crops, but the shards hold latents of the "
+            "centered one: set it to (1.777, 1.777), or give the shards they were made from"
+        )
+    try:
+        trajectory_indices(record.num_frames, record.sampling_fps, frames=data.frames, fps=data.fps, uniform=0.0,
+                           stored=latents.frames)
+    except DataError as error:
+        if error.reason == "rate not stored":
+            raise ValueError(
+                f"{record.source_id}: {error}; it has latents of rows {', '.join(map(str, latents.frames[:3]))}, ... "
+                f"Set data.fps to the rate they were made for, or make them with `prepare features --fps {data.fps:g}`"
+            ) from error
+    return latents
+
+
+def _check_views(record, wanted):
+    names = [view.name for view in record.views]
+    if absent := [name for name in wanted if name not in names]:
+        raise DataError(
+            "missing view", f"{record.source_id}: no view {', '.join(map(repr, absent))} (data.views); there are: {', '.join(names)}"
+        )
+
+
+def make_predictor(model, features, robot):
+    """Build the `ActionPredictor` of a config's `model` section for these features and this robot."""
+    return ActionPredictor(
+        output_dim=features.width, action_dim=robot.action_dim, state_dim=robot.state_dim, grid=features.grid,
+        rope_layout=model.rope_layout, attention=model.attention, remat=model.remat, dtype=jnp.dtype(model.dtype),
+        param_dtype=jnp.dtype(model.param_dtype), residual_dtype=jnp.dtype(model.residual_dtype),
+        **model.predictor.to_dict(),
+    )
+
+
+def init_params(predictor, rng):
+    """Initialise the predictor: `{"action_predictor": ...}`; the number of frames does not matter."""
+    per_frame = lambda size: jnp.zeros((1, 1, size))
+    extrinsics = per_frame(predictor.extrinsics_dim) if predictor.use_extrinsics else None
+    params = predictor.init(
+        rng, per_frame(predictor.output_dim), per_frame(predictor.action_dim), per_frame(predictor.state_dim),
+        extrinsics, (1, 1),
+    )["params"]
+    return {"action_predictor": params}
+
+
+def make_pipeline(config, robot, features, process_index=0, process_count=1):
+    """Build the `TrajectoryPipeline` of one process."""
+    data, views = config.data, tuple(config.data.views) or None
+    return TrajectoryPipeline(
+        make_group(config), CropSpec(data.size, data.crop_scale, data.crop_aspect, 0.0), ConditionMaker(robot, views),
+        views=views, extrinsics=config.model.predictor.use_extrinsics, latents=features.stored, origin=features.origin, seed=config.seed,
+        cache=make_cache(data), process_index=process_index, process_count=process_count,
+    )
+
+
+def describe_world(config, robot, features):
+    """Say what the predictor is trained on, as the `world_model` of a `Bundle`."""
+    data = config.data
+    return {"robot": robot.to_json(), "frames": data.frames, "fps": data.fps, "crop_aspect": list(data.crop_aspect),
+            "views": list(data.views), "encoder_sha256": features.sha256}
+
+
+def make_robot(config):
+    """Build the robot of a config and look whether the data are of it.
+
+    Returns:
+      (`RobotSpec`, a `TrajectoryRecord` of it).
+
+    Raises:
+      ValueError: if the config describes no robot.
+      DataError: why the first trajectory does not fit, if none of the first few does.
+    """
+    source = ShardSource(make_group(config).sources[0].paths, KIND, make_cache(config.data))
+    problems = []
+    for number in range(min(_LOOKED_AT, len(source))):
+        try:
+            record = source[number]
+            robot = make_spec(config.robot.to_dict(), record)
+            _check_views(record, config.data.views)
+            check_record(robot, record, tuple(config.data.views) or None)
+            return robot, record
+        except DataError as error:
+            problems.append(error)
+    raise problems[0]
+
+
+def step_flops(predictor, encoder, features, config):
+    """Count the operations of one optimiser step."""
+    frames, patches = config.data.frames, features.grid[0] * features.grid[1]
+    count = functools.partial(action_predictor_flops, predictor, patches)
+    steps = config.rollout.auto_steps
+    rollout = count(steps) if config.rollout.cached else sum(count(n) for n in range(2, steps + 1))
+    # A backward pass costs twice the forward pass; the encoder has none.
+    per_clip = 3 * (count(frames - 1) + (rollout if steps > 1 else 0))
+    if not features.stored:
+        per_clip += frames * encoder_flops(encoder, patches)
+    return config.data.batch_size * per_clip
+
+
+def make_task(config, mesh):
+    """Build the action-conditioned task.
+
+    Args:
+      config: locked ConfigDict as in `configs/world_model.py`.
+      mesh: device mesh from `sharding.make_mesh`.
+
+    Returns:
+      `Task`.
+
+    Raises:
+      ValueError: if a setting is impossible; nothing has been compiled then.
+      FileNotFoundError: if shards are missing.
+      DataError: if the first trajectories cannot be read, or are of another robot.
+    """
+    data, section = config.data, config.optim
+    check_rollout(config.rollout, data.frames)
+    sharding.check_batch_size(GROUP, data.batch_size, mesh, section.accumulate)
+    robot, record = make_robot(config)
+    features = find_features(config, record)
+    predictor = make_predictor(config.model, features, robot)
+    frozen, encoder, pixels = _frozen(config, features)
+    world = WorldModel(predictor, robot, encoder, **pixels)
+    pipeline = make_pipeline(config, robot, features, jax.process_index(), jax.process_count())
+    abstract = jax.eval_shape(functools.partial(init_params, predictor), jax.random.key(0))
+    optimizer = make_optimizer(section, abstract, predictor.use_extrinsics)
+    loss_fn = make_loss(world, config.rollout, frames_at_once=config.model.frames_at_once,
+                        loss_exponent=section.loss_exponent, monitor_tokens=config.log.monitor_tokens)
+    return Task(
+        init_state=lambda rng: create_state(init_params(predictor, rng), {}, optimizer),
+        train_step=make_train_step(loss_fn, optimizer, make_schedules(section), accumulate=section.accumulate,
+                                   spike_factor=config.guard.spike_factor),
+        open_data=functools.partial(make_iterator, pipeline, workers=data.workers, threads=data.threads,
+                                    prefetch=data.prefetch),
+        tensor_names=optim.checked_names(tensor_names(abstract)),
+        clips_per_step=data.batch_size,
+        flops_per_step=step_flops(predictor, encoder, features, config),
+        data_state={"seed": config.seed, "trajectories": pipeline.describe()},
+        model_card=runs.model_card({"action_predictor": predictor}, data.size, data.frames,
+                                   world_model=describe_world(config, robot, features)),
+        read_weights=functools.partial(start.read_action_predictor, predictor=predictor),
+        summary=_summarize(robot, features) + pipeline.describe(),
+        frozen=frozen,
+        write_frozen=lambda workdir: features.bundle and runs.write_frozen(features.bundle, workdir),
+    )
+
+
+def _frozen(config, features):
+    """Return what the step reads of the encoder: (params, module, keyword arguments of `WorldModel`)."""
+    if features.stored:
+        return {}, None, {}
+    (network,) = features.bundle.networks.values()
+    model, pre = config.model, features.bundle.preprocessing
+    module = network.module.clone(
+        attention=model.attention, dtype=jnp.dtype(model.dtype), residual_dtype=jnp.dtype(model.encoder_residual_dtype)
+    )
+    return {"encoder": network.params}, module, {"mean": pre.mean, "std": pre.std}
+
+
+def _summarize(robot, features):
+    where = "stored in the shards" if features.stored else "computed in every step"
+    grid = "x".join(map(str, features.grid))
+    return [
+        f"robot {robot.name}: states {', '.join(robot.state_names)}; {robot.mode} actions {', '.join(robot.action_names)} "
+        f"in the {robot.frame} frame, {'derived from states' if robot.source == 'states' else 'as recorded'}",
+        f"latents {where}: {grid} tokens of {features.width} per frame, encoder sha256 {features.sha256[:12]}",
+    ]

@@ -1,0 +1,201 @@
+"""Action-conditioned training end to end: raw robot data through prepare, train, resume and load."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import robots
+from compiling import fast_jit
+from weight_bundles import random_network
+
+import jepa_jax
+from configs import world_model as configs
+from jepa_jax import prepare
+from jepa_jax.data import DataError, SkipCounter
+from jepa_jax.models import VideoEncoder
+from jepa_jax.tasks import world_model
+from jepa_jax.training import loop, sharding
+from jepa_jax.weights import native
+from jepa_jax.weights.bundle import Bundle, Preprocessing, WeightsError
+
+STEPS = 4
+SMALL = {
+    "data.size": 32, "data.frames": 4, "data.fps": 5.0, "data.batch_size": 4, "data.workers": 0, "data.threads": 0,
+    "model.predictor.width": 32, "model.predictor.depth": 2, "model.predictor.num_heads": 2, "optim.total_steps": STEPS,
+    "optim.warmup_steps": 1, "optim.anneal_steps": 1, "checkpoint.every_steps": 2, "log.every_steps": 1,
+    "log.monitor_tokens": 64, "data.crop_aspect": (0.75, 1.35),
+}
+ENCODER = VideoEncoder(width=24, depth=1, num_heads=2, patch_size=8)
+
+
+def write_encoder(folder, seed=0, module=ENCODER):
+    """Write a random encoder in our format; returns the path."""
+    bundle = Bundle({"target_encoder": random_network(module, seed)}, Preprocessing(32, 36, 4))
+    native.write(bundle, folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return write_encoder(tmp_path_factory.mktemp("weights") / "encoder")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Shards of three trajectories in DROID's raw layout."""
+    folder = tmp_path_factory.mktemp("droid")
+    for number in range(3):
+        robots.write_droid(folder / "raw" / str(number), 30 + number, seed=number, views=("left", "wrist"))
+    assert prepare.main(["droid", str(folder / "raw"), "--output", str(folder / "shards"), "--workers", "0"]) == 0
+    return str(folder / "shards")
+
+
+@pytest.fixture(scope="module")
+def config(encoder, shards):
+    config = configs.get_config("demo")
+    config.update_from_flattened_dict(SMALL | {"encoder": encoder, "data.paths": (shards,)})
+    return config.lock()
+
+
+def changed(config, **fields):
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    return config
+
+
+def make_task(config, devices=1):
+    mesh = sharding.make_mesh(1, jax.devices()[:devices])
+    with sharding.use_mesh(mesh):
+        return world_model.make_task(config, mesh), mesh
+
+
+def train(config, workdir, total_steps=STEPS, devices=1):
+    """Train in this process; returns the final state on the host."""
+    task, mesh = make_task(config, devices)
+    skips = SkipCounter(0.1)
+    return jax.device_get(loop.train(task, skips, mesh, workdir, config=config, total_steps=total_steps))
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    return workdir, train(config, workdir)
+
+
+def metrics_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_resumed_run_equals_uninterrupted_bit_for_bit(config, finished, tmp_path):
+    train(config, tmp_path, total_steps=2)
+    jax.tree.map(np.testing.assert_array_equal, train(config, tmp_path), finished[1])
+    keys = ("step", "train/loss", "train/loss/teacher_forcing", "train/loss/rollout", "train/copy_last", "optim/lr")
+    rows, expected = ([[row[key] for key in keys] for row in metrics_of(folder)] for folder in (tmp_path, finished[0]))
+    assert rows == expected and [row[0] for row in rows] == list(range(1, STEPS + 1))
+    assert all(row[1] == pytest.approx(row[2] + row[3], rel=1e-6) for row in rows)
+
+
+def test_only_the_predictor_is_trained_and_saved(config, finished):
+    workdir, state = finished
+    assert set(state.params) == {"action_predictor"} and not state.target_params
+    task, _ = make_task(config)
+    before = jax.device_get(jax.jit(task.init_state)(jax.random.key(config.seed))).params["action_predictor"]
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, state.params["action_predictor"])
+    # The token for extrinsics is not used: its weights are left as they are, decay included.
+    assert not any(jax.tree.leaves(moved.pop("extrinsics"))) and all(jax.tree.leaves(moved))
+    saved = sum(leaf.size for leaf in jax.tree.leaves((state.params, state.opt_state)))
+    assert saved < 3.1 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
+
+
+def test_a_run_is_a_model(config, encoder, finished):
+    model, params = jepa_jax.load(str(finished[0]))
+    assert set(params) == {"encoder", "action_predictor"}
+    assert model.sha256["encoder"] == jepa_jax.load(encoder)[0].sha256["encoder"]
+    jax.tree.map(np.testing.assert_array_equal, params["action_predictor"], finished[1].params["action_predictor"])
+    world = model.world_model
+    assert world["robot"]["name"] == "droid" and (world["frames"], world["fps"]) == (4, 5.0)
+    assert world["encoder_sha256"] == model.sha256["encoder"]
+
+
+def test_another_encoder_in_the_same_workdir_is_refused(config, finished, tmp_path):
+    other = write_encoder(tmp_path / "other", seed=5)
+    with pytest.raises(WeightsError, match="started with other frozen weights than these .*target_encoder differ"):
+        train(changed(config, encoder=other, optim__total_steps=9), finished[0], 9)
+
+
+def one_step(config, devices=1):
+    """Return the metrics of the first step."""
+    task, mesh = make_task(config, devices)
+    with sharding.use_mesh(mesh), task.open_data(0, 1) as batches:
+        state = fast_jit(task.init_state)(jax.random.key(config.seed))
+        batch = sharding.put_batch(next(batches)[0], mesh)
+        _, metrics, _ = fast_jit(task.train_step)(jax.device_put(state, sharding.replicated(mesh)), batch, task.frozen)
+    return jax.device_get(metrics)
+
+
+@pytest.mark.parametrize("fields, devices", [({}, 2), ({"optim__accumulate": 2}, 1)], ids=["devices", "parts"])
+def test_devices_and_accumulation_change_nothing(config, finished, fields, devices):
+    metrics = one_step(changed(config, **fields), devices)
+    assert metrics["train/loss"] == pytest.approx(metrics_of(finished[0])[0]["train/loss"], rel=2e-5)
+
+
+def test_continue_from_other_weights(config, finished, tmp_path):
+    start = changed(config, start__mode="weights", start__checkpoint=str(finished[0]))
+    task, _ = make_task(start)
+    params, target = task.read_weights(str(finished[0]))
+    jax.tree.map(np.testing.assert_array_equal, params, finished[1].params)
+    assert target == {}
+    with pytest.raises(WeightsError, match=r"action_predictor\.depth: 2 in the weights, 3 in this config"):
+        make_task(changed(start, model__predictor__depth=3))[0].read_weights(str(finished[0]))
+
+
+@pytest.mark.parametrize("fields, message", [
+    ({"encoder": ""}, "encoder is not set: give --config.encoder=WEIGHTS"),
+    ({"encoder": "nowhere"}, "nowhere does not exist"),
+    ({"rollout__auto_steps": 4}, "rollout.auto_steps 4 must be from 1 to 3, as data.frames is 4"),
+    ({"rollout__reduce": "max"}, "rollout.reduce 'max' is unknown"),
+    ({"data__batch_size": 3, "optim__accumulate": 2}, "batch size 3 of group 'trajectory' is not a multiple of 2"),
+    ({"data__views": ("top",)}, "view.*'top'"),
+    ({"robot__preset": "se2"}, "found 7 numbers .* robot 'se2' needs 3 numbers"),
+    ({"robot__preset": "panda"}, "robot preset is 'panda'; it must be one of droid, se2, generic"),
+    ({"robot__action_low": (0.0,)}, "action_low is .* it must be .* 7 long"),
+    ({"data__size": 30}, "30"),
+    ({"data__frames": 1}, "auto_steps"),
+    ({"model__predictor__conditioning": "film"}, "conditioning 'film' is unknown"),
+])
+def test_bad_settings_are_refused_before_anything_is_compiled(config, fields, message):
+    with pytest.raises((ValueError, DataError), match=message):
+        make_task(changed(config, **fields))
+
+
+@pytest.mark.parametrize("fields", [
+    {"robot__preset": "generic"},
+    {"robot__frame": "camera", "data__views": ("left",), "model__predictor__use_extrinsics": True},
+    {"model__predictor__conditioning": "adaln", "rollout__auto_steps": 3, "rollout__detach": True},
+    {"rollout__integrate_states": True, "rollout__auto_steps": 3, "rollout__reduce": "sum"},
+    {"rollout__auto_steps": 1, "robot__action_scale": (0.1,) * 7},
+], ids=["generic", "camera", "adaln", "integrated", "one step"])
+def test_options_train(config, fields):
+    metrics = one_step(changed(config, **fields))
+    assert np.isfinite(metrics["train/loss"]) and metrics["guard/applied"]
+
+
+def test_bad_trajectories_are_named_and_replaced(config, tmp_path):
+    for number in range(2):
+        robots.write_droid(tmp_path / "raw" / str(number), 30, seed=number, views=("left",))
+    short = robots.write_droid(tmp_path / "raw" / "short", 9, views=("left",))
+    degrees = robots.smooth_states(30)[:, :6] * [1, 1, 1, 57, 57, 57]
+    robots.write_droid(tmp_path / "raw" / "degrees", 30, views=("left",), cartesian_position=degrees)
+    assert len(short) == 9
+    prepare.main(["droid", str(tmp_path / "raw"), "--output", str(tmp_path / "shards"), "--workers", "0",
+                  "--max-skip-fraction", "1"])
+    config = changed(config, data__paths=(str(tmp_path / "shards"),))
+    pipeline = world_model.make_pipeline(config, *_robot_and_features(config))
+    skips = [skip for step in range(4) for skip in pipeline.batch_at(step)[1].skips]
+    assert "too short" in {skip.reason for skip in skips} and all(skip.source_id for skip in skips)
+
+
+def _robot_and_features(config):
+    robot, record = world_model.make_robot(config)
+    return robot, world_model.find_features(config, record)
