@@ -8,6 +8,7 @@ here = pathlib.Path(__file__).parent
 requirements = [line for line in (here / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
 sources = ["h5py>=3.11", "pyarrow>=15", "google-crc32c>=1.5", "protobuf>=4.21"]
 curate = ["scenedetect-headless>=0.7.2,<0.8"]
+beam = ["apache-beam>=2.60"]
 
 setuptools.setup(
     name="jepa_jax",
@@ -25,14 +26,14 @@ setuptools.setup(
         # To cut videos into scenes: `prepare curate`. The variant without a window system, as ours of OpenCV.
         "curate": curate,
         # To prepare on a cluster: `prepare ... --beam`.
-        "beam": ["apache-beam>=2.60"],
+        "beam": beam,
         # Remote paths: gs:// and s3://.
         "gcs": ["gcsfs>=2024.6"],
         "s3": ["s3fs>=2024.6"],
         # To read official .pt files; every other format needs no PyTorch.
         "torch": ["torch>=2.6"],
-        # What tests and benchmarks compare with. This PyTorch has CPU wheels of ordinary size.
+        # What tests and benchmarks compare with, or run on, besides the package itself. This PyTorch has CPU wheels of ordinary size.
         "peers": ["torch==2.13.0", "transformers>=5.20,<6", "tensorflow-datasets>=4.9.10", "importlib_resources",
-                  "decord2>=3.4,<4"],
+                  "decord2>=3.4,<4", *beam],
     },
 )

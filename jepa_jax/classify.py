@@ -7,7 +7,9 @@ import sys
 import numpy as np
 
 from jepa_jax.commandline import types
+from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data import DataError
+from jepa_jax.data.copies import local_copy
 from jepa_jax.data.listing import IMAGE_SUFFIXES, VIDEO_SUFFIXES, ListError, list_items
 from jepa_jax.features.views import read_single_view, read_views
 from jepa_jax.training.checkpoint import CheckpointError
@@ -46,7 +48,8 @@ def main(argv=None):
         read = 0
         for item in items:
             try:
-                views = _read(item.path, model)
+                with local_copy(item.path) as path:
+                    views = _read(path, model)
             except DataError as error:
                 sys.stderr.write(f"skipped, {error.reason}: {error}\n")
                 continue
@@ -85,11 +88,10 @@ def _rank(model, probabilities, top):
 
 def _write(path, ranking, as_json):
     if as_json:
-        sys.stdout.write(json.dumps({"video": path, "top": ranking}) + "\n")
+        write_lines([json.dumps({"video": path, "top": ranking})])
     else:
         lines = [f"  {entry['probability']:7.2%}  {entry['label']}" for entry in ranking]
-        sys.stdout.write("\n".join([path, *lines]) + "\n")
-    sys.stdout.flush()
+        write_lines([path, *lines])
 
 
 def _parser():

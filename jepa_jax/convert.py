@@ -6,6 +6,7 @@ import sys
 
 from absl import logging
 
+from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.models.spec import describe
 from jepa_jax.training.checkpoint import CheckpointError
 from jepa_jax.weights import released, store
@@ -72,11 +73,10 @@ def _convert(args):
         # Hugging Face has one encoder; the report names the one that is written.
         chosen = choose_encoder(bundle.networks, args.encoder)
         bundle = keep_networks(bundle, [name for name in bundle.networks if name == chosen or name not in ENCODERS])
-    sys.stdout.write(_report(bundle))
-    sys.stdout.flush()
+    write_lines(_report(bundle))
     if args.dst is not None:
         store.write(bundle, args.dst, args.to)
-        sys.stdout.write(f"wrote {args.dst}\n")
+        write_lines([f"wrote {args.dst}"])
 
 
 def _hints(args):
@@ -115,7 +115,7 @@ def _read_labels(path):
 
 
 def _report(bundle):
-    """List networks, what surrounds them, and what was assumed or left out, as text."""
+    """List networks, what surrounds them, and what was assumed or left out, as lines of text."""
     lines = []
     width = max(map(len, bundle.networks))
     for name, network in bundle.networks.items():
@@ -133,7 +133,7 @@ def _report(bundle):
             lines.append(f"{name}: " + ", ".join(f"{key} {value}" for key, value in dataclasses.asdict(record).items()))
     if bundle.labels:
         lines.append(f"labels: {len(bundle.labels)}, {', '.join(bundle.labels[:3])}, ...")
-    return "\n".join(lines + [f"note: {note}" for note in bundle.notes]) + "\n"
+    return lines + [f"note: {note}" for note in bundle.notes]
 
 
 def _parser():

@@ -19,9 +19,12 @@ import tqdm
 from absl import logging
 
 from jepa_jax.commandline import types
-from jepa_jax.data import DataError, clips, workers
+from jepa_jax.commandline.stdout import write_lines
+from jepa_jax.data import DataError, clips, remote, workers
+from jepa_jax.data.copies import local_copy
 from jepa_jax.data.listing import ListError
-from jepa_jax.data.shards import skip_counts, write_json
+from jepa_jax.data.publish import write_json
+from jepa_jax.data.shards import skip_counts
 from jepa_jax.features import files, naming, output, pooling
 from jepa_jax.features.encoding import Encoded, encode_windows
 from jepa_jax.features.sources import End, Sampling, Source, read_ahead
@@ -38,7 +41,7 @@ _EXAMPLES = """examples:
   python -m jepa_jax.embed long.mp4 --model vitl --output features --fps 8 --stride 32 --layers 17 23
 
 SRC is a folder (searched through), a glob in quotes, a video or image file, or a CSV without
-header: 'path label' per line. Run the same command again to finish a run that was stopped.
+header: 'path label' per line. SRC and DIR may be URLs, such as gs:// or s3://. Run the same command again to finish a run that was stopped.
 Read the results with numpy.load, or with jepa_jax.features.files.read_features."""
 REPORT = "embed-report.json"
 _NAMES_SHOWN = 5
@@ -108,7 +111,7 @@ def main(argv=None):
         with output.lock_folder(args.output):
             report, earlier = _embed(entries, job, params, args)
             return _finish(report, earlier, args)
-    except (ListError, WeightsError, CheckpointError, output.OutputError, ValueError) as error:
+    except (ListError, WeightsError, CheckpointError, output.OutputError, DataError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except OSError as error:
@@ -138,7 +141,7 @@ def _embed(entries, job, params, args):
         results = output.RecordOutput(args.output, entries, args.per_shard)
     else:
         results = output.NpzOutput(args.output, entries, lambda entry: all(
-            os.path.exists(os.path.join(args.output, name)) for name in job.pictures(entry)
+            remote.is_file(os.path.join(args.output, name)) for name in job.pictures(entry)
         ))
     earlier = len(entries) - len(results.todo)
     bar = tqdm.tqdm(total=len(entries), initial=earlier, unit="file", dynamic_ncols=True, smoothing=0.05)
@@ -210,7 +213,8 @@ class _Part:
         pictures = job.pictures(entry)
         if pictures:
             scratch = [os.path.join(output.scratch_folder(job.folder), "picture" + ending) for ending in naming.PICTURE_ENDINGS]
-            draw_source(source, job.sampling, self._tokens.read(), self._grid, job.name, *scratch)
+            with local_copy(source.path) as copy:
+                draw_source(source.at(copy), job.sampling, self._tokens.read(), self._grid, job.name, *scratch)
             for path, name in zip(scratch, pictures):
                 output.move_finished(path, job.folder, name)
         label = -1 if entry.label is None else entry.label
@@ -255,7 +259,7 @@ def _finish(report, earlier, args):
         lines.append(f"error: {fraction:.1%} of the files were skipped, more than --max-skip-fraction "
                      f"{args.max_skip_fraction:g}; the rest is complete, raise the limit to accept it")
         status = 1
-    sys.stdout.write("\n".join(lines) + "\n")
+    write_lines(lines)
     return status
 
 
@@ -276,9 +280,9 @@ def _parser():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("sources", nargs="+", metavar="SRC", help="folder, glob, video or image file, or CSV")
+    add("sources", nargs="+", metavar="SRC", help="folder, glob, video or image file, or CSV; or a URL of one")
     add("--model", required=True, metavar="PATH", help="converted folder, run, Hugging Face folder or .pt file")
-    add("--output", required=True, metavar="DIR", help="folder for the features")
+    add("--output", required=True, metavar="DIR", help="folder for the features, or a URL")
     add("--encoder", choices=ENCODERS, help="which weights (default: the EMA target, where there is one)")
     add("--frames", type=types.positive, help="frames per window (default: as the model was trained)")
     add("--size", type=types.positive, help="side of the frames, pixels (default: as the model was trained)")

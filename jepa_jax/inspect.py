@@ -10,10 +10,9 @@ import numpy as np
 import tqdm
 
 from jepa_jax.commandline import types
-from jepa_jax.data import DataError, ShardSource, resolve_shards
+from jepa_jax.commandline.stdout import write_lines
+from jepa_jax.data import DataError, ShardSource, publish, remote, resolve_shards
 from jepa_jax.data.conversion import convert_all
-from jepa_jax.data.remote import is_remote
-from jepa_jax.data.shards import write_json
 from jepa_jax.data.survey import Facts, Span, SurveySpec
 from jepa_jax.data.tally import Tally
 from jepa_jax.viz import canvas, shards, trajectories
@@ -45,11 +44,13 @@ def main(argv=None):
     """
     args = _parser().parse_args(argv)
     try:
+        if args.output:
+            publish.check_folder(args.output)
         tally, facts = survey(args.shards, args.sample, args.workers, args.clips if args.output else 0)
-        sys.stdout.write("\n".join(describe(tally)) + "\n")
+        write_lines(describe(tally))
         if args.output:
             for path in _write(tally, facts, args):
-                sys.stdout.write(f"wrote {path}\n")
+                write_lines([f"wrote {path}"])
     except (FileNotFoundError, DataError, canvas.PictureError, OSError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -77,7 +78,7 @@ def survey(paths, sample=None, workers=0, pictures=0):
       FileNotFoundError: if there are no shards, or some of a set are missing.
     """
     files = resolve_shards(paths)
-    tally = Tally(shards=len(files), shard_bytes=sum(os.path.getsize(file) for file in files if not is_remote(file)))
+    tally = Tally(shards=len(files), shard_bytes=sum(remote.size(file) or 0 for file in files))
     counts = {}
     for file in files:
         try:
@@ -165,6 +166,11 @@ def describe(tally):
     if tally.duplicates:
         lines.append(f"duplicates: {len(tally.duplicates)} records repeat a source: {_named(tally.duplicates)}")
     lines += [f"note: {note}: {count} records" for note, count in sorted(tally.notes.items())]
+    for origin, part in zip(tally.features, found["features"]):
+        lines.append(
+            f"features instead of frames: {origin}; {part['frames']} frames of {part['trajectories']} trajectories, "
+            f"{part['bytes'] / 1e6:.3g} MB"
+        )
     for part in found["trajectories"]:
         lines += _describe_motion(part)
     for reason, count in tally.damage_counts().items():
@@ -229,9 +235,8 @@ def _named(pairs):
 
 def _write(tally, facts, args):
     """Write the report and the pictures; yields their paths."""
-    os.makedirs(args.output, exist_ok=True)
     path = os.path.join(args.output, REPORT)
-    write_json(path, tally.summary())
+    publish.write_json(path, tally.summary())
     yield path
     name = ", ".join(os.path.basename(os.path.normpath(path)) for path in args.shards[:3])
     if facts:
@@ -255,7 +260,8 @@ def _read(location):
 
 def _save(figure, folder, name):
     path = os.path.join(folder, name)
-    canvas.save_figure(figure, path)
+    with publish.new_file(path) as partial:
+        canvas.save_figure(figure, partial)
     return path
 
 
@@ -267,8 +273,8 @@ def _parser():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("shards", nargs="+", metavar="SHARDS", help="folder of shards, glob or file")
-    add("--output", metavar="DIR", help="folder for the report and the pictures (default: text only)")
+    add("shards", nargs="+", metavar="SHARDS", help="folder of shards, glob or file, or a URL of one")
+    add("--output", metavar="DIR", help="folder or URL for the report and the pictures (default: text only)")
     add("--sample", type=types.positive, metavar="N", help="look at N records only, drawn at random")
     add("--workers", type=types.count, default=os.cpu_count(), help="processes; 0 for none (default: one per core)")
     add("--clips", type=types.positive, default=24, metavar="N", help="records on the contact sheet (default %(default)s)")

@@ -4,6 +4,7 @@ import os
 import pathlib
 import tempfile
 
+import fsspec
 import pytest
 
 _DEVICES = "--xla_force_host_platform_device_count"
@@ -35,3 +36,13 @@ def golden(request):
     if not folder.is_dir():
         pytest.fail(f"--golden {folder} is not a folder")
     return folder
+
+
+@pytest.fixture
+def memory():
+    """The in-memory file system (`memory://`), empty."""
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+    yield system
+    system.store.clear()

@@ -14,7 +14,7 @@ def need(*packages):
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if not missing:
         return
-    message = f"{' and '.join(missing)} not installed, so nothing was compared: bash launch/test.sh --torch"
+    message = f"{' and '.join(missing)} not installed, so this was not tried: bash launch/test.sh --torch"
     if os.environ.get("JEPA_JAX_TEST_PEERS"):
         pytest.fail(message)
     pytest.skip(message, allow_module_level=True)

@@ -1,10 +1,11 @@
-"""`prepare ... --beam` writes what `prepare` writes. Skipped where Apache Beam is not installed."""
+"""`prepare ... --beam` writes what `prepare` writes. Skipped without --torch, which installs Apache Beam too."""
 
 import json
 import os
 import sys
 
 import media
+import peers
 import pytest
 import robots
 
@@ -23,7 +24,7 @@ def _report(folder, name):
 
 @pytest.fixture
 def _installed():
-    pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install 'jepa_jax[beam]'")
+    peers.need("apache_beam")
 
 
 @pytest.mark.beam

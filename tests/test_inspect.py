@@ -48,7 +48,7 @@ def _trajectory(folder, name, states, header_fps=RATE, extrinsics=None, actions=
         view = View("left", file.read(), 64, 96, extrinsics)
     return TrajectoryRecord(
         (view,), states, actions, RATE, header_fps, "header", NAMES, UNITS, NAMES, UNITS, "robot base", "xyz euler",
-        (0.0, 1.0), None, f"/robots/{name}",
+        (0.0, 1.0), None, f"/robots/{name}", {},
     )  # fmt: skip
 
 

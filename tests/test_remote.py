@@ -5,26 +5,19 @@ import pathlib
 import threading
 import time
 
+import buckets  # noqa: F401 - workers, which import this module too, then know folder://
 import fsspec
 import media
 import numpy as np
 import pytest
-from fsspec.implementations.local import LocalFileSystem
+
 from jepa_jax import data
-from jepa_jax.data import DataError, remote
+from jepa_jax.data import DataError, copies, remote
 from jepa_jax.data.conversion import convert
+from jepa_jax.data.copies import FileCache
 from jepa_jax.data.listing import VIDEO_SUFFIXES, ListError, list_items
-from jepa_jax.data.remote import FileCache, glob, is_file, is_folder, is_remote, join
+from jepa_jax.data.remote import glob, is_file, is_folder, is_remote, join
 from jepa_jax.data.transcode import VideoSpec, transcode_video
-
-
-@pytest.fixture
-def memory():
-    """The empty in-memory file system."""
-    system = fsspec.filesystem("memory")
-    system.store.clear()
-    yield system
-    system.store.clear()
 
 
 @pytest.fixture(autouse=True)
@@ -64,8 +57,8 @@ def test_listing(memory, tmp_path):
 
 def test_copy_is_made_once_and_again_when_the_file_changes(memory, tmp_path, monkeypatch):
     cache, fetched = FileCache(str(tmp_path)), []
-    download = remote._download
-    monkeypatch.setattr(remote, "_download", lambda *args: (fetched.append(args[1]), download(*args)))
+    download = copies._download
+    monkeypatch.setattr(copies, "_download", lambda *args: (fetched.append(args[1]), download(*args)))
     memory.pipe("/a.x", b"first")
     assert _read(cache, "memory://a.x") == b"first" == _read(cache, "memory://a.x")
     assert len(fetched) == 1
@@ -94,14 +87,14 @@ def test_least_recently_used_copies_make_room(memory, tmp_path):
 
 
 def test_processes_that_want_one_file_fetch_it_once(memory, tmp_path, monkeypatch):
-    fetched, download = [], remote._download
+    fetched, download = [], copies._download
 
     def slow(*args):
         fetched.append(args[1])
         time.sleep(0.1)
         download(*args)
 
-    monkeypatch.setattr(remote, "_download", slow)
+    monkeypatch.setattr(copies, "_download", slow)
     memory.pipe("/a.x", bytes(1000))
     # Every call opens the lock file anew, so threads exclude each other as processes do.
     threads = [threading.Thread(target=_read, args=(FileCache(str(tmp_path)), "memory://a.x")) for _ in range(8)]
@@ -149,11 +142,11 @@ def test_what_cannot_be_read_is_named(memory, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"gs:// needs a package .* pip install 'jepa_jax\[gcs\]'"):
         glob("gs://bucket/*")
     with pytest.raises(ValueError, match="needs more than 0"):
-        remote.make_cache("", 0.0)
+        copies.make_cache("", 0.0)
 
 
 def test_tail_of_a_file(memory, tmp_path, monkeypatch):
-    monkeypatch.setattr(remote, "_TAIL_BYTES", 4)
+    monkeypatch.setattr(copies, "_TAIL_BYTES", 4)
     memory.pipe("/a.x", b"0123456789")
     with FileCache(str(tmp_path)).open_tail("memory://a.x") as copy:
         with open(copy, "rb") as file:
@@ -218,22 +211,6 @@ def test_starting_fetches_the_ends_of_shards_only(memory, shards, tmp_path):
     assert not _copies(tmp_path)
 
 
-class _FolderBehindUrl(LocalFileSystem):
-    """A file system that all processes see; the in-memory one ends with its process."""
-
-    protocol = "folder"
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        return super()._strip_protocol(path.removeprefix("folder://"))
-
-    def unstrip_protocol(self, name):
-        return f"folder://{name}"
-
-
-fsspec.register_implementation("folder", _FolderBehindUrl, clobber=True)
-
-
 class _CacheOfThisModule(FileCache):
     """Workers import this module, and so know the file system, when they unpickle one of these."""
 
@@ -241,7 +218,7 @@ class _CacheOfThisModule(FileCache):
 def test_workers_share_the_cache(shards, tmp_path):
     pipeline = _pipeline(f"folder://{shards}", _CacheOfThisModule(str(tmp_path / "cache")))
     assert not (tmp_path / "cache").exists() or not _copies(tmp_path / "cache")
-    here = _pipeline(str(shards), remote.DEFAULT_CACHE)
+    here = _pipeline(str(shards), copies.DEFAULT_CACHE)
     with data.make_iterator(pipeline, 0, 3, workers=2, threads=0, prefetch=1) as batches:
         for step, (batch, _) in enumerate(batches):
             np.testing.assert_array_equal(batch["clips"]["video"], here.batch_at(step)[0]["clips"]["video"])
@@ -264,7 +241,7 @@ def test_lost_and_missing_shards(memory, shards, tmp_path):
 
 
 def test_shard_with_a_longer_index_than_the_tail_is_fetched(memory, shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(remote, "_TAIL_BYTES", 100)
+    monkeypatch.setattr(copies, "_TAIL_BYTES", 100)
     _upload(memory, shards)
     source = data.ShardSource(["memory://bucket/k710"], cache=FileCache(str(tmp_path)))
     assert len(source) == 6 and len(_copies(tmp_path)) == 3
@@ -280,7 +257,7 @@ def test_files_behind_urls_are_prepared(memory, tmp_path):
     items = list_items(["memory://films"], VIDEO_SUFFIXES)
     assert [item.path for item in items] == [f"memory:///films/{name}" for name in ("a.mp4", "sub/b.mp4", "sub/cut.mp4")]
     assert [item.path for item in list_items(["memory://films/*.mp4"], VIDEO_SUFFIXES)] == ["memory:///films/a.mp4"]
-    with pytest.raises(ListError, match="no remote folder, file or glob"):
+    with pytest.raises(ListError, match="no folder, file or glob"):
         list_items(["memory://other"], VIDEO_SUFFIXES)
     one, other, cut = (convert(item, VideoSpec(size=48)) for item in items)
     assert (one.source_id, other.source_id) == ("memory:///films/a.mp4", "memory:///films/sub/b.mp4")

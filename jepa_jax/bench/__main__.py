@@ -7,6 +7,7 @@ import tempfile
 
 from jepa_jax.bench import report
 from jepa_jax.cli import load_config
+from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.shards import ShardError
 
@@ -40,7 +41,7 @@ def main(argv=None):
         sys.stderr.write(f"error: {error}\n")
         return 2
     path = report.write(record, args.output, name)
-    sys.stdout.write("\n".join([*_lines(record), f"record: {path}"]) + "\n")
+    write_lines([*_lines(record), f"record: {path}"])
     return 0
 
 

@@ -11,6 +11,7 @@ from jepa_jax.bench import peaks, report
 from jepa_jax.bench.peer import Comparison
 from jepa_jax.models.attention import choose_backend
 from jepa_jax.tasks import pretrain
+from jepa_jax.tasks.step import make_schedules
 from jepa_jax.training import sharding
 
 _NUM_BATCHES = 2
@@ -67,7 +68,7 @@ def measure_step(config, *, steps, against=None, torch_compile=False):
         if against == "torch":
             comparison = Comparison(
                 config, groups, encoder, predictor, run.state.params, batches,
-                pretrain.make_schedules(config.optim),
+                make_schedules(config.optim),
                 num_steps=_WARM_UP_STEPS + steps, compiled=torch_compile,
             )
         warm_losses = [run() for _ in range(_WARM_UP_STEPS)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jepa_jax.data.shards import read_json, write_json
+from jepa_jax.data.publish import read_json, write_json
 
 _PARTIAL = ".partial"
 VECTORS = np.float16

@@ -12,6 +12,7 @@ from typing import ClassVar, NamedTuple
 import cv2
 import numpy as np
 
+from jepa_jax.data.copies import local_copy
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.listing import Item, Rejected, Scene
 from jepa_jax.data.stream import Timeline, read_timeline, stream_frames
@@ -61,15 +62,17 @@ class CutSpec:
         """Cut a video; a scene that is listed already is taken as it is.
 
         Raises:
-            DataError: as in `stream.read_timeline` and `stream.stream_frames`, or 'no frame rate'.
+            DataError: as in `stream.read_timeline`, `stream.stream_frames` and `copies.local_copy`, or 'no frame rate'.
         """
         if isinstance(item, Scene):
             found, seconds = [(item.start, item.end)], max(0.0, item.end - item.start)
         else:
-            timeline = read_timeline(item.path)
-            if not timeline.fps > 0:
-                raise DataError("no frame rate", f"{item.path}: states no frame rate")
-            found = find_scenes(timeline, self)
+            # Its scenes will be embedded next.
+            with local_copy(item.path, reused=True) as path:
+                timeline = read_timeline(path)
+                if not timeline.fps > 0:
+                    raise DataError("no frame rate", f"{path}: states no frame rate")
+                found = find_scenes(timeline, self)
             seconds = found[-1][1]
         long = [scene for scene in found if scene[1] - scene[0] >= self.min_seconds]
         lost = sum(end - start for start, end in found) - sum(end - start for start, end in long)

@@ -3,7 +3,6 @@
 import contextlib
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from jepa_jax.data.conversion import convert_all
@@ -11,40 +10,12 @@ from jepa_jax.data.errors import DataError
 from jepa_jax.features.encoding import Encoded, encode_windows
 from jepa_jax.features.pooling import pool_tokens
 from jepa_jax.features.sources import Window
-from jepa_jax.training.sharding import batch_sharding, make_mesh, replicated, use_mesh
 
 
 class Failure(NamedTuple):
     """A scene that has no vector, and why."""
 
     error: DataError
-
-
-class SpreadModel:
-    """A model that encodes each batch on all devices of this process.
-
-    Args:
-      model, params: as returned by `jepa_jax.weights.load.load`.
-
-    Attributes:
-      params: the weights, on all devices.
-      devices: their number; batches are multiples of it.
-      width: of a vector.
-      crop_size, patch_size: pixels.
-      sha256: identity of the weights.
-    """
-
-    def __init__(self, model, params):
-        self._model, self._mesh = model, make_mesh(devices=jax.local_devices())
-        self.devices, self.width = self._mesh.size, model.encoder.width
-        self.crop_size, self.patch_size = model.preprocessing.crop_size, model.encoder.patch_size
-        self.sha256 = model.sha256["encoder"]
-        self.params = jax.device_put({"encoder": params["encoder"]}, replicated(self._mesh))
-
-    def encode(self, params, clip, layers=()):
-        """Encode clips uint8 `[B, T, H, W, 3]`; as `Model.encode`."""
-        with use_mesh(self._mesh):
-            return self._model.encode(params, jax.device_put(clip, batch_sharding(self._mesh)), layers)
 
 
 def embed_chunks(model, todo, chunks, spec, *, batch, workers, on_item=lambda failed: None):

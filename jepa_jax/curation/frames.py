@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from jepa_jax.data import clips, scenes
+from jepa_jax.data.copies import local_copy
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.listing import Item, Scene
 
@@ -37,16 +38,17 @@ class FrameSpec:
         Raises:
             DataError: it cannot be read; the reason is that of the reader.
         """
-        if isinstance(item, Scene):
-            return clips.preprocess(self._scene(item), self.size, clips.resized_side(self.size))
-        if self.frames == 1:
-            return clips.read_clip(item.path, 1, self.size, step=1)
-        return clips.read_clip(item.path, self.frames, self.size, fps=self.fps)
+        with local_copy(item.path, reused=isinstance(item, Scene)) as path:
+            if isinstance(item, Scene):
+                return clips.preprocess(self._scene(item, path), self.size, clips.resized_side(self.size))
+            if self.frames == 1:
+                return clips.read_clip(path, 1, self.size, step=1)
+            return clips.read_clip(path, self.frames, self.size, fps=self.fps)
 
-    def _scene(self, scene: Scene) -> np.ndarray:
+    def _scene(self, scene: Scene, path: str) -> np.ndarray:
         span = (self.frames - 1) / self.fps
         start = max(scene.start, (scene.start + scene.end - span) / 2)
-        cut = scenes.read_scene(scene.path, start, scene.end)
+        cut = scenes.read_scene(path, start, scene.end)
         step = max(1, round(float(cut.rate) / self.fps)) if self.frames > 1 else 1
         chosen = itertools.islice(cut.frames, 0, step * (self.frames - 1) + 1, step)
         images = [frame.to_ndarray(format="rgb24") for frame in chosen]

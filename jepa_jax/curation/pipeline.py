@@ -16,12 +16,13 @@ from jax.experimental import multihost_utils
 from jepa_jax.curation import kmeans, retrieval
 from jepa_jax.curation.chunks import Chunks, Vectors
 from jepa_jax.curation.cuts import CutSpec
-from jepa_jax.curation.embeddings import SpreadModel, embed_chunks
+from jepa_jax.curation.embeddings import embed_chunks
 from jepa_jax.curation.frames import FrameSpec
 from jepa_jax.data.conversion import convert_all
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.listing import Scene
-from jepa_jax.data.shards import read_json, write_json
+from jepa_jax.data.publish import read_json, write_json
+from jepa_jax.features.spread import SpreadModel
 from jepa_jax.training.sharding import make_mesh
 from jepa_jax.weights.load import load
 

@@ -9,14 +9,13 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Protocol
 
-from jepa_jax.data import remote
 from jepa_jax.data.errors import DataError
-from jepa_jax.data.listing import Item, Rejected, Scene
+from jepa_jax.data.listing import Rejected
 from jepa_jax.data.records import Record
 from jepa_jax.data.workers import prepare_worker
 
-# Items given to the pool ahead of the reader, per worker: results wait in memory.
-_AHEAD = 4
+# See `convert_all`.
+AHEAD = 4
 
 
 class PlannedItem(Protocol):
@@ -44,7 +43,7 @@ class ItemSpec(Protocol):
 
 
 def convert_all(
-    items: Sequence[PlannedItem], spec: ItemSpec, workers: int
+    items: Sequence[PlannedItem], spec: ItemSpec, workers: int, ahead: int = AHEAD
 ) -> Iterator[tuple[PlannedItem, Record | DataError]]:
     """Convert items in order, some ahead of the one that is asked for.
 
@@ -52,6 +51,7 @@ def convert_all(
         items: what to convert.
         spec: how.
         workers: processes; 0 converts in this one.
+        ahead: items given to the pool ahead of the reader, per worker: results wait in memory.
 
     Yields:
         Every item with its record, or with the DataError that says why there is none;
@@ -63,7 +63,7 @@ def convert_all(
     waiting = iter(items)
     pool = _pool(workers)
     try:
-        queue = [(item, pool.submit(convert, item, spec)) for item in itertools.islice(waiting, workers * _AHEAD)]
+        queue = [(item, pool.submit(convert, item, spec)) for item in itertools.islice(waiting, workers * ahead)]
         while queue:
             item, future = queue.pop(0)
             try:
@@ -110,9 +110,6 @@ def convert(item: PlannedItem, spec: ItemSpec) -> Record | DataError:
     if isinstance(item, Rejected):
         return DataError(item.reason, item.message)
     try:
-        if isinstance(item, (Item, Scene)) and remote.is_remote(item.path):
-            with remote.temporary_copy(item.path) as copy:
-                return spec.convert(item._replace(path=copy))._replace(source_id=item.name)
         return spec.convert(item)
     except DataError as error:
         return error

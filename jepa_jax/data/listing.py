@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -59,7 +58,7 @@ def list_items(sources: Sequence[str], suffixes: Sequence[str]) -> list[Item]:
 
     Args:
         sources: folders (searched through, by suffix), globs and single files, of this
-            host or behind URLs as in `remote`; or CSVs of path and label.
+            host or behind URLs as in `remote`; or CSVs of path and label, also behind URLs.
         suffixes: file endings that folders are searched for, lower case.
 
     Returns:
@@ -67,7 +66,7 @@ def list_items(sources: Sequence[str], suffixes: Sequence[str]) -> list[Item]:
 
     Raises:
         ListError: a source does not exist, holds nothing, or has an unreadable line.
-        ValueError, DataError: as in `remote.glob`.
+        UrlError, DataError: as in `remote.glob`.
     """
     items: dict[str, Item] = {}
     for source in sources:
@@ -82,41 +81,24 @@ def list_items(sources: Sequence[str], suffixes: Sequence[str]) -> list[Item]:
 
 
 def _expand(source: str, suffixes: tuple[str, ...]) -> list[Item]:
-    if remote.is_remote(source):
-        return [Item(path) for path in _remote_files(source, suffixes)]
-    if os.path.isdir(source):
-        return [Item(path) for path in _walk(source, suffixes)]
-    if os.path.isfile(source):
+    def wanted(name: str) -> bool:
+        return name.lower().endswith(suffixes)
+
+    if remote.is_folder(source):
+        return [Item(path) for path in remote.find(source, wanted)]
+    if remote.is_file(source):
         return read_csv(source) if source.lower().endswith(LIST_SUFFIXES) else [Item(source)]
-    matches = sorted(glob.glob(source, recursive=True))
+    matches = remote.glob(source)
     if not matches:
         raise ListError(f"{source!r} is no folder, file or glob that matches anything; check the path")
     items = []
     for match in matches:
-        if os.path.isdir(match):
-            items += [Item(path) for path in _walk(match, suffixes)]
-        elif match.lower().endswith(suffixes):
+        # By name first: behind URLs each question takes a request.
+        if wanted(match) and not os.path.isdir(match):
             items.append(Item(match))
+        elif remote.is_folder(match):
+            items += [Item(path) for path in remote.find(match, wanted)]
     return items
-
-
-def _remote_files(source: str, suffixes: tuple[str, ...]) -> list[str]:
-    if remote.is_folder(source):
-        return remote.find(source, suffixes)
-    found = remote.glob(source)
-    if not found:
-        raise ListError(f"{source!r} is no remote folder, file or glob that matches anything; check the path")
-    return [path for path in found if path.lower().endswith(suffixes)]
-
-
-def _walk(folder: str, suffixes: tuple[str, ...]) -> list[str]:
-    # Following links finds the data sets that people link into one folder.
-    return sorted(
-        os.path.join(root, name)
-        for root, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if name.lower().endswith(suffixes) and not name.startswith(".")
-    )
 
 
 def read_csv(path: str) -> list[Item]:
@@ -125,7 +107,8 @@ def read_csv(path: str) -> list[Item]:
     The last space separates, so paths may hold spaces; `::` separates as well.
 
     Args:
-        path: the list. Relative paths in it count from the working directory.
+        path: the list, a path or URL. Relative paths in it count from the working
+            directory; in a list behind a URL, from the folder of the list.
 
     Returns:
         One item per line; empty lines are left out.
@@ -136,12 +119,32 @@ def read_csv(path: str) -> list[Item]:
 
     Source: src/datasets/video_dataset.py
     """
+    lines = list(enumerate(read_list(path).splitlines(), 1))
+    items = [_parse_line(line.strip(), f"{path}, line {number}") for number, line in lines if line.strip()]
+    return [item._replace(path=place_in_list(path, item.path)) for item in items]
+
+
+def read_list(path: str) -> str:
+    """Read the text of a list.
+
+    Args:
+        path: path or URL.
+
+    Raises:
+        ListError: it cannot be read or is not text.
+        UrlError, DataError: as in `remote.read_text`.
+    """
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            lines = file.read().splitlines()
+        return remote.read_text(path)
     except UnicodeDecodeError as error:
         raise ListError(f"{path} is not UTF-8 text: {error}") from error
-    return [_parse_line(line.strip(), f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+    except OSError as error:
+        raise ListError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def place_in_list(path: str, entry: str) -> str:
+    """Say where an entry of the list at `path` lies: a bucket has no working directory."""
+    return remote.join(os.path.dirname(path), entry) if remote.is_remote(path) else entry
 
 
 def _parse_line(line: str, where: str) -> Item:

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from jepa_jax.data.listing import LIST_SUFFIXES, VIDEO_SUFFIXES, Item, ListError, Rejected, Scene, list_items
+from jepa_jax.data import remote
+from jepa_jax.data.listing import (
+    LIST_SUFFIXES,
+    VIDEO_SUFFIXES,
+    Item,
+    ListError,
+    Rejected,
+    Scene,
+    list_items,
+    place_in_list,
+    read_list,
+)
 
 _JSON_SUFFIX = ".jsonl"
 _REQUIRED = ("path", "start", "end")
@@ -47,15 +59,13 @@ def reject_duplicates(items: Iterable) -> list:
 def is_manifest(path: str | os.PathLike) -> bool:
     """Tell whether a file lists scenes: JSON lines, or a CSV whose header names path, start and end."""
     path = os.fspath(path)
-    if not os.path.isfile(path):
+    if not (path.lower().endswith((_JSON_SUFFIX, *LIST_SUFFIXES)) and remote.is_file(path)):
         return False
     if path.lower().endswith(_JSON_SUFFIX):
         return True
-    if not path.lower().endswith(LIST_SUFFIXES):
-        return False
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            return set(_REQUIRED) <= set(next(csv.reader([file.readline()]), []))
+        with remote.open_binary(path) as file:
+            return set(_REQUIRED) <= set(next(csv.reader([file.readline().decode("utf-8-sig")]), []))
     except (UnicodeDecodeError, csv.Error):
         # The reader of plain lists says what is wrong with it.
         return False
@@ -67,8 +77,8 @@ def read_manifest(path: str) -> list[Scene]:
     Args:
         path: a `.jsonl` file, one object a line, or a CSV with a header; both with
             path, start, end (seconds from the first frame) and, if any, an integer
-            label; other columns are ignored. Relative paths count from the working
-            directory.
+            label; other columns are ignored. Path or URL; relative paths in it count as
+            in `listing.read_csv`.
 
     Returns:
         The scenes in file order. Those without length are reported when they are cut.
@@ -76,14 +86,13 @@ def read_manifest(path: str) -> list[Scene]:
     Raises:
         ListError: a line cannot be read, lacks a field or has a field of the wrong kind.
     """
+    lines = io.StringIO(read_list(path), newline="")
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = _json_rows(file, path) if path.lower().endswith(_JSON_SUFFIX) else enumerate(csv.DictReader(file), 2)
-            return [_scene(row, f"{path}, line {number}") for number, row in rows]
-    except UnicodeDecodeError as error:
-        raise ListError(f"{path} is not UTF-8 text: {error}") from error
+        rows = _json_rows(lines, path) if path.lower().endswith(_JSON_SUFFIX) else enumerate(csv.DictReader(lines), 2)
+        scenes = [_scene(row, f"{path}, line {number}") for number, row in rows]
     except csv.Error as error:
         raise ListError(f"{path} is not a CSV: {error}") from error
+    return [scene._replace(path=place_in_list(path, scene.path)) for scene in scenes]
 
 
 def _json_rows(lines: Iterable[str], path: str) -> Iterator[tuple[int, Mapping]]:

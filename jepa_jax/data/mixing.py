@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
+from jepa_jax.data.copies import FileCache
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.records import Record, ShardSource
-from jepa_jax.data.remote import FileCache, is_remote
+from jepa_jax.data.remote import is_remote
 from jepa_jax.data.skips import Skip
 from jepa_jax.data.specs import SourceSpec
 

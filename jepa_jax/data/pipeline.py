@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from jepa_jax.data import erasing, randaugment, sampling, transforms, video
+from jepa_jax.data.copies import DEFAULT_CACHE, FileCache
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.masks import MaskSampler
 from jepa_jax.data.mixing import Mixture, Notes, process_rows
 from jepa_jax.data.records import ClipRecord
-from jepa_jax.data.remote import DEFAULT_CACHE, FileCache
 from jepa_jax.data.specs import (
     NO_AUGMENT,
     AugmentSpec,

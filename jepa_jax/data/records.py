@@ -31,8 +31,8 @@ import msgpack
 from array_record.python import array_record_module
 
 from jepa_jax.data import remote, trajectories
+from jepa_jax.data.copies import DEFAULT_CACHE, FileCache
 from jepa_jax.data.errors import DataError, RecordError
-from jepa_jax.data.remote import FileCache
 from jepa_jax.data.trajectories import TrajectoryRecord
 
 SCHEMA_VERSION = 1
@@ -64,6 +64,11 @@ class ClipRecord(NamedTuple):
     def seconds(self) -> float:
         """Return how long the clip lasts; 0.0 for an image."""
         return self.num_frames / self.fps if self.fps else 0.0
+
+    @property
+    def num_features(self) -> int:
+        """Count the frames whose features are stored: none."""
+        return 0
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -134,8 +139,14 @@ def decode_record(payload: bytes) -> Record:
 
 
 def as_clip(record: TrajectoryRecord, view: int = 0) -> ClipRecord:
-    """Take one view of a trajectory as a plain video at its true rate."""
+    """Take one view of a trajectory as a plain video at its true rate.
+
+    Raises:
+        DataError: 'no frames', where features replace them.
+    """
     shown = record.views[view]
+    if not shown.data:
+        raise DataError("no frames", f"{record.source_id}: view {shown.name!r} holds features instead of frames")
     return ClipRecord(
         "video", shown.data, record.control_rate, record.num_frames, shown.height, shown.width, record.source_id
     )
@@ -226,7 +237,12 @@ def _reader_of(file: str) -> array_record_module.ArrayRecordReader:
     return array_record_module.ArrayRecordReader(file, "readahead_buffer_size:0")
 
 
-def _count_records(path: str, cache: FileCache) -> int:
+def count_records(path: str, cache: FileCache = DEFAULT_CACHE) -> int:
+    """Count the records of an ArrayRecord file; of a remote one only the end is fetched.
+
+    Raises:
+        FileNotFoundError, DataError: as in `FileCache.open_path`, or 'unreadable shard'.
+    """
     if remote.is_remote(path):
         with cache.open_tail(path) as file:
             reader = _reader_of(file)
@@ -253,13 +269,13 @@ class ShardSource:
         FileNotFoundError, DataError: as in `resolve_shards`; a shard is unreadable.
     """
 
-    def __init__(self, paths: Sequence[str], kind: str = "clip", cache: FileCache = remote.DEFAULT_CACHE):
+    def __init__(self, paths: Sequence[str], kind: str = "clip", cache: FileCache = DEFAULT_CACHE):
         if kind not in _WANTED:
             raise ValueError(f"kind of records is {kind!r}; allowed: {', '.join(_WANTED)}")
         self._kind, self._cache = kind, cache
         self._files = resolve_shards(paths)
         with ThreadPoolExecutor(_MAX_REQUESTS) as pool:
-            self._ends = list(accumulate(pool.map(_count_records, self._files, repeat(cache))))
+            self._ends = list(accumulate(pool.map(count_records, self._files, repeat(cache))))
         self._reset()
 
     def _reset(self) -> None:

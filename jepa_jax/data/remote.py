@@ -1,24 +1,19 @@
-"""Files behind URLs (gs://, s3://, http:// and all else that fsspec knows), and a cache of them on this host.
+"""Reading and listing of files behind URLs: gs://, s3://, http:// and all else that fsspec knows.
 
-ArrayRecord files are read at random places by C++ code that wants local files, so a remote shard
-is fetched whole when a record of it is first wanted, and kept while there is room. How many
-records it has is read from its end alone, so that starting a run does not fetch every shard.
+Every function takes a path of this host as well, so that nobody else has to ask which it is. `copies`
+gives whole files local names, `publish` writes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import glob as local_glob
-import hashlib
 import os
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import fsspec
 
@@ -27,16 +22,20 @@ from jepa_jax.data.errors import DataError
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # Packages that fsspec needs for a protocol, as extras of ours.
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
-# What file systems call the version of a file, the surest first.
-_VERSION_KEYS = ("etag", "ETag", "generation", "md5Hash", "mtime", "LastModified", "last_modified", "created")
 _CLIENT_ERRORS = (("aiohttp", "ClientError"), ("gcsfs.retry", "HttpError"), ("botocore.exceptions", "BotoCoreError"))
+# Of those, the ones that another attempt does not help.
+_REFUSALS = (
+    ("botocore.exceptions", "NoCredentialsError"),
+    ("botocore.exceptions", "ParamValidationError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+)
 _ATTEMPTS, _FIRST_PAUSE_S = 5, 1.0
-# Another process may evict a file before we open it; this often in a row means that the cache is too small.
-_EVICTED = 10
-_TAIL_BYTES = 1 << 20
-_GIB = 2**30
 
 _T = TypeVar("_T")
+
+
+class UrlError(ValueError):
+    """Say that a URL cannot be used at all: its protocol is unknown, or lacks a package, or the file is too large."""
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -51,28 +50,48 @@ def join(root: str, path: str) -> str:
     return f"{root.rstrip('/')}/{path}"
 
 
-def _file_system(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return the file system of a URL, and its name for the file."""
+def absolute(path: str) -> str:
+    """Write a path or URL in the one form in which listings give it."""
+    if not is_remote(path):
+        return os.path.abspath(path)
+    system, name = file_system(path)
+    return system.unstrip_protocol(name)
+
+
+def file_system(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the file system of a URL, and its name for the file.
+
+    Raises:
+        UrlError: the protocol is unknown or needs a package.
+    """
     try:
         return fsspec.core.url_to_fs(path)
     except ImportError as error:
         protocol = path.partition("://")[0]
         extra = _EXTRAS.get(protocol)
         todo = f"pip install 'jepa_jax[{extra}]'" if extra else str(error)
-        raise ValueError(f"{path}: {protocol}:// needs a package that is not installed: {todo}") from error
+        raise UrlError(f"{path}: {protocol}:// needs a package that is not installed: {todo}") from error
     except ValueError as error:
-        raise ValueError(f"{path}: no file system for it is known: {error}") from error
+        raise UrlError(f"{path}: no file system for it is known: {error}") from error
 
 
-def _network_errors() -> tuple[type[BaseException], ...]:
-    """List what a failed transfer may raise; the clients' own classes exist once they are in use."""
-    found: list[type[BaseException]] = [OSError, EOFError]
-    found += [getattr(sys.modules[module], name) for module, name in _CLIENT_ERRORS if module in sys.modules]
-    return tuple(found)
+def _loaded(classes: tuple[tuple[str, str], ...]) -> tuple[type[BaseException], ...]:
+    """List the clients' own classes, which exist once they are in use."""
+    return tuple(getattr(sys.modules[module], name) for module, name in classes if module in sys.modules)
 
 
-def _persist(path: str, call: Callable[[], _T]) -> _T:
-    """Call until it works, with growing pauses; a file that is not there is not asked for again."""
+def persist(path: str, call: Callable[[], _T], doing: str = "read") -> _T:
+    """Call until it works, with growing pauses; a file that is not there is not asked for again.
+
+    Args:
+        path: the URL, for messages.
+        call: what to do.
+        doing: what that is, 'read' or 'write'.
+
+    Raises:
+        FileNotFoundError: there is no such file, or no such bucket.
+        DataError: 'remote read failed', 'remote read refused'; or 'remote write ...'.
+    """
     for attempt in range(_ATTEMPTS):
         if attempt:
             time.sleep(_FIRST_PAUSE_S * 2 ** (attempt - 1))
@@ -80,190 +99,138 @@ def _persist(path: str, call: Callable[[], _T]) -> _T:
             return call()
         except FileNotFoundError:
             raise
-        except PermissionError as error:
-            raise DataError("remote read refused", f"{path} may not be read: {error}") from error
-        except _network_errors() as error:
+        except (PermissionError, *_loaded(_REFUSALS)) as error:
+            why = f"{path}: {doing} access was refused: {_one_line(error)}"
+            raise DataError(f"remote {doing} refused", why) from error
+        except (OSError, EOFError, *_loaded(_CLIENT_ERRORS)) as error:
             last = error
-    raise DataError("remote read failed", f"{path} could not be read in {_ATTEMPTS} attempts: {last}") from last
+    raise DataError(
+        f"remote {doing} failed", f"{path}: {doing} access failed in {_ATTEMPTS} attempts: {_one_line(last)}"
+    ) from last
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def glob(pattern: str) -> list[str]:
-    """List files whose names match, sorted; of URLs, as URLs.
+    """List files whose names match, sorted; `**` stands for folders in folders; of URLs, as URLs.
 
     Raises:
-        ValueError: the protocol is unknown or needs a package.
-        DataError: 'remote read failed' or 'remote read refused'.
+        UrlError: as in `file_system`.
+        DataError: as in `persist`.
     """
     if not is_remote(pattern):
-        return sorted(local_glob.glob(pattern))
-    system, name = _file_system(pattern)
-    return sorted(system.unstrip_protocol(found) for found in _persist(pattern, lambda: system.glob(name)))
+        return sorted(local_glob.glob(pattern, recursive=True))
+    system, name = file_system(pattern)
+    # Clients remember listings, which other processes have changed.
+    system.invalidate_cache()
+    return sorted(system.unstrip_protocol(found) for found in persist(pattern, lambda: system.glob(name)))
 
 
 def is_folder(path: str) -> bool:
     """Tell whether a path or URL is a folder; errors as in `glob`."""
     if not is_remote(path):
         return os.path.isdir(path)
-    system, name = _file_system(path)
-    return _persist(path, lambda: system.isdir(name))
+    system, name = file_system(path)
+    return persist(path, lambda: system.isdir(name))
 
 
 def is_file(path: str) -> bool:
     """Tell whether a path or URL is a file; errors as in `glob`."""
     if not is_remote(path):
         return os.path.isfile(path)
-    system, name = _file_system(path)
-    return _persist(path, lambda: system.isfile(name))
+    system, name = file_system(path)
+    return persist(path, lambda: system.isfile(name))
 
 
-def find(folder: str, suffixes: tuple[str, ...]) -> list[str]:
-    """List the files below a remote folder whose names end so (lower case), sorted; errors as in `glob`."""
-    system, name = _file_system(folder)
-    found = _persist(folder, lambda: system.find(name))
-    return sorted(system.unstrip_protocol(file) for file in found if file.lower().endswith(suffixes))
+def size(path: str) -> int | None:
+    """Return the bytes of a file, None if there is none; errors as in `glob`."""
+    with contextlib.suppress(FileNotFoundError):
+        if not is_remote(path):
+            return os.path.getsize(path)
+        system, name = file_system(path)
+        return int(persist(path, lambda: system.info(name))["size"])
+    return None
+
+
+def find(folder: str, keep: Callable[[str], bool]) -> list[str]:
+    """List the files below a folder, in folders in it too, sorted.
+
+    Args:
+        folder: path or URL; links to folders are followed.
+        keep: tells from a file's name, without folders, whether it is wanted.
+
+    Returns:
+        Their paths or URLs. Hidden files are left out.
+
+    Raises:
+        UrlError, DataError: as in `glob`.
+    """
+    if is_remote(folder):
+        system, name = file_system(folder)
+        system.invalidate_cache()
+        files = map(system.unstrip_protocol, persist(folder, lambda: system.find(name)))
+    else:
+        # Following links finds the data sets that people link into one folder.
+        walked = os.walk(folder, followlinks=True)
+        files = (os.path.join(root, name) for root, _, names in walked for name in names)
+    return sorted(file for file in files if _wanted(os.path.basename(file), keep))
+
+
+def _wanted(name: str, keep: Callable[[str], bool]) -> bool:
+    return not name.startswith(".") and keep(name)
 
 
 @contextlib.contextmanager
-def temporary_copy(path: str) -> Iterator[str]:
-    """Give a local copy of a remote file that is needed once; it is gone after the `with`.
+def open_binary(path: str) -> Iterator[BinaryIO]:
+    """Open a file for reading here and there; of a remote one, only the parts around those places are fetched.
 
     Raises:
-        DataError: 'missing file', or as in `glob`.
+        OSError: it cannot be opened or read.
+        UrlError, DataError: as in `glob`.
     """
-    system, name = _file_system(path)
-    with tempfile.TemporaryDirectory(prefix="jepa_jax_") as folder:
-        copy = os.path.join(folder, os.path.basename(name))
+    if not is_remote(path):
+        with open(path, "rb") as file:
+            yield file
+        return
+    system, name = file_system(path)
+    with persist(path, lambda: system.open(name, "rb")) as file:
         try:
-            _persist(path, lambda: system.get_file(name, copy))
-        except FileNotFoundError as error:
-            raise DataError("missing file", f"{path}: no such file") from error
-        yield copy
+            yield file
+        except _loaded(_CLIENT_ERRORS) as error:
+            raise DataError("remote read failed", f"{path}: {_one_line(error)}") from error
 
 
-@dataclass(frozen=True)
-class FileCache:
-    """Keep copies of remote files in a folder of this host, shared by all its processes.
+def read_range(path: str, start: int, length: int) -> bytes:
+    """Read some bytes of a file, fewer where it ends.
 
     Args:
-        directory: the folder; it is made when first used.
-        max_bytes: room for copies; the least recently used ones go first.
-    """
-
-    directory: str = os.path.join("~", ".cache", "jepa_jax", "shards")
-    max_bytes: int = 100 * _GIB
-
-    @contextlib.contextmanager
-    def open_path(self, path: str) -> Iterator[str]:
-        """Give a local name of a file; the name is good inside the `with`, what was opened there stays good.
-
-        Args:
-            path: a local path, given back as it is, or a URL, fetched if there is no
-                copy of its present version.
-
-        Raises:
-            FileNotFoundError: there is no such remote file.
-            ValueError: the protocol is unknown, or the file is larger than the cache.
-            DataError: as in `glob`, or 'cache too small'.
-        """
-        if not is_remote(path):
-            yield path.removeprefix("file://")
-            return
-        copy, size = self._place(path)
-        for _ in range(_EVICTED):
-            with self._locked("cache", fcntl.LOCK_SH):
-                if os.path.exists(copy):
-                    os.utime(copy)
-                    yield copy
-                    return
-            self._fetch(path, copy, size)
-        raise DataError("cache too small", f"{path}: its copy was evicted {_EVICTED} times before it was opened; "
-                        f"raise the size of the cache in {self.directory} above {self.max_bytes / _GIB:.3g} GiB")
-
-    @contextlib.contextmanager
-    def open_tail(self, path: str) -> Iterator[str]:
-        """Give a local file as long as a remote one, holding only its last MiB; zeros stand for the rest."""
-        copy, size = self._place(path)
-        system, name = _file_system(path)
-        start = max(0, size - _TAIL_BYTES)
-        tail = _persist(path, lambda: system.cat_file(name, start=start, end=size))
-        with tempfile.NamedTemporaryFile(dir=os.path.dirname(copy), suffix=".part") as file:
-            file.seek(start)
-            file.write(tail)
-            file.flush()
-            yield file.name
-
-    def _place(self, path: str) -> tuple[str, int]:
-        """Ask for size and version of a remote file; returns where its copy belongs, and the size in bytes."""
-        system, name = _file_system(path)
-        try:
-            info = _persist(path, lambda: system.info(name))
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{path} does not exist") from error
-        size = int(info["size"])
-        if size > self.max_bytes:
-            raise ValueError(f"{path} has {size} bytes, more than the {self.max_bytes} of the cache in {self.directory}")
-        version = next((f"{key}={info[key]}" for key in _VERSION_KEYS if info.get(key)), "")
-        folder = os.path.expanduser(self.directory)
-        os.makedirs(folder, exist_ok=True)
-        copy = f"{_digest(path)}-{_digest(f'{size} {version}')}-{os.path.basename(name)[-100:]}"
-        return os.path.join(folder, copy), size
-
-    def _fetch(self, path: str, copy: str, size: int) -> None:
-        system, name = _file_system(path)
-        part = f"{copy}.part"
-        with self._locked(_digest(path), fcntl.LOCK_EX):
-            if os.path.exists(copy):
-                return
-            self._make_room(size, f"{_digest(path)}-")
-            try:
-                _persist(path, lambda: _download(system, name, part, size))
-                os.replace(part, copy)
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    os.remove(part)
-
-    def _make_room(self, size: int, stale: str) -> None:
-        """Delete older versions of a file, then whatever was not used for longest."""
-        with self._locked("cache", fcntl.LOCK_EX):
-            held = []
-            for entry in os.scandir(os.path.expanduser(self.directory)):
-                if entry.name.endswith((".lock", ".part")):
-                    continue
-                stat = entry.stat()
-                held.append((0.0 if entry.name.startswith(stale) else stat.st_mtime, entry.path, stat.st_size))
-            total = sum(length for _, _, length in held)
-            for used, name, length in sorted(held):
-                if used and total + size <= self.max_bytes:
-                    break
-                os.remove(name)
-                total -= length
-
-    @contextlib.contextmanager
-    def _locked(self, name: str, kind: int) -> Iterator[None]:
-        with open(os.path.join(os.path.expanduser(self.directory), f"{name}.lock"), "a") as file:
-            fcntl.flock(file, kind)
-            yield
-
-
-DEFAULT_CACHE = FileCache()
-
-
-def make_cache(directory: str, gib: float) -> FileCache:
-    """Build a `FileCache` from what a config says; an empty directory means the default one.
+        path: path or URL.
+        start: of the first byte.
+        length: how many.
 
     Raises:
-        ValueError: the size is not above 0.
+        OSError: the file cannot be opened or read.
+        UrlError, DataError: as in `glob`.
     """
-    if not gib > 0:
-        raise ValueError(f"the cache of remote files has {gib} GiB; it needs more than 0")
-    return FileCache(directory or DEFAULT_CACHE.directory, int(gib * _GIB))
+    if is_remote(path):
+        system, name = file_system(path)
+        return persist(path, lambda: system.cat_file(name, start=start, end=start + length))
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(length)
 
 
-def _download(system: fsspec.AbstractFileSystem, name: str, part: str, size: int) -> None:
-    system.get_file(name, part)
-    if os.path.getsize(part) != size:
-        raise EOFError(f"{os.path.getsize(part)} of {size} bytes arrived")
+def read_text(path: str) -> str:
+    """Read a text file in UTF-8, with or without a mark at its beginning; line ends are kept.
 
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    Raises:
+        OSError, UrlError, DataError: as in `read_range`.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    if is_remote(path):
+        system, name = file_system(path)
+        return persist(path, lambda: system.cat_file(name)).decode("utf-8-sig")
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        return file.read()

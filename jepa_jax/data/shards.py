@@ -7,20 +7,25 @@ import hashlib
 import itertools
 import json
 import os
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
 import av
 import cv2
 from array_record.python import array_record_module
 
-from jepa_jax.data.conversion import ItemSpec, PlannedItem, convert, convert_all
+from jepa_jax.data import remote
+from jepa_jax.data.conversion import AHEAD, ItemSpec, PlannedItem, convert, convert_all
 from jepa_jax.data.errors import DataError
+from jepa_jax.data.publish import PARTIAL, new_file, read_json, remove, write_json
 from jepa_jax.data.records import WRITER_OPTIONS, Record, encode_record, schema_version, shard_name
 
-_TMP = ".tmp"
+# An item, and its record or why there is none.
+Results = Iterator[tuple[PlannedItem, Record | DataError]]
+# Requests at a time, while it is found out which shards of a remote folder are finished.
+_MAX_REQUESTS = 32
 
 
 class ShardError(Exception):
@@ -32,7 +37,8 @@ class ShardPlan:
     """Say what goes into which shard.
 
     Args:
-        folder: where the shards go.
+        folder: where the shards go, a path or URL; of a URL, one shard at a time is made
+            in the folder for temporary files of this host.
         name: first part of every shard's name.
         per_shard: items per shard; skipped ones leave their shard smaller.
         spec: makes a record of each item.
@@ -52,6 +58,7 @@ class ShardReport:
         written: records.
         seconds: of video.
         bytes: of shard files.
+        features: frames whose features are stored, over all views of trajectories.
         skips: [name, reason, message] of every item left out.
         rates: records by frames per second, rounded to 0.01.
         notes: records by what is odd about them, though they are used.
@@ -60,6 +67,7 @@ class ShardReport:
     written: int = 0
     seconds: float = 0.0
     bytes: int = 0
+    features: int = 0
     skips: list[list[str]] = field(default_factory=list)
     rates: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
@@ -68,6 +76,7 @@ class ShardReport:
         """Add one written record."""
         self.written += 1
         self.seconds += record.seconds
+        self.features += record.num_features
         if record.fps:
             _add_counts(self.rates, {f"{record.fps:.2f}".rstrip("0").rstrip("."): 1})
         _add_counts(self.notes, dict.fromkeys(record.notes, 1))
@@ -77,6 +86,7 @@ class ShardReport:
         self.written += other.written
         self.seconds += other.seconds
         self.bytes += other.bytes
+        self.features += other.features
         self.skips += other.skips
         _add_counts(self.rates, other.rates)
         _add_counts(self.notes, other.notes)
@@ -94,6 +104,8 @@ def write_shards(
     workers: int,
     overwrite: bool = False,
     on_item: Callable[[int, int], None] = lambda items, skipped: None,
+    finish: Callable[[Results], Results] = lambda results: results,
+    ahead: int = AHEAD,
 ) -> ShardReport:
     """Write all shards of a list that are not yet there.
 
@@ -106,6 +118,10 @@ def write_shards(
         workers: processes that convert items; 0 converts in this one.
         overwrite: remove the shards of that name and begin again.
         on_item: called with (items, skipped of them) as they are done.
+        finish: turns what the workers made into records, in this process and in order: what needs
+            an accelerator. An error other than a DataError it must not raise as OSError or
+            RuntimeError, which are taken for those of writing.
+        ahead: as in `convert_all`.
 
     Returns:
         The counts over all shards, those of earlier runs included.
@@ -113,10 +129,11 @@ def write_shards(
     Raises:
         ShardError: the folder holds shards of another list or other settings, or
             a shard cannot be written (full disk).
+        UrlError, DataError: the folder is remote and cannot be used.
     """
     total, todo, count = begin(items, plan, overwrite=overwrite, on_item=on_item)
     waiting = [item for _, part in todo for item in part]
-    results = convert_all(waiting, plan.spec, min(workers, len(waiting)))
+    results = finish(convert_all(waiting, plan.spec, min(workers, len(waiting)), ahead))
     for index, part in todo:
         total.add(_write_shard(plan, index, count, itertools.islice(results, len(part)), on_item))
     total.skips.sort()
@@ -141,15 +158,17 @@ def begin(
 
     Raises:
         ShardError: the folder holds shards of another list or other settings.
+        UrlError, DataError: the folder is remote and cannot be used.
     """
-    os.makedirs(plan.folder, exist_ok=True)
-    _remove_leftovers(plan)
+    for leftover in remote.glob(_pattern(plan, PARTIAL)):
+        remove(leftover)
     count = -(-len(items) // plan.per_shard)
     _claim_folder(items, plan, count, overwrite)
     total, todo = ShardReport(), []
-    for index in range(count):
+    with ThreadPoolExecutor(_MAX_REQUESTS) as pool:
+        finished = list(pool.map(lambda index: _finished(plan, index, count), range(count)))
+    for index, done in enumerate(finished):
         part = items[index * plan.per_shard : (index + 1) * plan.per_shard]
-        done = _finished(plan, index, count)
         if done:
             total.add(done)
             on_item(len(part), len(done.skips))
@@ -179,30 +198,27 @@ def write_one(part: Sequence[PlannedItem], plan: ShardPlan, index: int, count: i
 def _write_shard(plan, index, count, results, on_item) -> ShardReport:
     """Write one shard from (item, record or error) pairs, then its report, then give it its name."""
     final = os.path.join(plan.folder, shard_name(plan.name, index, count))
-    partial = _partial(final)
     report = ShardReport()
     try:
-        writer = array_record_module.ArrayRecordWriter(partial, WRITER_OPTIONS)
-        for item, result in results:
-            if isinstance(result, DataError):
-                report.skips.append([item.name, result.reason, str(result)])
-            else:
-                writer.write(encode_record(result))
-                report.count(result)
-            on_item(1, int(isinstance(result, DataError)))
-        writer.close()
-        _sync(partial)
+        with new_file(final) as partial:
+            writer = array_record_module.ArrayRecordWriter(partial, WRITER_OPTIONS)
+            for item, result in results:
+                if isinstance(result, DataError):
+                    report.skips.append([item.name, result.reason, str(result)])
+                else:
+                    writer.write(encode_record(result))
+                    report.count(result)
+                on_item(1, int(isinstance(result, DataError)))
+            writer.close()
+            report.bytes = os.path.getsize(partial)
+            # The report first: a shard under its final name always has one.
+            write_json(_report_path(plan, index), asdict(report))
     # ArrayRecord reports a full disk as a RuntimeError, the system as an OSError.
     except (RuntimeError, OSError) as error:
         raise ShardError(
             f"cannot write {final}: {error}. Finished shards are kept: free some space (or choose another --output) "
             "and run the same command again"
         ) from error
-    report.bytes = os.path.getsize(partial)
-    # The report first: a shard under its final name always has one.
-    write_json(_report_path(plan, index), asdict(report))
-    os.replace(partial, final)
-    _sync(plan.folder)
     return report
 
 
@@ -228,7 +244,7 @@ def _claim_folder(items: Sequence[PlannedItem], plan: ShardPlan, count: int, ove
             f"{plan.folder} already holds {plan.name!r} shards made from another list or with other settings "
             f"({changed}). Give another --output or --name, or --overwrite to replace them"
         )
-    stale = glob.glob(os.path.join(glob.escape(plan.folder), f"{glob.escape(plan.name)}-*-of-*.array_record"))
+    stale = remote.glob(_pattern(plan, "-of-*.array_record"))
     if before is None and stale and not overwrite:
         raise ShardError(
             f"{plan.folder} holds {len(stale)} {plan.name!r} shards but no {os.path.basename(path)}, so it cannot be "
@@ -236,7 +252,7 @@ def _claim_folder(items: Sequence[PlannedItem], plan: ShardPlan, count: int, ove
         )
     if overwrite:
         for file in stale:
-            os.remove(file)
+            remove(file)
     if before != manifest:
         write_json(path, manifest)
 
@@ -253,57 +269,19 @@ def _differences(before: dict, after: dict, prefix: str = "") -> Iterator[str]:
 
 def _finished(plan: ShardPlan, index: int, count: int) -> ShardReport | None:
     """Return the report of a shard that an earlier run finished."""
-    file = os.path.join(plan.folder, shard_name(plan.name, index, count))
-    stored = read_json(_report_path(plan, index))
-    if stored is None or not os.path.exists(file) or os.path.getsize(file) != stored["bytes"]:
-        return None
-    return ShardReport(**stored)
+    size = remote.size(os.path.join(plan.folder, shard_name(plan.name, index, count)))
+    stored = None if size is None else read_json(_report_path(plan, index))
+    return ShardReport(**stored) if stored is not None and stored["bytes"] == size else None
 
 
 def _report_path(plan: ShardPlan, index: int) -> str:
-    folder = os.path.join(plan.folder, f".{plan.name}-reports")
-    os.makedirs(folder, exist_ok=True)
-    return os.path.join(folder, f"{index:05d}.json")
+    return os.path.join(plan.folder, f".{plan.name}-reports", f"{index:05d}.json")
 
 
-def _remove_leftovers(plan: ShardPlan) -> None:
-    """Delete shards that a killed run left half written."""
-    for file in glob.glob(os.path.join(glob.escape(plan.folder), f"{glob.escape(plan.name)}-*{_TMP}")):
-        os.remove(file)
+def _pattern(plan: ShardPlan, ending: str) -> str:
+    return os.path.join(glob.escape(plan.folder), f"{glob.escape(plan.name)}-*{ending}")
 
 
 def skip_counts(report: ShardReport) -> dict[str, int]:
     """Count the skipped items of a report by reason, most frequent first."""
     return dict(Counter(reason for _, reason, _ in report.skips).most_common())
-
-
-def read_json(path: str) -> dict | None:
-    """Read a JSON file; None if there is none."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except FileNotFoundError:
-        return None
-
-
-def write_json(path: str, content: dict) -> None:
-    """Write a JSON file in one step, so that it is whole or not there."""
-    partial = _partial(path)
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-    _sync(partial)
-    os.replace(partial, path)
-
-
-def _partial(path: str) -> str:
-    """Name a file that becomes `path` when it is whole; a cluster may try the same shard twice at a time."""
-    return f"{path}.{uuid.uuid4().hex[:8]}{_TMP}"
-
-
-def _sync(path: str) -> None:
-    """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

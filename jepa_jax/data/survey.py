@@ -13,9 +13,10 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from jepa_jax.data.errors import DataError
+from jepa_jax.data.latents import Origin, all_finite
 from jepa_jax.data.poses import rotation_steps
 from jepa_jax.data.records import ClipRecord, Record, ShardSource
-from jepa_jax.data.trajectories import KIND, TrajectoryRecord
+from jepa_jax.data.trajectories import KIND, TrajectoryRecord, View
 from jepa_jax.data.video import decode_image, open_video, stream_fps, to_rgb
 
 # Rows of a trajectory that histograms count, evenly spaced: all rows of very many would not fit in memory.
@@ -91,6 +92,14 @@ class Motion(NamedTuple):
     with_extrinsics: tuple[str, ...]
 
 
+class FeatureFacts(NamedTuple):
+    """Say what is stored of the frames of a record: by what it was made, frames of all views, bytes."""
+
+    origin: Origin
+    frames: int
+    num_bytes: int
+
+
 class Facts(NamedTuple):
     """Hold what is known of a record; everything after `damage` is None or empty for one that cannot be read."""
 
@@ -106,6 +115,7 @@ class Facts(NamedTuple):
     source_id: str | None = None
     notes: tuple[str, ...] = ()
     motion: Motion | None = None
+    features: FeatureFacts | None = None
     picture: np.ndarray | None = None
 
 
@@ -146,12 +156,21 @@ def _look(source: ShardSource, index: int, pictured: bool) -> Facts:
         location, damage, record.kind, _encoded_bytes(record), record.num_frames, record.seconds, record.fps,
         (record.height, record.width) if is_clip else (record.views[0].height, record.views[0].width),
         record.label if is_clip else None, record.source_id, record.notes,
-        None if is_clip else measure_motion(record), picture,
+        None if is_clip else measure_motion(record), None if is_clip else _feature_facts(record), picture,
     )  # fmt: skip
 
 
 def _encoded_bytes(record: Record) -> int:
-    return len(record.data) if isinstance(record, ClipRecord) else sum(len(view.data) for view in record.views)
+    if isinstance(record, ClipRecord):
+        return len(record.data)
+    return sum(len(view.data) + (len(view.latents.tokens) if view.latents else 0) for view in record.views)
+
+
+def _feature_facts(record: TrajectoryRecord) -> FeatureFacts | None:
+    stored = [view.latents for view in record.views if view.latents]
+    if not stored:
+        return None
+    return FeatureFacts(stored[0].origin, record.num_features, sum(len(latents.tokens) for latents in stored))
 
 
 def check_record(record: Record, pictured: bool = False) -> np.ndarray | None:
@@ -165,17 +184,11 @@ def check_record(record: Record, pictured: bool = False) -> np.ndarray | None:
         uint8 `[H, W, 3]`, its short side THUMBNAIL or less, or None.
 
     Raises:
-        DataError: 'frame count', 'size' or 'frame rate' where they disagree, or as in
-            `video.open_video`, 'damaged', 'not an image'.
+        DataError: 'frame count', 'size' or 'frame rate' where they disagree, 'not finite' features, or
+            as in `video.open_video`, 'damaged', 'not an image'.
     """
     if record.kind == KIND:
-        pictures = [
-            _check_video(
-                view.data, record.num_frames, (view.height, view.width), record.fps, f"view {view.name!r}", pictured
-            )
-            for view in record.views
-        ]
-        return pictures[0]
+        return [_check_view(record, view, pictured) for view in record.views][0]
     if record.kind == "video":
         return _check_video(
             record.data, record.num_frames, (record.height, record.width), record.fps, "video", pictured
@@ -183,6 +196,15 @@ def check_record(record: Record, pictured: bool = False) -> np.ndarray | None:
     image = decode_image(record.data)
     _check_equal("size", "image", image.shape[:2], (record.height, record.width))
     return _thumbnail(image) if pictured else None
+
+
+def _check_view(record: TrajectoryRecord, view: View, pictured: bool) -> np.ndarray | None:
+    name = f"view {view.name!r}"
+    if view.latents and not all_finite(view.latents.rows(view.latents.frames)):
+        raise DataError("not finite", f"{name}: features are not finite")
+    if not view.data:
+        return None
+    return _check_video(view.data, record.num_frames, (view.height, view.width), record.fps, name, pictured)
 
 
 def _check_video(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -10,7 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jepa_jax.data.survey import Facts, Layout, Motion
+from jepa_jax.data.latents import Origin
+from jepa_jax.data.survey import Facts, FeatureFacts, Layout, Motion
 
 _BINS = 30
 _EXAMPLES = 3
@@ -76,6 +78,7 @@ class Tally:
         damage: [location, reason, message] of everything that is damaged.
         num_bytes, seconds: of every readable record, in order.
         motions: of trajectories, by layout.
+        features: what is stored of frames, by what made it.
         prefix: folder that all sources have in common.
         examples: the first source ids.
         duplicates: [source id, location] of records whose source was seen before.
@@ -95,6 +98,7 @@ class Tally:
     num_bytes: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     motions: dict[Layout, MotionTally] = field(default_factory=dict)
+    features: dict[Origin, list[FeatureFacts]] = field(default_factory=dict)
     prefix: str | None = None
     examples: list[str] = field(default_factory=list)
     duplicates: list[tuple[str, str]] = field(default_factory=list)
@@ -118,6 +122,8 @@ class Tally:
         self.notes.update(facts.notes)
         if facts.motion:
             self.motions.setdefault(facts.motion.layout, MotionTally()).motions.append(facts.motion)
+        if facts.features:
+            self.features.setdefault(facts.features.origin, []).append(facts.features)
         self._add_source(facts.source_id, facts.location)
 
     def _add_source(self, source_id: str, location: str) -> None:
@@ -157,6 +163,13 @@ class Tally:
                 "duplicates": [{"source_id": name, "location": place} for name, place in self.duplicates],
             },
             "notes": dict(sorted(self.notes.items())),
+            "features": [
+                origin._asdict() | {
+                    "trajectories": len(found), "frames": sum(one.frames for one in found),
+                    "bytes": sum(one.num_bytes for one in found),
+                }
+                for origin, found in self.features.items()
+            ],
             "trajectories": [tally.summary(layout) for layout, tally in self.motions.items()],
             "damage_by_reason": self.damage_counts(),
             "damage": [{"location": place, "reason": reason, "message": text} for place, reason, text in self.damage],
@@ -164,11 +177,9 @@ class Tally:
 
 
 def _common_folder(left: str, right: str) -> str:
-    try:
-        return os.path.commonpath([left, right])
-    except ValueError:
-        # A relative and an absolute one.
-        return ""
+    # os.path.commonpath would take a slash out of URLs.
+    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(left.split("/"), right.split("/")))
+    return "/".join(part for part, _ in pairs)
 
 
 def _label_order(pair: tuple[int | None, int]) -> tuple[bool, int]:

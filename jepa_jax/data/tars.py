@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
+from jepa_jax.data import remote
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.listing import IMAGE_SUFFIXES, Item, ListError, Rejected, list_items
 
@@ -57,10 +58,10 @@ def list_images(sources: Sequence[str]) -> list[Item | Member | Rejected]:
 
 def _list_tar(path: str) -> list[Member | Rejected]:
     try:
-        with open(path, "rb") as file:
-            found = list(_members(file, path, "", 0, os.path.getsize(path)))
+        with remote.open_binary(path) as file:
+            found = list(_members(file, path, "", 0, file.seek(0, os.SEEK_END)))
     except OSError as error:
-        raise ListError(f"{path} cannot be read: {error.strerror}") from error
+        raise ListError(f"{path} cannot be read: {error.strerror or error}") from error
     if not found:
         raise ListError(f"{path} holds no file ending in {', '.join(IMAGE_SUFFIXES)}")
     return found
@@ -101,12 +102,10 @@ def read_member(member: Member) -> bytes:
         Its content.
 
     Raises:
-        DataError: 'missing file', 'unreadable file' or 'unreadable tar member'.
+        DataError: 'missing file', 'unreadable file', 'unreadable tar member', or as in `remote.read_range`.
     """
     try:
-        with open(member.tar, "rb") as file:
-            file.seek(member.offset)
-            data = file.read(member.size)
+        data = remote.read_range(member.tar, member.offset, member.size)
     except FileNotFoundError as error:
         raise DataError("missing file", f"{member.tar}: no such file") from error
     except OSError as error:

@@ -13,6 +13,7 @@ import av
 import cv2
 
 from jepa_jax.data import scenes, tars
+from jepa_jax.data.copies import local_copy
 from jepa_jax.data.encoding import Encoded, Encoding, encode_video, storable_rate, upright
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.listing import Item, Scene
@@ -42,9 +43,12 @@ class VideoSpec(Encoding):
 
     def convert(self, item: Item | Scene) -> ClipRecord:
         """Make the record of a video file or of a scene in one; as `transcode_video` and `transcode_scene`."""
-        if isinstance(item, Scene):
-            return transcode_scene(item, self)
-        return transcode_video(item.path, self, item.label)
+        with local_copy(item.path, reused=isinstance(item, Scene)) as path:
+            if isinstance(item, Scene):
+                record = transcode_scene(item._replace(path=path), self)
+            else:
+                record = transcode_video(path, self, item.label)
+        return record._replace(source_id=item.name)
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ class ImageSpec:
         """Make the record of an image file or of a member of a tar; as `store_image`."""
         if isinstance(item, tars.Member):
             return store_image_bytes(tars.read_member(item), self, item.name, item.label)
-        return store_image(item.path, self, item.label)
+        with local_copy(item.path) as path:
+            return store_image(path, self, item.label)._replace(source_id=item.name)
 
 
 def transcode_video(path: str, spec: VideoSpec, label: int | None = None) -> ClipRecord:

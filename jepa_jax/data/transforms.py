@@ -29,7 +29,7 @@ def random_crop_box(
 
     Returns:
         (top, left, height, width), pixels. When no attempt fits the frame, the
-        largest centred box whose aspect lies in range.
+        largest centered box, as `centered_crop_box`.
 
     Source: src/datasets/utils/video/transforms.py
     """
@@ -43,6 +43,21 @@ def random_crop_box(
             top = math.floor(row_u * (height - box_h + 1))
             left = math.floor(column_u * (width - box_w + 1))
             return top, left, box_h, box_w
+    return centered_crop_box(height, width, aspect)
+
+
+def centered_crop_box(height: int, width: int, aspect: tuple[float, float]) -> tuple[int, int, int, int]:
+    """Choose the largest centered box whose aspect lies in range.
+
+    Args:
+        height, width: size of the frame, pixels.
+        aspect: smallest and largest width/height.
+
+    Returns:
+        (top, left, height, width), pixels.
+
+    Source: src/datasets/utils/video/transforms.py
+    """
     ratio = width / height
     if ratio < aspect[0]:
         box_w, box_h = width, min(height, round(width / aspect[0]))

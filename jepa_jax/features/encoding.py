@@ -12,7 +12,7 @@ class Encoded(NamedTuple):
 
     Attributes:
       number: of the window in its file.
-      tokens: float32 `[N, D]`, or `[L, N, D]` where several layers were asked for.
+      tokens: float32, or as asked for, `[N, D]`, or `[L, N, D]` where several layers were asked for.
       grid: (t, h, w).
     """
 
@@ -21,7 +21,7 @@ class Encoded(NamedTuple):
     grid: tuple[int, int, int]
 
 
-def encode_windows(model, params, events, *, batch, layers=()):
+def encode_windows(model, params, events, *, batch, layers=(), dtype=np.float32):
     """Encode the windows of a stream of events; everything else passes through in its place.
 
     Windows of several files share a batch. A batch that cannot be filled, at the end or where
@@ -33,6 +33,7 @@ def encode_windows(model, params, events, *, batch, layers=()):
       events: iterable with `Window`s among other things.
       batch: windows per call.
       layers: 0-based blocks whose outputs are wanted; empty for the encoder's output.
+      dtype: of the tokens.
 
     Yields:
       `Encoded` for every `Window`, and the other events, in order.
@@ -42,7 +43,7 @@ def encode_windows(model, params, events, *, batch, layers=()):
         if isinstance(event, Window):
             if clips and clips[0].shape != event.frames.shape:
                 started = _start(model, params, clips, batch, layers)
-                yield from _release(running)
+                yield from _release(running, dtype)
                 running, waiting, clips = (started, waiting), [], []
             clips.append(event.frames)
             event = event.number
@@ -53,11 +54,11 @@ def encode_windows(model, params, events, *, batch, layers=()):
         (waiting if clips else running[1]).append(event)
         if len(clips) == batch:
             started = _start(model, params, clips, batch, layers)
-            yield from _release(running)
+            yield from _release(running, dtype)
             running, waiting, clips = (started, waiting), [], []
     started = _start(model, params, clips, batch, layers) if clips else None
-    yield from _release(running)
-    yield from _release((started, waiting) if clips else None)
+    yield from _release(running, dtype)
+    yield from _release((started, waiting) if clips else None, dtype)
 
 
 def _start(model, params, clips, batch, layers):
@@ -65,12 +66,12 @@ def _start(model, params, clips, batch, layers):
     return model.encode(params, np.stack(clips + padding), layers)
 
 
-def _release(running):
+def _release(running, dtype):
     """Wait for a batch, and yield its events with the tokens put in."""
     if running is None:
         return
     features, events = running
-    tokens = np.asarray(features.tokens, np.float32)
+    tokens = np.asarray(features.tokens, dtype)
     if tokens.ndim == 4:
         # A layer alone needs no axis.
         tokens = tokens[0] if len(tokens) == 1 else tokens.swapaxes(0, 1)

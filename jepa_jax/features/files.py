@@ -27,6 +27,8 @@ import msgpack
 import numpy as np
 from array_record.python import array_record_module
 
+from jepa_jax.data import remote
+from jepa_jax.data.copies import local_copy
 from jepa_jax.data.errors import DataError
 
 NPZ_SUFFIX, RECORD_SUFFIX = ".npz", ".array_record"
@@ -88,7 +90,7 @@ def read_features(path):
     """Read stored features, of either format.
 
     Args:
-      path: a `.npz` file, an ArrayRecord shard, or a folder of either (with folders in it).
+      path: a `.npz` file, an ArrayRecord shard, or a folder of either (with folders in it); or a URL.
 
     Yields:
       `FileFeatures` per video or image, one in memory at a time.
@@ -98,18 +100,19 @@ def read_features(path):
       DataError: 'unreadable features', for a file that is damaged or something else.
     """
     path = os.fspath(path)
-    if os.path.isdir(path):
-        files = sorted(
-            os.path.join(root, name) for root, _, names in os.walk(path) for name in names
-            if name.endswith((NPZ_SUFFIX, RECORD_SUFFIX)) and os.path.basename(root) != SCRATCH
-        )
+    if remote.is_folder(path):
+        files = [
+            file for file in remote.find(path, lambda name: name.endswith((NPZ_SUFFIX, RECORD_SUFFIX)))
+            if os.path.basename(os.path.dirname(file)) != SCRATCH
+        ]
     else:
-        files = [path] if os.path.exists(path) else []
+        files = [path] if remote.is_file(path) else []
     if not files:
         raise FileNotFoundError(f"no features at {path!r}; make them with `python -m jepa_jax.embed`")
     for file in files:
         try:
-            yield from _read_shard(file) if file.endswith(RECORD_SUFFIX) else [_read_npz(file)]
+            with local_copy(file) as copy:
+                yield from _read_shard(copy) if file.endswith(RECORD_SUFFIX) else [_read_npz(copy)]
         # ArrayRecord reports every kind of damage as a RuntimeError.
         except (zipfile.BadZipFile, KeyError, ValueError, RuntimeError) as error:
             raise DataError("unreadable features", f"{file} cannot be read as features: {error}") from error
@@ -130,7 +133,7 @@ def _from_fields(fields):
 def stored_source(path):
     """Return the source of a `.npz` file of features, or None where there is no whole one."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with remote.open_binary(path) as file, np.load(file, allow_pickle=False) as stored:
             return str(stored["source"]) if set(stored.files) == set(FileFeatures._fields) else None
     except (OSError, zipfile.BadZipFile, ValueError, TypeError):
         return None

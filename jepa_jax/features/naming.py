@@ -5,6 +5,7 @@ import glob
 import os
 from typing import NamedTuple
 
+from jepa_jax.data import remote
 from jepa_jax.data.listing import IMAGE_SUFFIXES, LIST_SUFFIXES, VIDEO_SUFFIXES, ListError, list_items
 
 # Our own pictures are no sources, wherever the output folder lies.
@@ -15,7 +16,7 @@ class Entry(NamedTuple):
     """A file to embed.
 
     Attributes:
-      path: absolute.
+      path: absolute, or a URL.
       label: from a CSV, or None.
       name: of its outputs, below the output folder and without ending.
     """
@@ -32,7 +33,7 @@ def list_entries(sources):
     would share a name keep their ending in it, or as many parent folders as tell them apart.
 
     Args:
-      sources: files, folders, globs, and CSVs of path and label.
+      sources: files, folders, globs, and CSVs of path and label; also behind URLs.
 
     Returns:
       list of `Entry`, each file once.
@@ -48,7 +49,7 @@ def list_entries(sources):
             raise ListError(f"{source!r} holds only pictures of features, which are made here and are no sources")
         root = _root(source)
         for item in items:
-            path = os.path.abspath(item.path)
+            path = remote.absolute(item.path)
             label, _ = found.setdefault(path, (item.label, _relative(path, root)))
             if label != item.label and None not in (label, item.label):
                 raise ListError(f"{path} is listed twice, with labels {label} and {item.label}")
@@ -58,14 +59,14 @@ def list_entries(sources):
 
 def _root(source):
     """Return the folder that names are relative to, or None where only the file's own name counts."""
-    if os.path.isdir(source):
-        return os.path.abspath(source)
-    if os.path.isfile(source) or source.lower().endswith(LIST_SUFFIXES):
+    if remote.is_folder(source):
+        return remote.absolute(source)
+    if remote.is_file(source) or source.lower().endswith(LIST_SUFFIXES):
         return None
     fixed = source
     while glob.has_magic(fixed):
         fixed = os.path.dirname(fixed)
-    return os.path.abspath(fixed)
+    return remote.absolute(fixed)
 
 
 def _relative(path, root):

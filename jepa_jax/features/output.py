@@ -4,14 +4,18 @@ import contextlib
 import dataclasses
 import fcntl
 import glob
+import hashlib
 import os
 import shutil
+import tempfile
 
 import numpy as np
 from array_record.python import array_record_module
 
+from jepa_jax.data import publish, remote
+from jepa_jax.data.publish import read_json, write_json
 from jepa_jax.data.records import WRITER_OPTIONS, shard_name
-from jepa_jax.data.shards import ShardReport, read_json, write_json
+from jepa_jax.data.shards import ShardReport
 from jepa_jax.features import files
 from jepa_jax.features.naming import PICTURE_ENDINGS
 
@@ -25,15 +29,19 @@ class OutputError(Exception):
 
 @contextlib.contextmanager
 def lock_folder(folder):
-    """Keep other processes out of an output folder, which is made if absent.
+    """Keep other processes out of an output folder, which is made if absent; of a URL, those of this host.
 
     Raises:
       OutputError: if another process is writing to it, or it is a file.
+      UrlError, OSError: if it cannot be written to.
     """
-    if os.path.exists(folder) and not os.path.isdir(folder):
+    if remote.is_file(folder):
         raise OutputError(f"{folder} is a file; --output is a folder")
-    os.makedirs(folder, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
+    publish.check_folder(folder)
+    # The scratch folder itself is removed now and then.
+    locked = f"{scratch_folder(folder)}.lock" if remote.is_remote(folder) else folder
+    os.makedirs(locked, exist_ok=True)
+    descriptor = os.open(locked, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -89,27 +97,27 @@ def _differences(before, now, where=""):
 
 def _remove_features(folder):
     """Remove what was made here, and nothing else that lies in the folder."""
-    shutil.rmtree(os.path.join(folder, _REPORTS), ignore_errors=True)
-    for path in glob.glob(os.path.join(glob.escape(folder), f"{_SHARDS}-*-of-*{files.RECORD_SUFFIX}")):
-        os.remove(path)
-    for path in glob.glob(os.path.join(glob.escape(folder), "**", f"*{files.NPZ_SUFFIX}"), recursive=True):
+    inside = glob.escape(folder)
+    ours = [os.path.join(_REPORTS, "*.json"), f"{_SHARDS}-*-of-*{files.RECORD_SUFFIX}"]
+    ours += [os.path.join("**", f"*{ending}") for ending in PICTURE_ENDINGS]
+    for pattern in ours:
+        for path in remote.glob(os.path.join(inside, pattern)):
+            publish.remove(path)
+    for path in remote.glob(os.path.join(inside, "**", f"*{files.NPZ_SUFFIX}")):
         if files.stored_source(path):
-            os.remove(path)
-    for ending in PICTURE_ENDINGS:
-        for path in glob.glob(os.path.join(glob.escape(folder), "**", f"*{ending}"), recursive=True):
-            os.remove(path)
+            publish.remove(path)
 
 
 def scratch_folder(folder):
-    """Return where half-written files of an output folder lie."""
+    """Return where half-written files of an output folder lie; those of a URL, in this host's temporary folder."""
+    if remote.is_remote(folder):
+        return os.path.join(tempfile.gettempdir(), f"jepa_jax-{hashlib.sha256(folder.encode()).hexdigest()[:16]}")
     return os.path.join(folder, files.SCRATCH)
 
 
 def move_finished(path, folder, name):
     """Give a finished file its name in the output folder, in one step."""
-    final = os.path.join(folder, name)
-    os.makedirs(os.path.dirname(final), exist_ok=True)
-    os.replace(path, final)
+    publish.move(path, os.path.join(folder, name))
 
 
 class WindowFile:
@@ -178,7 +186,7 @@ class NpzOutput:
 
     def _count(self, path):
         self.report.written += 1
-        self.report.bytes += os.path.getsize(path)
+        self.report.bytes += remote.size(path)
 
     def add(self, entry, features, tokens_path):
         """Store the features of a file; `tokens_path` is a `.npy` file of its tokens."""
@@ -202,14 +210,12 @@ class RecordOutput:
         self._folder, self._writer, self._shard = folder, None, None
         self.todo, self.report = [], ShardReport()
         self._count = -(-len(entries) // per_shard)
-        os.makedirs(os.path.join(folder, _REPORTS), exist_ok=True)
         # [shard, files of it that are still to come]
         self._left = []
         for index in range(self._count):
             part = entries[index * per_shard : (index + 1) * per_shard]
             stored = read_json(self._report_path(index))
-            path = os.path.join(folder, self._name(index))
-            if stored and os.path.exists(path) and os.path.getsize(path) == stored["bytes"]:
+            if stored and remote.size(os.path.join(folder, self._name(index))) == stored["bytes"]:
                 self.report.add(ShardReport(**stored))
             else:
                 self.todo += part

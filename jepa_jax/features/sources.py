@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jepa_jax.data import clips
+from jepa_jax.data.copies import local_copy
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.stream import Timeline, read_timeline, stream_frames
 from jepa_jax.features.windows import Windows, plan_windows
@@ -64,6 +65,10 @@ class Source(NamedTuple):
     times: np.ndarray
     fps: float
     timeline: Timeline | None
+
+    def at(self, path):
+        """Return the same source under another path."""
+        return self._replace(path=path, timeline=self.timeline and dataclasses.replace(self.timeline, path=path))
 
 
 def open_source(path, sampling):
@@ -198,10 +203,11 @@ def _read_into(line, path, sampling, stop):
                 return
 
     try:
-        source = open_source(path, sampling)
-        put(source)
-        for number, frames in enumerate(read_windows(source, _until(stop, read_frames(source, sampling)))):
-            put(Window(number, frames))
+        with local_copy(path) as copy:
+            source = open_source(copy, sampling)
+            put(source.at(path))
+            for number, frames in enumerate(read_windows(source, _until(stop, read_frames(source, sampling)))):
+                put(Window(number, frames))
     except DataError as error:
         put(End(error))
     else:

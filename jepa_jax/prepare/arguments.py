@@ -21,7 +21,7 @@ from jepa_jax.commandline.types import (
 from jepa_jax.data import manifest, tars
 from jepa_jax.data.sources import droid, examples, lerobot, rlds, tfds
 from jepa_jax.data.transcode import ImageSpec, VideoSpec
-from jepa_jax.prepare import curate
+from jepa_jax.prepare import curate, features
 
 _EXAMPLES = """examples:
   python -m jepa_jax.prepare videos ~/videos --output data/mine
@@ -30,7 +30,9 @@ _EXAMPLES = """examples:
   python -m jepa_jax.prepare videos scenes.jsonl --output data/scenes
   python -m jepa_jax.prepare images ~/photos imagenet.tar --output data/photos
   python -m jepa_jax.prepare droid ~/droid_raw --output data/droid --views left,right
-Run the same command again to finish a run that was stopped."""
+  python -m jepa_jax.prepare videos gs://mine/videos --output s3://other/shards
+SRC and DIR may be URLs (gs:// and s3:// need the extras gcs and s3); a remote DIR needs room on this
+host for one shard, in $TMPDIR. Run the same command again to finish a run that was stopped."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     kinds = top.add_subparsers(dest="kind", required=True)
-    for add in (_add_videos, _add_images, _add_droid, _add_lerobot, _add_rlds, _add_tfds, curate.add):
+    for add in (_add_videos, _add_images, _add_droid, _add_lerobot, _add_rlds, _add_tfds, features.add, curate.add):
         add(kinds)
     return top
 
@@ -55,7 +57,7 @@ def _subcommand(kinds, kind: str, units: str, name: str, per_shard: int, sources
     )  # fmt: skip
     sub.set_defaults(units=units)
     sub.add_argument("sources", nargs="+", metavar="SRC", help=sources)
-    sub.add_argument("--output", required=True, metavar="DIR", help="folder for the shards")
+    sub.add_argument("--output", required=True, metavar="DIR", help="folder for the shards, or a URL")
     sub.add_argument(
         "--name", default=name, type=shard_set_name, help=f"first part of the shards' names (default {name})"
     )
@@ -66,7 +68,7 @@ def _subcommand(kinds, kind: str, units: str, name: str, per_shard: int, sources
     )
     sub.add_argument(
         "--beam", action="store_true",
-        help="run as an Apache Beam pipeline; SRC and DIR must be the same folders on all workers; --workers is unused",
+        help="run as an Apache Beam pipeline; SRC and DIR must be URLs or the same on all workers; --workers is unused",
     )  # fmt: skip
     sub.add_argument(
         "--beam-options", default="", metavar="'OPTION ...'",

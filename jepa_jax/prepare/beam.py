@@ -18,7 +18,7 @@ def write_shards(
 ) -> shards.ShardReport:
     """Write the same shards as `shards.write_shards`, one shard being one element of a pipeline.
 
-    The folder, and the sources, must be there under the same paths on every worker. A
+    The folder, and the sources, must be URLs or there under the same paths on every worker. A
     run that was stopped goes on when it is started again, with or without Beam.
 
     Args:

@@ -9,7 +9,11 @@ from collections.abc import Sequence
 
 import tqdm
 
+from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data import listing, shards
+from jepa_jax.data.errors import DataError
+from jepa_jax.data.publish import check_folder
+from jepa_jax.data.remote import UrlError
 from jepa_jax.prepare import arguments, beam, report
 
 
@@ -27,10 +31,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if hasattr(args, "run"):
             return args.run(args)
+        # First: looking through the sources may take long.
+        check_folder(args.output)
         items, spec = args.plan(args)
         plan = shards.ShardPlan(args.output, args.name, args.per_shard, spec)
         counts = _write(items, plan, args)
-    except (listing.ListError, shards.ShardError) as error:
+        lines, status = report.finish(counts, plan, args.units, args.max_skip_fraction)
+    except (listing.ListError, shards.ShardError, UrlError, DataError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt:
@@ -39,8 +46,7 @@ def main(argv: list[str] | None = None) -> int:
             child.kill()
         sys.stderr.write("stopped; finished shards are kept, run the same command again to go on\n")
         return 130
-    lines, status = report.finish(counts, plan, args.units, args.max_skip_fraction)
-    sys.stdout.write("\n".join(lines) + "\n")
+    write_lines(lines)
     return status
 
 

@@ -9,13 +9,17 @@ import sys
 import tqdm
 
 from jepa_jax.commandline import types
+from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.curation import cuts, retrieval
-from jepa_jax.data import manifest, remote
+from jepa_jax.data import listing, manifest, publish, remote
+from jepa_jax.data.errors import DataError
 
 _DETAIL = """SRC are the videos to choose from: folders, globs, files, CSVs or manifests, as for `prepare videos`.
 They are cut into scenes, every scene and every target video becomes one vector, the scenes are
 clustered, and the scenes of clusters that hold target videos are listed in DIR/scenes.csv. Then:
   python -m jepa_jax.prepare videos DIR/scenes.csv --output SHARDS
+SRC and DIR may be URLs. Remote videos are read more than once, so copies are kept in ~/.cache/jepa_jax;
+with a remote DIR, vectors and clusters stay in --work and the manifest and the report are put in DIR.
 A cluster's weight is the sum over target sets of weight x (its samples of the set / samples of the
 set); --scenes N draws scenes in proportion. Run the same command again to go on after a stop. On several
 machines with one file system, start it with --part 0/4, --part 1/4 and so on, then once without."""
@@ -34,7 +38,9 @@ def add(kinds) -> None:
         help=f"a target set, and its weight unless it is one of the paper's ({known}); again for each, and for "
         "more sources of one")  # fmt: skip
     arg("--model", required=True, metavar="PATH", help="encoder: any weights that `embed` takes")
-    arg("--output", required=True, metavar="DIR", help="folder for the scenes, vectors, clusters and the manifest")
+    arg("--output", required=True, metavar="DIR", help="folder for the manifest and the report, or a URL")
+    arg("--work", metavar="DIR",
+        help="folder of this host for scenes, vectors and clusters (default: --output, if no URL)")  # fmt: skip
     arg("--exclude", action="append", default=[], metavar="FILE",
         help="videos to leave out, such as validation sets: a path or name a line, or 'path label'")  # fmt: skip
     arg(
@@ -104,28 +110,33 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         cuts.check_library()
+        work = _work_folder(args)
         part, parts = sharding.join_processes() if args.distributed else args.part
         targets, weights = _targets(args.target)
-        pool = cuts.exclude(_list(args.sources), _excluded(args.exclude))
+        pool = cuts.exclude(manifest.list_videos(args.sources), _excluded(args.exclude))
         job = pipeline.Curation(
-            folder=args.output, pool=pool, targets=targets, weights=weights, model=args.model,
+            folder=work, pool=pool, targets=targets, weights=weights, model=args.model,
             cuts=cuts.CutSpec(args.min_seconds, args.threshold), frames=args.frames, fps=args.fps, size=args.size,
             clustering=kmeans.KMeansSpec(args.clusters, passes=args.passes, seed=args.seed), scenes=args.scenes,
             per_chunk=args.per_chunk, batch=args.batch, workers=args.workers, part=part, parts=parts,
         )  # fmt: skip
         with _Bars() as bars:
             report = pipeline.run(job, bars.start, args.overwrite)
+        if report is not None and work != args.output and not part:
+            for name in (pipeline.MANIFEST, pipeline.REPORT):
+                publish.copy(os.path.join(work, name), os.path.join(args.output, name))
     except (
         cuts.MissingLibraryError,
         pipeline.CurationError,
         WeightsError,
         CheckpointError,
+        DataError,
         ValueError,
         OSError,
     ) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    sys.stdout.write("\n".join(_lines(report, args)) + "\n")
+    write_lines(_lines(report, args))
     return 0 if report is None or report["written"] else 1
 
 
@@ -136,26 +147,24 @@ def _targets(given: list[tuple[str, float, str]]) -> tuple[dict, dict]:
         sources.setdefault(name, []).append(source)
         if weights.setdefault(name, weight) != weight:
             raise ValueError(f"target set {name!r} is given with weights {weights[name]:g} and {weight:g}")
-    return {name: _list(found) for name, found in sources.items()}, weights
+    return {name: manifest.list_videos(found) for name, found in sources.items()}, weights
 
 
-def _list(sources: list[str]) -> list:
-    items = manifest.list_videos(sources)
-    # Scenes are read one by one from long files, each of which would be fetched again and again.
-    far = [item.name for item in items if remote.is_remote(item.name)]
-    if far:
-        raise ValueError(f"{far[0]} is remote; `curate` reads videos of this host only: copy or mount them first")
-    return items
+def _work_folder(args: argparse.Namespace) -> str:
+    """Say where the results of the stages go, and find out whether --output can be written to."""
+    if remote.is_remote(args.work or args.output):
+        raise ValueError(f"{args.work or args.output} is remote: give --work, a folder of this host for vectors")
+    publish.check_folder(args.output)
+    return args.work or args.output
 
 
 def _excluded(paths: list[str]) -> list[str]:
     names = []
     for path in paths:
-        with open(path, encoding="utf-8-sig") as file:
-            for line in file.read().splitlines():
-                # A label after the path, as in the official lists, is no part of the name.
-                name, _, label = line.strip().rpartition("::" if "::" in line else " ")
-                names.append(name if name and label.isdigit() else line.strip())
+        for line in listing.read_list(path).splitlines():
+            # A label after the path, as in the official lists, is no part of the name.
+            name, _, label = line.strip().rpartition("::" if "::" in line else " ")
+            names.append(name if name and label.isdigit() else line.strip())
     return names
 
 

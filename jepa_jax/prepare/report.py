@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from jepa_jax.data import shards
+from jepa_jax.data.publish import write_json
 
 _NAMES_SHOWN = 5
 _RATES_SHOWN = 8
 
 
 def finish(
-    report: shards.ShardReport, plan: shards.ShardPlan, units: str, max_skip_fraction: float
+    report: shards.ShardReport, plan: shards.ShardPlan, units: str, max_skip_fraction: float, more: Mapping | None = None
 ) -> tuple[list[str], int]:
     """Write the JSON report beside the shards and judge the run.
 
@@ -20,12 +22,16 @@ def finish(
         plan: what was written.
         units: what the items are called.
         max_skip_fraction: larger parts of skipped items fail the run, in [0, 1].
+        more: JSON-able entries for the JSON report.
 
     Returns:
         Lines of text, and the exit status: 1 if nothing was written or too much was skipped.
+
+    Raises:
+        OSError: the report cannot be written.
     """
     path = os.path.join(plan.folder, f"{plan.name}-report.json")
-    shards.write_json(path, _summary(report))
+    write_json(path, _summary(report) | dict(more or {}))
     total = report.written + len(report.skips)
     timed = f", {report.seconds / 3600:.3g} hours" if plan.spec.kind != "image" else ""
     lines = [f"{report.written} of {total} {units} in {plan.folder}{timed}, {report.bytes / 1e6:.1f} MB"]

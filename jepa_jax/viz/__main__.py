@@ -8,16 +8,18 @@ import sys
 from absl import logging
 
 from jepa_jax.commandline import types
+from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data import DataError
 from jepa_jax.tasks.loading import load_run
 from jepa_jax.training.checkpoint import CheckpointError
-from jepa_jax.viz import canvas, curves, features, masks, summary
+from jepa_jax.viz import canvas, curves, features, masks, summary, tabletop
 
 _EXAMPLES = """examples:
   python -m jepa_jax.viz all --workdir runs/demo
   python -m jepa_jax.viz curves --workdir runs/vitl16
   python -m jepa_jax.viz masks --workdir runs/demo --step 7
-  python -m jepa_jax.viz features --workdir runs/demo --video holiday.mp4 --detail 3"""
+  python -m jepa_jax.viz features --workdir runs/demo --video holiday.mp4 --detail 3
+  python -m jepa_jax.viz tabletop --output pictures"""
 
 
 def _curves(args, load, output):
@@ -47,6 +49,11 @@ def _summary(args, load, output):
     yield summary.write_summary(numbers, args.output or args.workdir)
 
 
+def _tabletop(args, load, output):
+    del load
+    yield _save(tabletop.draw_tabletop(args.seed), output, "tabletop.png")
+
+
 def _all(args, load, output):
     for draw in (_curves, _masks, _features, _summary):
         yield from draw(args, load, output)
@@ -58,6 +65,7 @@ _KINDS = {
     "features": (_features, "principal components of the latents of a clip, trained and untrained"),
     "summary": (_summary, "the main numbers as JSON, in the workdir"),
     "all": (_all, "everything above"),
+    "tabletop": (_tabletop, "the simulated table-top: cameras, gripper, nuisance and an episode; needs no run"),
 }
 
 
@@ -73,12 +81,11 @@ def main(argv=None):
     args = _parser().parse_args(argv)
     # Orbax warns that a folder opened for reading is read-only.
     logging.set_verbosity(logging.ERROR)
-    output = args.output or os.path.join(args.workdir, "pictures")
+    output = args.output or os.path.join(args.workdir or "", "pictures")
     load = functools.cache(functools.partial(load_run, args.workdir))
     try:
         for path in _KINDS[args.kind][0](args, load, output):
-            sys.stdout.write(f"wrote {path}\n")
-            sys.stdout.flush()
+            write_lines([f"wrote {path}"])
     except (canvas.PictureError, CheckpointError, DataError, OSError, ValueError) as error:
         # Foreseen: the message says what to do, and a stack trace would bury it.
         sys.stderr.write(f"error: {error}\n")
@@ -104,7 +111,11 @@ def _parser():
     kinds = parser.add_subparsers(dest="kind", required=True)
     for kind, (_, text) in _KINDS.items():
         sub = kinds.add_parser(kind, help=text, epilog=_EXAMPLES, formatter_class=parser.formatter_class)
-        sub.add_argument("--workdir", required=True, metavar="RUN", help="folder of the run")
+        if kind == "tabletop":
+            sub.add_argument("--seed", default=0, type=types.count, help="of its scenes (default 0)")
+            sub.set_defaults(workdir=None)
+        else:
+            sub.add_argument("--workdir", required=True, metavar="RUN", help="folder of the run")
         sub.add_argument("--output", metavar="DIR", help="folder for what is made (default RUN/pictures; "
                                                          "RUN for the summary)")
         if kind in ("masks", "all"):

@@ -10,16 +10,20 @@ A folder holds
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
+from jepa_jax.data import remote
+from jepa_jax.data.copies import local_copy
 from jepa_jax.data.errors import DataError
-from jepa_jax.data.listing import LIST_SUFFIXES, Item, ListError, Rejected
+from jepa_jax.data.listing import LIST_SUFFIXES, ListError, Rejected, place_in_list, read_list
 from jepa_jax.data.manifest import reject_duplicates
 from jepa_jax.data.poses import GRIPPER_RANGE
 from jepa_jax.data.sources.libraries import need
@@ -38,12 +42,24 @@ _STEP_START = "observation/timestamp/control/step_start"
 _MAX_RATE = 1000.0
 
 
-def list_droid(sources: Sequence[str]) -> list[Item | Rejected]:
+class Trajectory(NamedTuple):
+    """Name the folder of one trajectory."""
+
+    path: str
+
+    @property
+    def name(self) -> str:
+        """Name the trajectory in reports and records."""
+        return self.path
+
+
+def list_droid(sources: Sequence[str]) -> list[Trajectory | Rejected]:
     """Find trajectories.
 
     Args:
         sources: folders, searched for trajectory.h5, or indices: text files with the
             folder of one trajectory as the first column of each line (official format).
+            Both may be behind URLs; in an index there, relative paths count from its folder.
 
     Returns:
         One item per folder, sorted within each source; one that was found before,
@@ -57,22 +73,25 @@ def list_droid(sources: Sequence[str]) -> list[Item | Rejected]:
     need("h5py", "sources")
     folders: list[str] = []
     for source in sources:
-        found = _walk(source) if os.path.isdir(source) else _read_index(source)
+        found = _walk(source) if remote.is_folder(source) else _read_index(source)
         if not found:
             raise ListError(
                 f"{source!r} holds no {_H5}; name the folder of the raw DROID release, or a list of folders"
             )
         folders += found
     seen: dict[str, str] = {}
-    items: list[Item | Rejected] = []
+    items: list[Trajectory | Rejected] = []
     for folder in folders:
-        first = seen.setdefault(os.path.realpath(folder), folder)
+        first = seen.setdefault(folder if remote.is_remote(folder) else os.path.realpath(folder), folder)
         alias = first != folder
-        items.append(Rejected(folder, "duplicate id", f"{folder} is {first} again") if alias else Item(folder))
+        items.append(Rejected(folder, "duplicate id", f"{folder} is {first} again") if alias else Trajectory(folder))
     return reject_duplicates(items)
 
 
 def _walk(source: str) -> list[str]:
+    if remote.is_remote(source):
+        return [os.path.dirname(file) for file in remote.find(source, lambda name: name == _H5)]
+    # Trajectories have many folders below them that need not be looked into.
     found = []
     for folder, below, names in os.walk(source, followlinks=True):
         below.sort()
@@ -83,15 +102,11 @@ def _walk(source: str) -> list[str]:
 
 
 def _read_index(source: str) -> list[str]:
-    if not (os.path.isfile(source) and source.lower().endswith(LIST_SUFFIXES)):
+    if not (source.lower().endswith(LIST_SUFFIXES) and remote.is_file(source)):
         raise ListError(f"{source!r} is no folder and no list of folders ({', '.join(LIST_SUFFIXES)}); check the path")
-    try:
-        with open(source, encoding="utf-8-sig") as file:
-            lines = [line.strip() for line in file if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ListError(f"{source} is not UTF-8 text: {error}") from error
+    lines = [line.strip() for line in read_list(source).splitlines() if line.strip()]
     # A folder with spaces in its name is taken whole where it exists.
-    return [line if os.path.isdir(line) else line.split(" ")[0] for line in lines]
+    return [place_in_list(source, line if os.path.isdir(line) else line.split(" ")[0]) for line in lines]
 
 
 @dataclass(frozen=True)
@@ -111,16 +126,22 @@ class DroidSpec(TrajectorySpec):
     rate: str = "header"
     row_tolerance: int = 0
 
-    def convert(self, item: Item) -> TrajectoryRecord:
+    def convert(self, item: Trajectory) -> TrajectoryRecord:
         """Make the record of one folder.
 
         Raises:
             DataError: 'missing json', 'unreadable json', 'json lacks a view', 'missing h5', 'unreadable h5',
                 'h5 lacks data', 'missing mp4', 'no time stamps', 'rows do not match frames', as in
-                `TrajectorySpec.checked`, or as in `transcode.encode_file`.
+                `TrajectorySpec.checked`, or as in `transcode.encode_file` and `copies.local_copy`.
         """
         metadata = _read_metadata(item.path, self.views)
-        files = {view: _video_path(item.path, metadata[_key(view)]) for view in self.views}
+        places = {view: _video_path(item.path, metadata[_key(view)]) for view in self.views}
+        with contextlib.ExitStack() as stack:
+            files = {view: stack.enter_context(local_copy(place)) for view, place in places.items()}
+            return self._convert(item, metadata, files)
+
+    def _convert(self, item: Trajectory, metadata: dict, files: dict[str, str]) -> TrajectoryRecord:
+        """Make the record from the metadata and the videos by view."""
         states, extrinsics, measured = _read_h5(item.path, {view: _camera(file) for view, file in files.items()})
         frames = {view: _count_frames(file) for view, file in files.items()}
         for view, (count, _) in frames.items():
@@ -138,7 +159,7 @@ class DroidSpec(TrajectorySpec):
             TrajectoryRecord(
                 views, states[:length], None, control, header, "header" if self.rate == "header" else "true",
                 POSE_NAMES, POSE_UNITS, (), (), "robot base", "xyz euler", GRIPPER_RANGE,
-                instruction if isinstance(instruction, str) else None, item.path,
+                instruction if isinstance(instruction, str) else None, item.path, {},
             )
         )  # fmt: skip
 
@@ -162,14 +183,13 @@ def _first(array: np.ndarray | None, length: int) -> np.ndarray | None:
 
 def _read_metadata(folder: str, views: Sequence[str]) -> dict:
     """Read the first json that names the videos of all views; the official loader takes whichever is listed first."""
-    files = sorted(glob.glob(os.path.join(glob.escape(folder), "*.json")))
+    files = remote.glob(os.path.join(glob.escape(folder), "*.json"))
     if not files:
         raise DataError("missing json", f"{folder}: holds no metadata *.json")
     lacking = ""
     for file in files:
         try:
-            with open(file, encoding="utf-8") as stream:
-                content = json.load(stream)
+            content = json.loads(remote.read_text(file))
         except (OSError, ValueError) as error:
             lacking = lacking or f"{file} is no readable JSON: {error}"
             continue
@@ -184,7 +204,7 @@ def _read_metadata(folder: str, views: Sequence[str]) -> dict:
 def _video_path(folder: str, value: str) -> str:
     name = str(value).replace("\\", "/").rpartition(_VIDEOS)[2]
     path = os.path.join(folder, _VIDEOS, name)
-    if not os.path.isfile(path):
+    if not remote.is_file(path):
         raise DataError("missing mp4", f"{path}: no such file, although the metadata name it")
     return path
 
@@ -208,10 +228,10 @@ def _read_h5(folder: str, cameras: dict[str, str]) -> tuple[np.ndarray, dict[str
     """Read states float32 `[L, 7]`, extrinsics float32 `[L, 6]` by view, and the rate of the time stamps, Hz."""
     h5py = need("h5py", "sources")
     path = os.path.join(folder, _H5)
-    if not os.path.isfile(path):
+    if not remote.is_file(path):
         raise DataError("missing h5", f"{path}: no such file")
     try:
-        with h5py.File(path, "r") as file:
+        with local_copy(path) as copy, h5py.File(copy, "r") as file:
             pose, gripper = file[_STATE + "cartesian_position"][()], file[_STATE + "gripper_position"][()]
             extrinsics = {
                 view: np.asarray(file[key][()], np.float32)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import glob
 import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,9 +11,12 @@ from typing import NamedTuple
 import numpy as np
 from array_record.python import array_record_module
 
+from jepa_jax.data import remote
+from jepa_jax.data.copies import DEFAULT_CACHE
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.listing import ListError, Rejected
 from jepa_jax.data.manifest import reject_duplicates
+from jepa_jax.data.records import count_records
 from jepa_jax.data.sources.libraries import need
 
 _TFRECORD, _ARRAY_RECORD = ".tfrecord", ".array_record"
@@ -46,7 +48,8 @@ def list_examples(sources: Sequence[str], part: str = "") -> list[Example | Reje
 
     Args:
         sources: folders, searched for files with '.tfrecord' or '.array_record' in
-            their names, globs, or files.
+            their names, globs, or files, also behind URLs. There, an ArrayRecord file is kept
+            in the cache of `copies` once an example of it is read.
         part: what the names of files in folders must hold, such as '-train.'.
 
     Returns:
@@ -77,28 +80,31 @@ def list_examples(sources: Sequence[str], part: str = "") -> list[Example | Reje
 
 
 def _files(source: str, part: str) -> list[str]:
-    if os.path.isfile(source):
+    if remote.is_file(source):
         return [source]
-    if os.path.isdir(source):
-        walked = os.walk(source, followlinks=True)
-        return sorted(
-            os.path.join(folder, name)
-            for folder, _, names in walked
-            for name in names
-            if part in name and (_TFRECORD in name or _ARRAY_RECORD in name)
-        )
-    return sorted(file for file in glob.glob(source, recursive=True) if os.path.isfile(file))
+    if remote.is_folder(source):
+        return remote.find(source, lambda name: part in name and (_TFRECORD in name or _ARRAY_RECORD in name))
+    return [file for file in remote.glob(source) if remote.is_file(file)]
 
 
 def _array_places(path: str) -> Iterator[tuple[int, int]]:
-    return ((_NO_OFFSET, 0) for _ in range(_array_reader(path).num_records()))
+    try:
+        count = count_records(path)
+    except DataError as error:
+        raise _unreadable_shard(path) if error.reason == "unreadable shard" else error from error
+    return ((_NO_OFFSET, 0) for _ in range(count))
+
+
+def _unreadable_shard(path: str) -> DataError:
+    return DataError("unreadable shard", f"{path} is no readable ArrayRecord file: it is cut short or damaged")
 
 
 @functools.lru_cache(maxsize=8)
 def _array_reader(path: str) -> array_record_module.ArrayRecordReader:
-    reader = array_record_module.ArrayRecordReader(path, "readahead_buffer_size:0")
+    with DEFAULT_CACHE.open_path(path) as file:
+        reader = array_record_module.ArrayRecordReader(file, "readahead_buffer_size:0")
     if not reader.ok():
-        raise DataError("unreadable shard", f"{path} is no readable ArrayRecord file: it is cut short or damaged")
+        raise _unreadable_shard(path)
     return reader
 
 
@@ -116,9 +122,8 @@ def record_places(path: str) -> Iterator[tuple[int, int]]:
             inside a record; the places before it were given.
     """
     try:
-        size = os.path.getsize(path)
-        with open(path, "rb") as file:
-            position = 0
+        with remote.open_binary(path) as file:
+            size, position = file.seek(0, os.SEEK_END), 0
             while position < size:
                 file.seek(position)
                 header = file.read(_HEADER.size)
@@ -132,7 +137,7 @@ def record_places(path: str) -> Iterator[tuple[int, int]]:
                 yield position + _HEADER.size, length
                 position += _HEADER.size + length + _CHECKSUM.size
     except OSError as error:
-        raise DataError("unreadable tfrecord", f"{path}: {error.strerror}") from error
+        raise DataError("unreadable tfrecord", f"{path}: {error.strerror or error}") from error
 
 
 def _unreadable(path: str, position: int, what: str) -> DataError:
@@ -162,11 +167,10 @@ def read_example(item: Example) -> dict[str, list[bytes] | np.ndarray]:
 
 def _read_record(item: Example) -> bytes:
     try:
-        with open(item.path, "rb") as file:
-            file.seek(item.offset)
-            payload, checksum = file.read(item.length), file.read(_CHECKSUM.size)
+        data = remote.read_range(item.path, item.offset, item.length + _CHECKSUM.size)
     except OSError as error:
-        raise DataError("unreadable tfrecord", f"{item.path}: {error.strerror}") from error
+        raise DataError("unreadable tfrecord", f"{item.path}: {error.strerror or error}") from error
+    payload, checksum = data[: item.length], data[item.length :]
     if len(checksum) < _CHECKSUM.size or _CHECKSUM.unpack(checksum)[0] != _masked_checksum(payload):
         raise DataError("corrupt record", f"{item.name}: the record at byte {item.offset} fails its checksum")
     return payload
@@ -175,6 +179,8 @@ def _read_record(item: Example) -> bytes:
 def _read_array(item: Example) -> bytes:
     try:
         return _array_reader(item.path).read([item.number])[0]
+    except FileNotFoundError as error:
+        raise DataError("missing file", f"{item.path}: no such file") from error
     # ArrayRecord reports every kind of damage as a RuntimeError.
     except RuntimeError as error:
         raise DataError("corrupt record", f"{item.name}: {error}") from error

@@ -12,11 +12,13 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 
-from jepa_jax.data import scenes
+from jepa_jax.data import remote, scenes
+from jepa_jax.data.copies import local_copy
 from jepa_jax.data.encoding import Encoded, encode_video, rgb_frames, storable_rate
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.listing import ListError, Rejected
@@ -50,7 +52,7 @@ def list_lerobot(sources: Sequence[str], views: Sequence[str] = ()) -> list[Epis
     """Find the episodes of data sets.
 
     Args:
-        sources: folders with meta/info.json, or folders above such folders.
+        sources: folders with meta/info.json, or folders above such folders; also behind URLs.
         views: names of cameras, or last parts of them; all if empty.
 
     Returns:
@@ -71,6 +73,10 @@ def list_lerobot(sources: Sequence[str], views: Sequence[str] = ()) -> list[Epis
 
 
 def _roots(source: str) -> list[str]:
+    if remote.is_remote(source):
+        files = remote.find(source, lambda name: name == os.path.basename(_INFO))
+        return [file.removesuffix(f"/{_INFO}") for file in files if file.endswith(f"/{_INFO}")]
+    # Data sets have many files that need not be looked at.
     found = []
     for folder, below, _ in os.walk(source, followlinks=True):
         if os.path.isfile(os.path.join(folder, _INFO)):
@@ -87,8 +93,7 @@ def read_info(root: str) -> dict:
     """
     path = os.path.join(root, _INFO)
     try:
-        with open(path, encoding="utf-8") as file:
-            info = json.load(file)
+        info = json.loads(remote.read_text(path))
         version, lacking = str(info["codebase_version"]), {"fps", "features", "data_path"} - set(info)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ListError(f"{path} is no readable description of a LeRobot data set: {error!r}") from error
@@ -151,23 +156,23 @@ def _place(row: Mapping, prefix: str, new: bool, info: Mapping) -> dict[str, int
 def _old_rows(root: str) -> list[dict]:
     path = os.path.join(root, "meta", "episodes.jsonl")
     try:
-        with open(path, encoding="utf-8") as file:
-            return [json.loads(line) for line in file if line.strip()]
+        return [json.loads(line) for line in remote.read_text(path).splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise ListError(f"{path} cannot be read: {error}") from error
 
 
 def _new_rows(root: str) -> list[dict]:
     parquet = need("pyarrow.parquet", "sources")
-    files = sorted(glob.glob(os.path.join(glob.escape(root), "meta", "episodes", "**", "*.parquet"), recursive=True))
+    files = remote.glob(os.path.join(glob.escape(root), "meta", "episodes", "**", "*.parquet"))
     if not files:
         raise ListError(f"{root} holds no meta/episodes/**/*.parquet, although it is of version 3")
     rows: list[dict] = []
     for file in files:
         try:
             # The columns of statistics are large and not needed.
-            names = [name for name in parquet.read_schema(file).names if not name.startswith("stats/")]
-            rows += parquet.read_table(file, columns=names).to_pylist()
+            with local_copy(file) as copy:
+                names = [name for name in parquet.read_schema(copy).names if not name.startswith("stats/")]
+                rows += parquet.read_table(copy, columns=names).to_pylist()
         # Errors of Arrow are ValueErrors or OSErrors.
         except (OSError, ValueError) as error:
             raise ListError(f"{file} cannot be read: {error}") from error
@@ -199,7 +204,8 @@ class LeRobotSpec(TrajectorySpec):
 
         Raises:
             DataError: 'missing parquet', 'unreadable parquet', 'parquet lacks data', 'no video', 'rows do not match
-                frames', as in `TrajectorySpec.checked`, or as in `transcode.encode_file` and `scenes.read_scene`.
+                frames', or as in `TrajectorySpec.checked`, `transcode.encode_file`, `scenes.read_scene` and
+                `copies.local_copy`.
         """
         try:
             info = read_info(item.root)
@@ -221,7 +227,10 @@ class LeRobotSpec(TrajectorySpec):
             if key in pictures:
                 video = self._encode_pictures(table[key], rate, item.name)
             else:
-                video, header = self._encode_video(*files[key], rate, item)
+                file, start = files[key]
+                # Several episodes are in one file.
+                with local_copy(file, reused=start >= 0) as copy:
+                    video, header = self._encode_video(copy, start, rate, item)
             check_rows(item.name, short_name(key), len(states), video.num_frames)
             views.append(View(short_name(key), video.data, video.height, video.width))
         units = POSE_UNITS[:6] if self.rotation != "none" else ()
@@ -232,7 +241,7 @@ class LeRobotSpec(TrajectorySpec):
                 tuple(views), states, actions, rate, header, "true", state_names,
                 units + ("",) * (len(state_names) - len(units)), action_names, ("",) * len(action_names),
                 "robot base" if self.rotation != "none" else "unknown", self.rotation, self.gripper_range,
-                item.instruction, item.name,
+                item.instruction, item.name, {},
             )
         )  # fmt: skip
 
@@ -257,19 +266,22 @@ class LeRobotSpec(TrajectorySpec):
 def _read_table(item: Episode, columns: Sequence[str]) -> dict[str, list]:
     """Read columns of an episode from its table, in the order of frames."""
     parquet = need("pyarrow.parquet", "sources")
-    if not os.path.isfile(item.table):
+    if not remote.is_file(item.table):
         raise DataError("missing parquet", f"{item.table}: no such file")
+    with local_copy(item.table, reused=True) as copy:
+        return _read_columns(item, columns, parquet, copy)
+
+
+def _read_columns(item: Episode, columns: Sequence[str], parquet: ModuleType, file: str) -> dict[str, list]:
     try:
-        known = parquet.read_schema(item.table).names
+        known = parquet.read_schema(file).names
         lacking = [name for name in (*columns, "episode_index") if name not in known]
         if lacking:
             raise DataError(
                 "parquet lacks data", f"{item.table}: no column {', '.join(lacking)}; it has {', '.join(known)}"
             )
         order = [name for name in ("frame_index",) if name in known]
-        table = parquet.read_table(
-            item.table, columns=[*columns, *order], filters=[("episode_index", "=", item.number)]
-        )
+        table = parquet.read_table(file, columns=[*columns, *order], filters=[("episode_index", "=", item.number)])
         table = table.sort_by(order[0]) if order else table
         content = table.to_pydict()
     # Errors of Arrow are ValueErrors or OSErrors.

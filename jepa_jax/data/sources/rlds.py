@@ -127,7 +127,7 @@ class RldsSpec(TrajectorySpec):
                 views, states, actions, fields.rate, fields.rate, "true",
                 names, units + ("",) * (len(names) - len(units)),
                 action_names, ("",) * len(action_names), "robot base" if posed else "unknown", fields.rotation,
-                fields.gripper_range, _instruction(values, fields.instruction), item.name,
+                fields.gripper_range, _instruction(values, fields.instruction), item.name, {},
             )
         )  # fmt: skip
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jepa_jax.data import remote
 from jepa_jax.data.encoding import Encoding, encode_video, rgb_frames, storable_rate
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.listing import ListError, Rejected
@@ -78,8 +79,7 @@ def read_fields(sources: Sequence[str], picture: str | None, label: str | None) 
 def _fields_of(source: str, picture: str | None, label: str | None) -> Fields:
     path = os.path.join(source, _FEATURES)
     try:
-        with open(path, encoding="utf-8") as file:
-            features = json.load(file)["featuresDict"]["features"]
+        features = json.loads(remote.read_text(path))["featuresDict"]["features"]
         kinds = {name: str(feature["pythonClassName"]).rpartition(".")[2] for name, feature in features.items()}
     except FileNotFoundError as error:
         raise ListError(
