@@ -3,8 +3,8 @@
     python -m jepa_jax.train --config=configs/pretrain.py:vitl16,mix=released --workdir=runs/vitl16 \
         --config.data.root=/data/shards
 
-Variants: vits16, vitb16, vitl16, vith16, vitg16 (option res, default 256) and demo. Option mix:
-`released` (Kinetics, SSv2, HowTo100M), `vm22m` (the five sources of the paper, images among them)
+Variants: vits16, vitb16, vitl16, vith16, vitg16 (option res, default 256), demo, and tabletop for
+`launch/robot_demo.sh`. Option mix: `released` (Kinetics, SSv2, HowTo100M), `vm22m` (the five sources of the paper, images among them)
 or `own`, the default: set `data.groups.*.paths` and `.weights`.
 
 The released ViT-L and ViT-H files say 10 epochs of 300 steps with a warm-up of 40 epochs,
@@ -17,11 +17,14 @@ from configs import common, mixtures
 
 def get_config(argument="vitl16"):
     """Return the config of a variant."""
-    name, options = common.parse_argument(argument, (*common.SIZES, "demo"), res=256, mix="own")
+    name, options = common.parse_argument(argument, (*common.SIZES, "demo", "tabletop"), res=256, mix="own")
     config = common.base_config()
     config.data.size = options["res"]
     if name == "demo":
         _shrink(config)
+    elif name == "tabletop":
+        _shrink(config)
+        _fit_tabletop(config)
     else:
         config.model.size = common.SIZES[name]
         config.mesh.fsdp = -1 if name in ("vith16", "vitg16") else 1
@@ -50,3 +53,13 @@ def _shrink(config):
     })
     config.checkpoint.update({"every_steps": 25, "keep_last": 2, "keep_every": 0})
     config.log.update({"every_steps": 5, "monitor_tokens": 1024})
+
+
+def _fit_tabletop(config):
+    """Fit the demo to the simulated table-top: frames of 64 pixels, 4 of them at 4 per second."""
+    config.model.patch_size = 8
+    config.data.update({"size": 64, "crop_scale": (0.6, 1.0), "flip": 0.0})
+    config.data.groups.video.update({"frames": 4, "fps": 4.0, "batch_size": 32})
+    config.optim.update({"total_steps": 1500, "warmup_steps": 100})
+    config.checkpoint.every_steps = 100
+    config.log.every_steps = 20

