@@ -8,7 +8,7 @@ import numpy as np
 
 from jepa_jax.sim import cameras, policies, world
 from jepa_jax.sim.nuisance import Nuisance, sample_scene
-from jepa_jax.sim.render import render
+from jepa_jax.sim.rendering import render
 from jepa_jax.viz import canvas
 
 _COLUMNS = 7

@@ -1,0 +1,145 @@
+"""Collect trajectories in the simulated table-top: `python -m jepa_jax.sim.collect --output shards/tabletop`."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import multiprocessing
+import os
+import sys
+import time
+
+import jax
+import tqdm
+
+from jepa_jax.commandline import types
+from jepa_jax.commandline.stdout import write_lines
+from jepa_jax.data import remote, shards
+from jepa_jax.data.errors import DataError
+from jepa_jax.data.publish import check_folder, write_json
+from jepa_jax.data.records import ShardSource
+from jepa_jax.sim.cameras import CAMERAS
+from jepa_jax.sim.episodes import SPLITS, Draw, TabletopSpec, phase_shares
+from jepa_jax.sim.nuisance import Nuisance
+from jepa_jax.sim.world import CONTROL_RATE
+
+_EXAMPLES = """examples:
+  python -m jepa_jax.sim.collect --output shards/tabletop
+  python -m jepa_jax.sim.collect --output shards/heldout --split test --episodes 200
+  python -m jepa_jax.sim.collect --output shards/clean --nuisance 0 --camera front,left --size 128
+  python -m jepa_jax.sim.collect --output shards/lamps --nuisance light=1,camera=0.5
+
+Scripted and noisy policies reach, grasp, carry and place a box and a cup, or move freely, at 4 Hz. States, actions,
+camera poses and where the objects are come along. Run the same command again to finish a run that was stopped."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments without the program's name; those of the process if None.
+
+    Returns:
+        Exit status: 0; 2 when the arguments or the folder are unusable; 130 when stopped.
+    """
+    args = _parser().parse_args(argv)
+    # Worker processes would fight over an accelerator; and all machines shall make the same pictures.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")
+    spec = TabletopSpec(
+        size=args.size, crf=args.crf, min_frames=1, frames=args.frames, cameras=args.camera, nuisance=args.nuisance
+    )
+    draws = [Draw(args.split, args.seed, number) for number in range(args.episodes)]
+    plan = shards.ShardPlan(args.output, args.name, args.per_shard, spec)
+    try:
+        check_folder(args.output)
+        earlier = 0 if args.overwrite else len(remote.glob(_pattern(plan))) * args.per_shard
+        begun = time.monotonic()
+        with tqdm.tqdm(total=len(draws), unit=" episodes", dynamic_ncols=True, smoothing=0.05) as bar:
+            counts = shards.write_shards(
+                draws, plan, workers=args.workers, overwrite=args.overwrite, on_item=lambda count, _: bar.update(count)
+            )
+        lines = _finish(counts, plan, earlier, time.monotonic() - begun)
+    except (shards.ShardError, remote.UrlError, DataError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        # Without this, leaving would wait for the episodes now being simulated.
+        for child in multiprocessing.active_children():
+            child.kill()
+        sys.stderr.write("stopped; finished shards are kept, run the same command again to go on\n")
+        return 130
+    write_lines(lines)
+    return 0
+
+
+def _pattern(plan: shards.ShardPlan) -> str:
+    return os.path.join(glob.escape(plan.folder), f"{glob.escape(plan.name)}-*.array_record")
+
+
+def _finish(counts: shards.ShardReport, plan: shards.ShardPlan, earlier: int, seconds: float) -> list[str]:
+    """Write the JSON report beside the shards; return it as lines of text."""
+    source = ShardSource([_pattern(plan)], kind="trajectory")
+    shares = phase_shares(source[index] for index in range(len(source)))
+    frames = round(counts.seconds * CONTROL_RATE)
+    path = os.path.join(plan.folder, f"{plan.name}-report.json")
+    report = {"episodes": counts.written, "frames": frames, "bytes": counts.bytes, "steps_by_phase": shares}
+    write_json(path, report)
+    pictures = max(0, counts.written - earlier) * plan.spec.frames * len(plan.spec.cameras)
+    return [
+        (
+            f"{counts.written} episodes in {plan.folder}: {frames} steps, {counts.seconds / 3600:.3g} hours, "
+            f"{counts.bytes / 1e6:.1f} MB"
+        ),
+        "steps: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()),
+        f"{pictures} frames drawn in {seconds:.0f} s, {pictures / seconds:.0f} frames/s",
+        f"report: {path}",
+    ]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m jepa_jax.sim.collect", description="Collect trajectories in the simulated table-top.",
+        epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    arg = parser.add_argument
+    arg("--output", required=True, metavar="DIR", help="folder for the shards")
+    arg("--name", default="tabletop", type=types.shard_set_name, help="first part of their names (default %(default)s)")
+    arg("--episodes", default=2000, type=types.positive, metavar="N", help="default %(default)s")
+    arg("--frames", default=32, type=types.positive, metavar="N", help="per episode (default %(default)s)")
+    arg("--size", default=64, type=_even, help="side of the frames, pixels, even (default %(default)s)")
+    arg("--camera", default=("front",), type=types.names(CAMERAS), metavar="NAME[,NAME...]",
+        help=f"of {', '.join(CAMERAS)} (default front)")  # fmt: skip
+    arg("--nuisance", default=Nuisance.all(1.0), type=_nuisance, metavar="X",
+        help=f"strength from 0 to 1 (default 1), or KIND=X,... with kinds {', '.join(Nuisance._fields)}")  # fmt: skip
+    arg("--seed", default=0, type=types.count, help="default %(default)s")
+    arg("--split", default=SPLITS[0], choices=SPLITS, help="no seed gives an episode of both (default %(default)s)")
+    arg("--crf", default=TabletopSpec.crf, type=types.crf,
+        help="x264 quality, 0 (best) to 51 (default %(default)s)")  # fmt: skip
+    arg("--per-shard", default=64, type=types.positive, metavar="N", help="episodes per shard (default %(default)s)")
+    arg("--workers", default=os.cpu_count(), type=types.count, help="processes; 0 for none (default: one per core)")
+    arg("--overwrite", action="store_true", help="remove the shards of that name and begin again")
+    return parser
+
+
+def _even(text: str) -> int:
+    if (number := types.positive(text)) % 2:
+        raise argparse.ArgumentTypeError(f"{number} is odd, which H.264 cannot store")
+    return number
+
+
+def _nuisance(text: str) -> Nuisance:
+    """Read one strength, or KIND=STRENGTH pairs with commas between them; kinds that are not named have none."""
+    try:
+        return Nuisance.all(float(text))
+    except ValueError as error:
+        if "=" not in text:
+            raise argparse.ArgumentTypeError(f"{text!r} is no strength from 0 to 1") from error
+    found = dict(types.assignment(part) for part in text.split(","))
+    if unknown := set(found) - set(Nuisance._fields):
+        raise argparse.ArgumentTypeError(f"there is no nuisance {sorted(unknown)}; kinds: {', '.join(Nuisance._fields)}")
+    return Nuisance(**{kind: types.fraction(value) for kind, value in found.items()})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
