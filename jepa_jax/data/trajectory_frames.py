@@ -185,8 +185,7 @@ def estimate(items: Sequence[StoredTrajectory], spec: FrameSpec) -> Estimate:
         spec: what is encoded.
 
     Raises:
-        DataError: why none of those looked at can be used.
-        RecordError: the shards hold clips, not trajectories.
+        DataError: why none of those looked at can be used; also where the shards hold clips, not trajectories.
     """
     paths = list(dict.fromkeys(item.path for item in items))
     near = {paths[place] for place in _spread(len(paths), _SAMPLED_SHARDS)}

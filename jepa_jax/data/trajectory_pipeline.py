@@ -10,7 +10,8 @@ from jepa_jax.data import transforms
 from jepa_jax.data.copies import DEFAULT_CACHE, FileCache
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.latents import Origin
-from jepa_jax.data.mixing import Mixture, Notes, process_rows
+from jepa_jax.data.mixing import Mixture, Notes, open_sources, process_rows
+from jepa_jax.data.skips import MAX_BAD_FRACTION
 from jepa_jax.data.specs import NO_AUGMENT, CropSpec, GroupSpec, check_process, check_specs
 from jepa_jax.data.trajectories import KIND, TrajectoryRecord
 from jepa_jax.data.trajectory_clips import TrajectoryClip, sample_trajectory
@@ -33,6 +34,7 @@ class TrajectoryPipeline:
         origin: of the features that are expected; None for any.
         seed: of the order, the windows and the crops.
         cache: where copies of remote shards are kept.
+        max_bad_fraction: of the records of any source; says how many are tried for one row.
         process_index, process_count: which rows of each global batch are made here.
 
     Raises:
@@ -52,6 +54,7 @@ class TrajectoryPipeline:
         seed: int,
         origin: Origin | None = None,
         cache: FileCache = DEFAULT_CACHE,
+        max_bad_fraction: float = MAX_BAD_FRACTION,
         process_index: int = 0,
         process_count: int = 1,
     ):
@@ -64,9 +67,8 @@ class TrajectoryPipeline:
         self.group = group
         self._process = (process_index, process_count)
         make = SampleMaker(group, crop, conditions, views=views, extrinsics=extrinsics, latents=latents, origin=origin)
-        self._mixture = Mixture(
-            group.sources, group.labels(), make, kind=KIND, seed=seed, stream=group.name, cache=cache
-        )
+        sources = open_sources([group], KIND, cache)[group.name]
+        self._mixture = Mixture(group, sources, make, seed=seed, max_bad_fraction=max_bad_fraction)
 
     def batch_at(self, step: int) -> tuple[dict[str, np.ndarray], Notes]:
         """Make the rows of this process for one step.
@@ -80,17 +82,19 @@ class TrajectoryPipeline:
             'extrinsics' float32 [b, T, 6]; and `Notes`.
 
         Raises:
-            DataError: 'no usable record', after `mixing.MAX_TRIES` bad records for one row.
+            DataError: 'no usable record', after `skips.max_tries` bad records for one row.
         """
-        numbers, first = process_rows(step, self.group.batch_size, *self._process)
-        rows = self._mixture.rows(first + numbers)
+        rows = self._mixture.rows(step, process_rows(self.group.batch_size, *self._process))
         batch = {name: np.stack([row.value[name] for row in rows]) for name in rows[0].value}
         return batch, self._mixture.notes(rows)
 
     def describe(self) -> list[str]:
-        """Say what is in the mixture: a line for a step and one per source."""
-        group = self.group
-        return [f"{group.batch_size} x {group.frames} frames at {group.fps:g}/s per step", *self._mixture.describe()]
+        """Say what is in the mixture: a line for a step and one per source; errors as in `Mixture.describe`."""
+        return [self.group.shape_text(), *self._mixture.describe()]
+
+    def contents(self) -> dict[str, str]:
+        """Say what decides which samples are drawn, as `ClipPipeline.contents`."""
+        return {self.group.name: self.group.shape_text()} | self._mixture.contents()
 
 
 class SampleMaker:

@@ -34,7 +34,7 @@ def check_record(spec: RobotSpec, record: TrajectoryRecord, views: Sequence[str]
 
     Raises:
         DataError: 'wrong robot', 'wrong units', 'angles in degrees', 'not unit quaternions',
-            'gripper out of range', 'no recorded actions', 'missing view', 'no extrinsics'.
+            'other gripper range', 'gripper out of range', 'no recorded actions', 'missing view', 'no extrinsics'.
     """
     _check_numbers(spec, record, "state", record.states)
     if spec.source == "recorded":
@@ -116,6 +116,11 @@ def _check_gripper(spec: RobotSpec, record: TrajectoryRecord) -> None:
     if spec.gripper is None:
         return
     low, high = spec.gripper_range
+    stated = record.gripper_range
+    if stated is not None and tuple(stated) != (low, high):
+        found = f"{stated[0]:g} for open and {stated[1]:g} for closed"
+        needed = f"{low:g} for open and {high:g} for closed (gripper_range); shards made now hold 0 and 1 where it is known"
+        raise _refusal("other gripper range", spec, record, "gripper_range", found, needed)
     slack = _GRIPPER_SLACK * (high - low)
     numbers = record.states[:, spec.gripper]
     least, most = float(numbers.min()), float(numbers.max())

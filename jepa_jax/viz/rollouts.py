@@ -10,8 +10,8 @@ from jepa_jax.viz import canvas, features
 
 # Color, line, width: what lies behind is wider, so that curves that coincide are all seen.
 _STYLES = {
-    rollouts.MODEL: (canvas.BLUE, "-", 1.6), rollouts.SHUFFLED: (canvas.ORANGE, "-", 5.0),
-    rollouts.MEAN_ACTION: (canvas.PURPLE, "--", 3.0), rollouts.COPY_LAST: (canvas.GREY, ":", 2.0),
+    rollouts.MODEL: (canvas.BLUE, "-", 1.6), rollouts.SHUFFLED: (canvas.ORANGE, "-", 3.6),
+    rollouts.MEAN_ACTION: (canvas.PURPLE, "--", 2.4), rollouts.COPY_LAST: (canvas.GREY, ":", 2.0),
 }
 _POSITION_STYLES = {
     readout.TRUE_LATENTS: (canvas.GREEN, "-", 1.8), rollouts.ONE_STEP: (canvas.PURPLE, "--", 1.8),
@@ -19,6 +19,8 @@ _POSITION_STYLES = {
     readout.MEAN_POSITION: (canvas.GREY, "--", 1.4),
 }
 _WIDTH, _CURVES_HEIGHT, _FRAME_HEIGHT = 15.0, 4.3, 1.5
+# For every readout after the first.
+_MORE_WIDTH = 3.0
 # The context frame and so many steps of the sample.
 _COLUMNS = 9
 _ERROR_COLORS = "magma"
@@ -43,7 +45,8 @@ def draw_report(report, example, frames, *, grid, context, fps, name):
     subtitle = (f"{report['samples']} samples of {report['trajectories']} held-out trajectories, {context} context "
                 f"{'frame' if context == 1 else 'frames'}, {fps:g} frames/s; bands: 95 % intervals over trajectories\n"
                 + "; ".join(report["verdicts"][2:3]))
-    figure = canvas.make_figure(_WIDTH, 0.9 + _CURVES_HEIGHT + 0.5 + _FRAME_HEIGHT * len(rows), f"Rollouts of {name}", subtitle)
+    width = _WIDTH + _MORE_WIDTH * max(0, len(report["positions"]) - 1)
+    figure = canvas.make_figure(width, 0.9 + _CURVES_HEIGHT + 0.5 + _FRAME_HEIGHT * len(rows), f"Rollouts of {name}", subtitle)
     upper, lower = figure.subfigures(2, 1, height_ratios=[_CURVES_HEIGHT, 0.5 + _FRAME_HEIGHT * len(rows)])
     panels = upper.subplots(1, 3 + len(report["positions"]), squeeze=False)[0]
     top = 1.08 * max(max(found["high"]) for rows_ in report["errors"].values() for found in rows_.values())
@@ -66,7 +69,7 @@ def _draw_errors(panel, errors, title, top):
 def _draw_position(panel, found, name):
     for row, values in found["errors"].items():
         _draw_curve(panel, values["median"], LABELS[row], _POSITION_STYLES[row])
-    title = f"Readout of {name.replace('_', ' ')}\n{found['tested_trajectories']} trajectories, fitted on {found['fitted_trajectories']} others"
+    title = f"Readout of {name.replace('_', ' ')}\non {found['tested_trajectories']} other trajectories"
     _finish_curves(panel, title, "median error, cm", None)
 
 
@@ -77,7 +80,7 @@ def _draw_curve(panel, values, label, style, band=None):
     marker = {"marker": "o", "markersize": 2 * width} if len(values) == 1 else {}
     panel.plot(steps, values, color=color, linestyle=line, linewidth=width, label=label, **marker)
     if band is not None:
-        panel.fill_between(steps, *band, color=color, alpha=0.18, linewidth=0)
+        panel.fill_between(steps, *band, color=color, alpha=0.15, linewidth=0)
 
 
 def _finish_curves(panel, title, unit, top):
@@ -111,7 +114,7 @@ def _draw_sensitivity(panel, rows):
     panel.legend(fontsize=8, frameon=False, loc="lower right")
     panel.xaxis.set_major_locator(MaxNLocator(nbins=5))
     panel.set_title("What one action number changes\nby one standard deviation", loc="left", fontsize=10.5)
-    panel.set_xlabel("change of the prediction, in errors of copying")
+    panel.set_xlabel("change, in errors of copying")
     panel.tick_params(axis="x", labelsize=8.5)
     panel.grid(axis="x", color="#e2e8f0", linewidth=0.8)
     panel.set_axisbelow(True)

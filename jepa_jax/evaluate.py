@@ -1,0 +1,195 @@
+"""Judge trained models on held-out data: `python -m jepa_jax.evaluate rollout SHARDS --model RUN --output DIR`."""
+
+import argparse
+import dataclasses
+import os
+import sys
+
+import jax
+from tqdm import tqdm
+
+from jepa_jax.commandline import types
+from jepa_jax.commandline.stdout import write_lines
+from jepa_jax.data import DataError, ShardSource
+from jepa_jax.data.errors import RecordError
+from jepa_jax.data.publish import check_folder, new_file, write_json
+from jepa_jax.data.trajectories import KIND
+from jepa_jax.evals import rollout_report, samples
+from jepa_jax.evals.readout import decode_positions
+from jepa_jax.evals.rollouts import measure
+from jepa_jax.robots.presets import PRESETS, make_spec
+from jepa_jax.robots.world import bind_model
+from jepa_jax.training.checkpoint import CheckpointError
+from jepa_jax.viz import canvas, rollouts
+from jepa_jax.weights.bundle import WeightsError
+from jepa_jax.weights.load import load
+
+_EXAMPLES = """examples:
+  python -m jepa_jax.evaluate rollout shards/heldout --model runs/ac --output reports/ac
+  python -m jepa_jax.evaluate rollout shards/heldout --model runs/ac --output reports/ac --decode --extra box_position
+  python -m jepa_jax.evaluate rollout shards/droid --model vjepa2-ac-vitg.pt --output reports/released --samples 50"""
+_ROLLOUT = """Say whether a world model uses actions at all: how far its predictions are from the frames that came,
+one step from true frames and in open loop, beside what copying the last frame, the mean action and actions
+of other trajectories reach, and what each action number changes. Give trajectories that training has not seen.
+DIR gets report.json and report.png. Exit status: 0; 1 if too many trajectories could not be used; 2 if
+nothing could be judged."""
+REPORT, PICTURE = "report.json", "report.png"
+_POSITION = "position"
+# Records that may be unreadable before it is known whether shards hold frames or features.
+_LOOKED_AT = 10
+# Records named in the report; a data set may have thousands that are too short.
+_NAMED = 100
+
+
+def main(argv=None):
+    """Run the command line.
+
+    Args:
+      argv: arguments without the program's name; those of the process if None.
+
+    Returns:
+      Exit status: 0; 1 if too much of the data could not be used; 2 if nothing could be judged.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except (CheckpointError, DataError, RecordError, WeightsError, OSError, ValueError) as error:
+        # Foreseen: the message says what to do, and a stack trace would bury it.
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+
+
+def _rollout(args):
+    """Make the rollout report; returns the exit status."""
+    check_folder(args.output)
+    source = ShardSource(args.shards, KIND)
+    record = _first_record(source)
+    stored = any(view.latents for view in record.views if not args.view or view.name in args.view)
+    model, params = _load(args, stored)
+    robot = make_spec({"preset": args.robot}, record) if args.robot else None
+    trained = bind_model(model, robot, args.fps)
+    if args.view:
+        trained = trained._replace(views=args.view)
+    world, notes = trained.world, [*model.notes, *trained.notes]
+    if args.context + args.horizon > trained.frames:
+        notes.append(f"trained on clips of {trained.frames} frames: predictions from more than {trained.frames - 1} are "
+                     "beyond what training has seen")
+    maker = samples.make_maker(trained, args.shards, args.context + args.horizon, latents=stored)
+    with tqdm(total=args.samples, desc="reading", unit=" samples", dynamic_ncols=True) as bar:
+        found = samples.read_samples(source, maker, args.samples, seed=args.seed, extras=args.extra, on_sample=bar.update)
+    if len(found) < args.samples:
+        notes.append(f"{len(found)} samples instead of {args.samples}: the data hold no more different ones")
+    targets = {name: found.extras[name] for name in args.extra}
+    if args.decode:
+        targets = {_POSITION: found.arrays["states"][..., _position_part(world.robot)]} | targets
+    with tqdm(total=len(found), desc="predicting (compiles first)", unit=" samples", dynamic_ncols=True) as bar:
+        measured = measure(world, params, found, context=args.context, batch_size=args.batch, seed=args.seed,
+                           keep_latents=bool(targets), on_samples=bar.update)
+    decoded = {name: decode_positions(measured.read, positions, found.trajectory, context=args.context, seed=args.seed)
+               for name, positions in targets.items()}
+    report = rollout_report.summarize(measured, found, world.robot, decoded=decoded, seed=args.seed)
+    return _write(report, measured, found, trained, model, notes, args)
+
+
+def _write(report, measured, found, trained, model, notes, args):
+    """Write report and picture, print the table, and judge how much of the data could be used."""
+    frames = found.arrays["video"][measured.example.sample] if "video" in found.arrays else None
+    figure = rollouts.draw_report(report, measured.example, frames, grid=trained.world.predictor.grid,
+                                  context=args.context, fps=trained.fps, name=_name(args.model))
+    paths = [os.path.join(args.output, name) for name in (REPORT, PICTURE)]
+    settings = {name: value for name, value in vars(args).items() if name not in ("run", "command")}
+    write_json(paths[0], {
+        "model": {"sha256": model.sha256 | {"encoder": trained.encoder_sha256}, "provenance": model.provenance,
+                  "robot": trained.world.robot.to_json()},
+        "settings": settings | {"fps": trained.fps, "view": trained.views, "crop": [trained.size, *trained.crop_aspect],
+                                "pooled_for_readout": measured.pooled},
+        "versions": {"jax": jax.__version__, "backend": jax.default_backend()}, "notes": notes, **report,
+        "skips": [dict(zip(("trajectory", "reason", "message"), skip)) for skip in found.skips[:_NAMED]],
+    })
+    with new_file(paths[1]) as local:
+        canvas.save_figure(figure, local)
+    skipped = len(found.skips)
+    lines = [f"{len(found)} samples of {found.trajectories} trajectories, {args.context + args.horizon} frames at {trained.fps:g}/s"]
+    lines += [f"left out, {reason}: {count}" for reason, count in found.skip_counts().items()]
+    lines += [f"note: {note}" for note in notes]
+    lines += ["", *rollout_report.describe(report), "", *(f"wrote {path}" for path in paths)]
+    fraction = skipped / (skipped + found.trajectories)
+    status = 0
+    if fraction > args.max_skip_fraction:
+        status = 1
+        lines.append(f"error: {fraction:.1%} of the trajectories that were looked at were left out, more than "
+                     f"--max-skip-fraction {args.max_skip_fraction:g}; first: {found.skips[0][2]}")
+    write_lines(lines)
+    return status
+
+
+def _load(args, stored):
+    """Load action predictor and encoder, as far as they are needed: (model, params)."""
+    if not args.encoder:
+        return load(args.model, networks=("action_predictor",) if stored else ("encoder", "action_predictor"))
+    model, params = load(args.model, networks=("action_predictor",))
+    other, weights = load(args.encoder, networks=("encoder",))
+    joined = dataclasses.replace(
+        model, networks=model.networks | other.networks, sha256=model.sha256 | other.sha256,
+        preprocessing=other.preprocessing if model.world_model is None else model.preprocessing,
+        notes=(*model.notes, *other.notes),
+    )
+    return joined, params | weights
+
+
+def _first_record(source):
+    """Read the first record that can be read."""
+    problems = []
+    for number in range(min(_LOOKED_AT, len(source))):
+        try:
+            return source[number]
+        except DataError as error:
+            problems.append(error)
+    raise problems[0] if problems else DataError("empty source", "the shards hold no records")
+
+
+def _position_part(robot):
+    part = robot.part("position")
+    if part is None:
+        raise ValueError(f"robot {robot.name!r} does not say which of its state's numbers are a position, so --decode has "
+                         "nothing to read; leave it out, or give --extra NAME")
+    return part.where
+
+
+def _name(path):
+    return os.path.basename(os.path.normpath(path))
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="python -m jepa_jax.evaluate", description="Judge trained models on held-out data.",
+                                     epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_rollout(commands.add_parser("rollout", help="whether a world model uses actions, and how far it predicts",
+                                     description=_ROLLOUT, epilog=_EXAMPLES, formatter_class=parser.formatter_class))
+    return parser
+
+
+def _add_rollout(parser):
+    parser.set_defaults(run=_rollout)
+    add = parser.add_argument
+    add("shards", nargs="+", metavar="SHARDS", help="trajectory shards with frames or features: folders, globs or files")
+    add("--model", required=True, metavar="PATH", help="run of configs/world_model.py, or weights with an action predictor")
+    add("--output", required=True, metavar="DIR", help="folder for the report, or a URL")
+    add("--encoder", metavar="PATH", help="weights of the frozen encoder, where PATH of --model lacks them")
+    add("--robot", choices=PRESETS, help="for weights that name no robot (default: droid, if the dimensions are its)")
+    add("--fps", type=types.positive_float, help="frames per second (default: as trained)")
+    add("--view", type=types.names(), metavar="NAME[,NAME]", help="cameras (default: as trained)")
+    add("--horizon", type=types.positive, default=8, help="steps that are predicted (default %(default)s)")
+    add("--context", type=types.positive, default=1, help="true frames before them (default %(default)s)")
+    add("--samples", type=types.positive, default=200, help="samples, of as many trajectories as there are (default %(default)s)")
+    add("--seed", type=types.count, default=0, help="of samples, shuffling and intervals (default %(default)s)")
+    add("--batch", type=types.positive, default=8, help="samples computed together (default %(default)s)")
+    add("--decode", action="store_true", help="also read the robot's position off latents, in cm")
+    add("--extra", action="append", default=[], metavar="NAME",
+        help="also read this extra of the records off latents, in m there, such as box_position of jepa_jax.sim; may be repeated")
+    add("--max-skip-fraction", type=types.fraction, default=0.1,
+        help="exit with status 1 when more of the trajectories cannot be used (default %(default)s)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
