@@ -1,4 +1,4 @@
-"""Measure the train step, encoding or the data path: `python -m jepa_jax.bench step|encode|data`."""
+"""Measure the train step, encoding, the data path or stored features: `python -m jepa_jax.bench WHAT`."""
 
 import argparse
 import os
@@ -16,7 +16,8 @@ _EXAMPLES = """examples:
   python -m jepa_jax.bench step --config configs/pretrain.py:vitl16 --batch 32 --dtype bfloat16
   python -m jepa_jax.bench encode --model vit_large --frames 16 64 --against transformers
   python -m jepa_jax.bench data --videos ~/videos --against decord
-  python -m jepa_jax.bench data --shards data/ssv2 --workers 8"""
+  python -m jepa_jax.bench data --shards data/ssv2 --workers 8
+  python -m jepa_jax.bench world_model --config configs/world_model.py:droid_vitg --encoder vitg.pt --shards data/droid"""
 
 
 def main(argv=None):
@@ -36,7 +37,7 @@ def main(argv=None):
         # Before any library starts its threads, so that all of them get the same cores.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     try:
-        record, name = {"step": _step, "encode": _encode, "data": _data}[args.what](args)
+        record, name = {"step": _step, "encode": _encode, "data": _data, "world_model": _world_model}[args.what](args)
     except (ValueError, OSError, ImportError, DataError, ShardError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -107,9 +108,35 @@ def _data(args):
     return record, name
 
 
+def _world_model(args):
+    from jepa_jax.bench import world_model
+
+    config = load_config(args.config)
+    config.data.batch_size = args.batch or config.data.batch_size
+    if args.workers is not None:
+        config.data.workers = args.workers
+    with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
+        config.encoder, shards = args.encoder, args.shards
+        if not config.encoder:
+            config.encoder = os.path.join(folder, "encoder")
+            world_model.write_encoder(config.encoder, args.size, config.data.size)
+        if not shards:
+            shards = [os.path.join(folder, "videos")]
+            world_model.make_trajectories(shards[0], args.trajectories, config.data.size)
+        config.data.paths, config.data.weights = tuple(shards), (1.0,) * len(shards)
+        record = world_model.measure_world_model(config, os.path.join(folder, "features"), steps=args.steps,
+                                                 encode_batch=args.encode_batch)
+    record["encoder"], record["shards"] = args.encoder or f"{args.size}, random", args.shards or "synthetic"
+    name = os.path.basename(args.config).replace(".py", "")
+    kind = record["device"]["kind"]
+    return record, f"{name}-{os.path.basename(args.encoder or args.size)}-b{config.data.batch_size}-{kind}"
+
+
 def _lines(record):
     if record["benchmark"] == "data":
         return list(_data_lines(record))
+    if record["benchmark"] == "world_model":
+        return list(_world_model_lines(record))
     if record["benchmark"] == "encode":
         return [line for run in record["runs"] for line in _encode_lines(run)]
     lines = [
@@ -139,6 +166,22 @@ def _data_lines(record):
            + (f", {iterator['clips_per_cpu_s']:.1f} per processor second" if iterator["clips_per_cpu_s"] else ""))
     yield (f"data wait    {overlap['wait_share']:8.1%} of the time, in steps of {overlap['step_ms']:.0f} ms "
            f"({overlap['capacity_over_need']:g} times what the workers need)")
+
+
+def _world_model_lines(record):
+    stored, fly = record["stored"], record["on_the_fly"]
+    run = record["features"]["this_run"]
+    yield (f"storing features: {run['frames_per_s']:.1f} frames/s, {run['wait_share']:.0%} of the time waiting for decoded "
+           f"frames; {record['features']['bytes_per_clip'] / 1e6:.3g} MB per clip of {record['features']['clip_frames']} frames")
+    for name, side in (("stored features", stored), ("encoded in steps", fly)):
+        memory = side["memory"]
+        yield (f"{name:16}  step {side['step_ms']['median']:.1f} ms; with data {side['steps_with_data_per_s']:.3g} steps/s, "
+               f"{side['data_wait_share']:.0%} of it for data; compiled in {side['compile_s']:.1f} s; "
+               f"{((memory['temp_bytes'] or 0) + (memory['argument_bytes'] or 0)) / 2**30:.2f} GiB; "
+               f"{side['bytes_per_trajectory'] / 1e6:.3g} MB per trajectory")
+    ratio = record["stored_over_on_the_fly"]
+    yield (f"with stored features a step takes {ratio['step_time']:.2f} of the time, {ratio['step_with_data_time']:.2f} with "
+           f"data, and trajectories {ratio['bytes_per_trajectory']:.3g} times the bytes")
 
 
 def _encode_lines(run):
@@ -184,6 +227,7 @@ def _parser():
     data.add_argument("--clips", type=_positive, default=60, help="clips timed per stage (default %(default)s)")
     data.add_argument("--batch", type=_positive, default=4, help="clips per batch (default %(default)s)")
     data.add_argument("--workers", type=int, default=2, help="worker processes (default %(default)s)")
+    _add_world_model(kinds)
     for sub in kinds.choices.values():
         sub.add_argument("--cores", type=_positive, help="use only this many processor cores")
         sub.add_argument("--output", metavar="FILE", help=f"default: a name under {report.DEFAULT_FOLDER}")
@@ -200,6 +244,21 @@ def _add_encode(kinds):
     encode.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on CPU, else bfloat16")
     encode.add_argument("--repeats", type=_positive, default=5, help="timed calls (default %(default)s)")
     encode.add_argument("--against", choices=("transformers",), help="time Hugging Face's model too, in turn with ours")
+
+
+def _add_world_model(kinds):
+    world = kinds.add_parser("world_model", help="time action-conditioned training on stored features and without them")
+    add = world.add_argument
+    add("--config", default="configs/world_model.py:demo", help="file and variant (default %(default)s)")
+    add("--shards", nargs="+", metavar="DIR", help="trajectories (default: synthetic ones like DROID's)")
+    add("--encoder", metavar="PATH", help="weights (default: random ones of --size)")
+    add("--size", default="vit_micro", help="named encoder size (default %(default)s; vit_giant for the released recipe)")
+    add("--trajectories", type=_positive, default=8, help="synthetic ones (default %(default)s)")
+    add("--batch", type=_positive, help="clips per step (default: the config's)")
+    add("--workers", type=int, help="processes that make batches (default: the config's)")
+    add("--encode-batch", type=_positive, default=32, help="frames encoded at once while storing (default %(default)s)")
+    add("--steps", type=_positive, default=10, help="timed steps of each kind (default %(default)s)")
+    add("--scratch", metavar="DIR", help="disk for the features (default: the system's folder for temporary files)")
 
 
 def _positive(text):

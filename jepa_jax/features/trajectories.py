@@ -26,16 +26,16 @@ class Meter:
       frames: encoded so far, those of refused trajectories included.
       waited: seconds in which nothing was left to do but wait for decoded frames; the device may
         have had a batch to finish in that time.
-      began: when it began, by `time.monotonic`.
+      began: when the first frames arrived, by `time.monotonic`; starting the workers does not count.
     """
 
     frames: int = 0
     waited: float = 0.0
-    began: float = dataclasses.field(default_factory=time.monotonic)
+    began: float | None = None
 
     def rates(self):
         """Return dict: frames per second, and the share of the time waited."""
-        seconds = max(time.monotonic() - self.began, 1e-9)
+        seconds = max(time.monotonic() - self.began, 1e-9) if self.began else 1e-9
         return {"frames_per_s": self.frames / seconds, "wait_share": min(1.0, self.waited / seconds)}
 
 
@@ -102,7 +102,11 @@ def _events(results, meter):
     while True:
         asked = time.monotonic()
         found = next(results, None)
-        meter.waited += time.monotonic() - asked
+        arrived = time.monotonic()
+        if meter.began is None:
+            meter.began = arrived
+        else:
+            meter.waited += arrived - asked
         if found is None:
             return
         item, result = found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 
 from jepa_jax.commandline.types import (
     assignment,
@@ -12,6 +11,7 @@ from jepa_jax.commandline.types import (
     crf,
     fraction,
     names,
+    non_negative_float,
     pair,
     positive,
     positive_float,
@@ -21,6 +21,7 @@ from jepa_jax.commandline.types import (
 from jepa_jax.data import manifest, tars
 from jepa_jax.data.sources import droid, examples, lerobot, rlds, tfds
 from jepa_jax.data.transcode import ImageSpec, VideoSpec
+from jepa_jax.data.workers import usable_cores
 from jepa_jax.prepare import curate, features
 
 _EXAMPLES = """examples:
@@ -64,7 +65,7 @@ def _subcommand(kinds, kind: str, units: str, name: str, per_shard: int, sources
     sub.add_argument("--size", default=256, type=positive, help="short side, pixels; never enlarged (default 256)")
     sub.add_argument("--per-shard", default=per_shard, type=positive, help="items per shard (default %(default)s)")
     sub.add_argument(
-        "--workers", default=os.cpu_count(), type=count, help="processes; 0 for none (default: one per core)"
+        "--workers", default=usable_cores(), type=count, help="processes; 0 for none (default: one per usable core)"
     )
     sub.add_argument(
         "--beam", action="store_true",
@@ -78,7 +79,10 @@ def _subcommand(kinds, kind: str, units: str, name: str, per_shard: int, sources
         "--max-skip-fraction", default=0.1, type=fraction,
         help="exit with status 1 when more of the items are skipped (default %(default)s)",
     )  # fmt: skip
-    sub.add_argument("--overwrite", action="store_true", help="remove the shards of that name and begin again")
+    sub.add_argument(
+        "--overwrite", action="store_true",
+        help="replace the shards of that name; stopped, the same command goes on with replacing them",
+    )  # fmt: skip
     return sub
 
 
@@ -95,13 +99,22 @@ def _add_videos(kinds) -> None:
         kinds, "videos", "videos", "clips", 64, "videos; a folder, glob, file, CSV or manifest of scenes",
         "SRC is a folder (searched through), a glob in quotes, a file, or a list:\n"
         "  CSV without header: 'path label' per line, separated by the last space or by '::', the label an integer\n"
-        "  manifest of scenes: JSON lines with path, start, end (seconds) and perhaps label; or a CSV with that header",
+        "  manifest of scenes: JSON lines with path, start, end (seconds; Infinity for that of the video) and perhaps\n"
+        "  label; or a CSV with that header\n"
+        "Lists are held in memory, about 0.5 kB a line.",
     )  # fmt: skip
     _add_video_options(sub, "videos and scenes")
+    sub.add_argument(
+        "--max-seconds", default=60.0, type=non_negative_float,
+        help="store longer videos and scenes as consecutive records PATH#t=START,END of about this length, since each "
+        "clip is read with its whole record; 0 for never (default %(default)g)",
+    )  # fmt: skip
     sub.set_defaults(
         plan=lambda args: (
             manifest.list_videos(args.sources),
-            VideoSpec(size=args.size, gop=args.gop, crf=args.crf, min_frames=args.min_frames),
+            VideoSpec(
+                size=args.size, gop=args.gop, crf=args.crf, min_frames=args.min_frames, max_seconds=args.max_seconds
+            ),
         )
     )
 
@@ -119,8 +132,14 @@ def _add_robot_options(sub) -> None:
     _add_video_options(sub, "trajectories")
     sub.add_argument(
         "--max-turn", default=10.0, type=positive_float,
-        help="skip trajectories whose end effector turns faster, rad/s: their angles are in another order or unit "
-        "(default %(default)s)",
+        help="skip trajectories whose end effector turns faster, rad/s (default %(default)s): that finds damage, rotation "
+        "vectors, quaternions and large angles in degrees, but neither angles in reverse order, which turn as smoothly "
+        "(a note says where the third one behaves like a roll), nor small ones in degrees",
+    )  # fmt: skip
+    sub.add_argument(
+        "--max-gap", default=1.0, type=positive_float,
+        help="skip trajectories with more seconds between two rows by their time stamps, where there are any; shorter "
+        "gaps are noted (default %(default)g)",
     )  # fmt: skip
 
 
@@ -131,6 +150,7 @@ def _video_settings(args) -> dict:
         "crf": args.crf,
         "min_frames": args.min_frames,
         "max_turn": args.max_turn,
+        "max_gap": args.max_gap,
     }
 
 
@@ -140,7 +160,9 @@ def _add_droid(kinds) -> None:
         "SRC is a folder (searched for trajectory.h5) or a list of such folders, one a line (the official index).\n"
         "The mp4 headers of DROID may state 60 frames/s although frames were recorded at 15 Hz. --rate says which of\n"
         "them sampling counts with: 'header' (the official rule, which the released weights were trained by), 'true'\n"
-        "(measured from the time stamps), or a number of Hz. Where the two differ the report says so.",
+        "(measured from the time stamps), or a number of Hz. Where the two differ the report says so. Views whose headers\n"
+        "differ are refused under 'header'. The folders found are written to DIR/droid-index.txt, which may be given as\n"
+        "SRC: it spares the search of another run.",
     )  # fmt: skip
     _add_robot_options(sub)
     sub.add_argument(
@@ -149,17 +171,26 @@ def _add_droid(kinds) -> None:
     )  # fmt: skip
     sub.add_argument("--rate", default="header", type=rate, metavar="header|true|HZ", help="see above (default header)")
     sub.add_argument(
-        "--row-tolerance", default=0, type=count,
-        help="cut rows and frames to the shorter where their numbers differ by no more (default %(default)s)",
+        "--row-tolerance", default=2, type=count,
+        help="accept so many rows beyond the last frame, and (unless 0) one frame beyond the last row; the surplus is cut "
+        "off and counted (default %(default)s: many videos of the release lack their last frame)",
     )  # fmt: skip
     sub.set_defaults(
         plan=lambda args: (
-            droid.list_droid(args.sources),
+            _index_droid(droid.list_droid(args.sources), args.output),
             droid.DroidSpec(
                 **_video_settings(args), views=args.views, rate=args.rate, row_tolerance=args.row_tolerance
             ),
         )
     )
+
+
+def _index_droid(items, output: str):
+    """Keep the list of what was found beside the shards; returns it."""
+    path = os.path.join(output, "droid-index.txt")
+    with claims.writing(path):
+        write_bytes(path, droid.index_text(items, absolute=remote.is_remote(output)).encode(errors="backslashreplace"))
+    return items
 
 
 def _add_state_options(sub) -> None:
@@ -169,17 +200,21 @@ def _add_state_options(sub) -> None:
         "none: joints or anything else (default none)",
     )  # fmt: skip
     sub.add_argument(
-        "--gripper-range", type=pair, metavar="LOW,HIGH", help="the gripper's value when fully open and fully closed"
-    )
+        "--gripper-range", type=pair, metavar="OPEN,CLOSED",
+        help="the gripper's value when fully open and fully closed: numbers of the state named 'gripper' (or the seventh "
+        "of a pose) are rescaled to 0 and 1, so that robots can be mixed; without it they stay as recorded",
+    )  # fmt: skip
 
 
 def _add_lerobot(kinds) -> None:
     sub = _subcommand(
         kinds, "lerobot", "trajectories", "lerobot", 32, "robot trajectories of LeRobot data sets; their folders",
-        "SRC is the folder of a LeRobot data set, version 2.0, 2.1 or 3.x (meta/info.json), or a folder above several.",
+        "SRC is the folder of a LeRobot data set, version 2.0, 2.1 or 3.x (meta/info.json), or a folder above several.\n"
+        "Recorded actions are stored as they are. Training derives actions from the states unless the robot of its\n"
+        "config says source='recorded'.",
     )  # fmt: skip
     _add_robot_options(sub)
-    sub.add_argument("--views", default=(), type=names(), metavar="NAME,...", help="cameras to keep (default all)")
+    sub.add_argument("--views", default=(), type=names(), metavar="NAME,...", help="cameras to keep (default all but depth)")
     sub.add_argument(
         "--state", default=("observation.state",), type=names(), metavar="COLUMN,...",
         help="columns that make up the state (default observation.state)",
@@ -200,11 +235,15 @@ def _add_lerobot(kinds) -> None:
 def _add_rlds(kinds) -> None:
     sub = _subcommand(
         kinds, "rlds", "trajectories", "rlds", 32, "robot episodes as RLDS (DROID, Open X-Embodiment); their folder",
-        "SRC is a folder (searched for *.tfrecord* and *.array_record*), a glob in quotes or a file. --preset says\n"
+        "SRC is a folder (searched for *.tfrecord* and *.array_record* of --split), a glob in quotes or a file; of several\n"
+        "versions of one data set name one. --preset says\n"
         "which features mean what; the other options change it. Names of features are\n"
         "those in features.json, without 'steps/'.",
     )  # fmt: skip
     _add_robot_options(sub)
+    sub.add_argument(
+        "--split", default="train", help="part of data sets in folders, as file names state it; 'all' (default train)"
+    )
     sub.add_argument("--preset", default="none", choices=sorted(rlds.PRESETS), help="features of a known data set")
     sub.add_argument(
         "--views", type=names(), metavar="NAME,...", help="keep these of the preset's cameras (default all)"
@@ -238,7 +277,7 @@ def _plan_rlds(args):
     fields = dataclasses.replace(fields, **{key: value for key, value in given.items() if value is not None})
     # The settings first: they are quicker to judge than a folder.
     spec = rlds.RldsSpec(**_video_settings(args), fields=fields)
-    return examples.list_examples(args.sources), spec
+    return examples.list_examples(args.sources, args.split), spec
 
 
 def _add_tfds(kinds) -> None:
@@ -247,7 +286,7 @@ def _add_tfds(kinds) -> None:
         "SRC is the folder of one version of a prepared data set (features.json), as ArrayRecord or TFRecord.",
     )  # fmt: skip
     _add_video_options(sub, "videos")
-    sub.add_argument("--split", default="train", help="part of the data set (default train)")
+    sub.add_argument("--split", default="train", help="part of the data set, or 'all' (default train)")
     sub.add_argument("--picture", metavar="FEATURE", help="the image or video (default: the only one)")
     sub.add_argument(
         "--label", metavar="FEATURE", help="the label; '' for none (default: the only one, if there is one)"

@@ -7,7 +7,7 @@ import pickle
 import shlex
 from collections.abc import Sequence
 
-from jepa_jax.data import shards
+from jepa_jax.data import claims, shards
 from jepa_jax.data.conversion import PlannedItem
 from jepa_jax.data.sources.libraries import need
 from jepa_jax.data.workers import one_thread_per_image
@@ -34,24 +34,27 @@ def write_shards(
     """
     beam = need("apache_beam", "beam")
     pipeline_options = need("apache_beam.options.pipeline_options", "beam")
-    done, todo, count = shards.begin(items, plan, overwrite=overwrite)
-    if not todo:
-        return done
-    try:
-        with beam.Pipeline(options=pipeline_options.PipelineOptions(shlex.split(options))) as pipeline:
-            # Pickled here: Beam would turn items into tuples without names.
-            elements = [pickle.dumps((index, tuple(part))) for index, part in todo]
-            work = functools.partial(_write_one, plan=plan, count=count)
-            pipeline | beam.Create(elements) | beam.Reshuffle() | beam.Map(work)
-    # Runners wrap what a worker raised in a RuntimeError of their own.
-    except RuntimeError as error:
-        raise shards.ShardError(f"the Beam pipeline failed: {error}") from error
-    total, left, _ = shards.begin(items, plan)
-    if left:
-        raise shards.ShardError(
-            f"the Beam pipeline ended, but {len(left)} of {count} shards are not in {plan.folder}: it must be the same "
-            "folder on every worker"
-        )
+    with claims.claimed(plan):
+        done, todo, count = shards.begin(items, plan, overwrite=overwrite)
+        if not todo:
+            claims.settle(plan)
+            return done
+        try:
+            with beam.Pipeline(options=pipeline_options.PipelineOptions(shlex.split(options))) as pipeline:
+                # Pickled here: Beam would turn items into tuples without names.
+                elements = [pickle.dumps((index, tuple(part))) for index, part in todo]
+                work = functools.partial(_write_one, plan=plan, count=count)
+                pipeline | beam.Create(elements) | beam.Reshuffle() | beam.Map(work)
+        # Runners wrap what a worker raised in a RuntimeError of their own.
+        except RuntimeError as error:
+            raise shards.ShardError(f"the Beam pipeline failed: {error}") from error
+        total, left, _ = shards.begin(items, plan)
+        if left:
+            raise shards.ShardError(
+                f"the Beam pipeline ended, but {len(left)} of {count} shards are not in {plan.folder}: it must be the "
+                "same folder on every worker"
+            )
+        claims.settle(plan)
     total.skips.sort()
     return total
 

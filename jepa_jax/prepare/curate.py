@@ -13,6 +13,9 @@ from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.curation import cuts, retrieval
 from jepa_jax.data import listing, manifest, publish, remote
 from jepa_jax.data.errors import DataError
+from jepa_jax.data.listing import Rejected
+from jepa_jax.data.wording import duration
+from jepa_jax.data.workers import usable_cores
 
 _DETAIL = """SRC are the videos to choose from: folders, globs, files, CSVs or manifests, as for `prepare videos`.
 They are cut into scenes, every scene and every target video becomes one vector, the scenes are
@@ -21,8 +24,15 @@ clustered, and the scenes of clusters that hold target videos are listed in DIR/
 SRC and DIR may be URLs. Remote videos are read more than once, so copies are kept in ~/.cache/jepa_jax;
 with a remote DIR, vectors and clusters stay in --work and the manifest and the report are put in DIR.
 A cluster's weight is the sum over target sets of weight x (its samples of the set / samples of the
-set); --scenes N draws scenes in proportion. Run the same command again to go on after a stop. On several
-machines with one file system, start it with --part 0/4, --part 1/4 and so on, then once without."""
+set). With --scenes N, scenes are drawn in proportion to their cluster's weight, each once, so what small
+clusters lack is taken from the others; the report says which share of the target sets was asked for and
+which was written. Without --scenes every scene of every cluster with a target sample is written, and
+weights decide nothing: the column `weight` in scenes.csv is for samplers of your own, `prepare videos` and
+training do not read it.
+Cuts are those of PySceneDetect's adaptive detector: of two cuts less than 0.6 s apart it keeps the first,
+so a scene may hold another cut shortly after its start. Lists of files are held in memory, about 0.5 GB for a million.
+Run the same command again to go on after a stop. On several machines with one file system, start it with
+--part 0/4, --part 1/4 and so on, then once without."""
 
 
 def add(kinds) -> None:
@@ -65,7 +75,7 @@ def add(kinds) -> None:
     arg("--fps", type=types.positive_float, default=4.0, help="rate of those frames (default 4)")
     arg("--size", type=types.positive, help="side of those frames, pixels (default: as the model was trained)")
     arg("--batch", type=types.positive, default=32, help="scenes encoded together (default %(default)s)")
-    arg("--workers", type=types.count, default=os.cpu_count(), help="processes; 0 for none (default: one per core)")
+    arg("--workers", type=types.count, default=usable_cores(), help="processes; 0 for none (default: one per core)")
     arg("--per-chunk", type=types.positive, default=256, help="videos per file of results (default %(default)s)")
     arg("--part", type=_part, default=(0, 1), metavar="I/N", help="cut and embed only this share of the videos")
     arg("--distributed", action="store_true",
@@ -113,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
         work = _work_folder(args)
         part, parts = sharding.join_processes() if args.distributed else args.part
         targets, weights = _targets(args.target)
-        pool = cuts.exclude(manifest.list_videos(args.sources), _excluded(args.exclude))
+        pool = cuts.exclude(_list_videos(args.sources), _excluded(args.exclude))
         job = pipeline.Curation(
             folder=work, pool=pool, targets=targets, weights=weights, model=args.model,
             cuts=cuts.CutSpec(args.min_seconds, args.threshold), frames=args.frames, fps=args.fps, size=args.size,
@@ -147,7 +157,13 @@ def _targets(given: list[tuple[str, float, str]]) -> tuple[dict, dict]:
         sources.setdefault(name, []).append(source)
         if weights.setdefault(name, weight) != weight:
             raise ValueError(f"target set {name!r} is given with weights {weights[name]:g} and {weight:g}")
-    return {name: manifest.list_videos(found) for name, found in sources.items()}, weights
+    return {name: _list_videos(found) for name, found in sources.items()}, weights
+
+
+def _list_videos(sources: list[str]) -> list:
+    """List videos by absolute paths, so that the manifest can be read from anywhere."""
+    found = manifest.list_videos(sources)
+    return [item if isinstance(item, Rejected) else item._replace(path=remote.absolute(item.path)) for item in found]
 
 
 def _work_folder(args: argparse.Namespace) -> str:
@@ -200,15 +216,19 @@ class _Bars:
         return advance
 
 
+def _hours(hours: float) -> str:
+    return duration(3600 * hours)
+
+
 def _lines(report: dict | None, args: argparse.Namespace) -> list[str]:
     if report is None:
         return ["this part is done; run the command once without --part when all parts are"]
     pool = report["pool"]
     lines = [
         (
-            f"{pool['scenes']} scenes of {pool['videos']} videos, {pool['hours']:.3g} hours; "
+            f"{pool['scenes']} scenes of {pool['videos']} videos, {_hours(pool['hours'])}; "
             f"{pool['short_scenes_dropped']} "
-            f"scenes shorter than {args.min_seconds:g} s dropped ({pool['short_hours_dropped']:.3g} hours)"
+            f"scenes shorter than {args.min_seconds:g} s dropped ({_hours(pool['short_hours_dropped'])})"
         ),
         (
             f"{report['clusters']} clusters, {report['empty_clusters']} of them empty; mean squared distance "
@@ -216,8 +236,8 @@ def _lines(report: dict | None, args: argparse.Namespace) -> list[str]:
         ),
     ]
     lines += [
-        f"{name}: {part['samples']} samples in {part['clusters']} clusters, which hold {part['scenes']} scenes; weight "
-        f"{part['weight']:g}"
+        f"{name}: {part['samples']} samples in {part['clusters']} clusters, which hold {part['scenes']} scenes; "
+        f"share asked {part['share_asked']:.1%}, written {part['share_written']:.1%}"
         for name, part in report["targets"].items()
     ]
     if report["clusters"] < args.clusters:
@@ -226,7 +246,7 @@ def _lines(report: dict | None, args: argparse.Namespace) -> list[str]:
     lines.append(
         f"{report['written']} of {report['scenes_in_kept_clusters']} scenes in {report['kept_clusters']} clusters "
         "with target "
-        f"samples, {report['hours']:.3g} hours: {os.path.join(args.output, 'scenes.csv')}"
+        f"samples, {_hours(report['hours'])}: {os.path.join(args.output, 'scenes.csv')}"
     )
     if not report["written"]:
         lines.append("error: no scene of the pool shares a cluster with a target sample; try fewer --clusters")

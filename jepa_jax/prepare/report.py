@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 from jepa_jax.data import shards
 from jepa_jax.data.publish import write_json
+from jepa_jax.data.wording import duration
 
 _NAMES_SHOWN = 5
 _RATES_SHOWN = 8
@@ -30,11 +30,14 @@ def finish(
     Raises:
         OSError: the report cannot be written.
     """
-    path = os.path.join(plan.folder, f"{plan.name}-report.json")
+    path = plan.report
     write_json(path, _summary(report) | dict(more or {}))
     total = report.written + len(report.skips)
-    timed = f", {report.seconds / 3600:.3g} hours" if plan.spec.kind != "image" else ""
+    timed = f", {duration(report.seconds)}" if plan.spec.kind != "image" else ""
     lines = [f"{report.written} of {total} {units} in {plan.folder}{timed}, {report.bytes / 1e6:.1f} MB"]
+    if report.split:
+        lines = [f"{report.written} of {total} records of {report.items} {units}" + lines[0].partition(units)[2]]
+        lines.append(f"note: {report.split} long {units} are stored as {report.parts} records")
     if report.rates:
         lines.append(f"frames/s: {_rates_text(report.rates)}")
     lines += [f"note: {note}: {count} {units}" for note, count in sorted(report.notes.items())]
@@ -58,7 +61,10 @@ def finish(
 
 def _summary(report: shards.ShardReport) -> dict:
     return {
+        "items": report.items,
         "written": report.written,
+        "split": report.split,
+        "parts": report.parts,
         "skipped": len(report.skips),
         "hours": report.seconds / 3600,
         "bytes": report.bytes,

@@ -1,10 +1,12 @@
 """Self-supervised pretraining: predict the EMA encoder's latents of masked tubelets."""
 
 import functools
+import math
 from typing import Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 from jepa_jax.data.iterate import make_iterator
 from jepa_jax.data.masks import MaskSampler, MaskSpec
@@ -17,7 +19,7 @@ from jepa_jax.models import (
 from jepa_jax.models.flops import encoder_flops, predictor_flops
 from jepa_jax.models.norms import normalize_latents
 from jepa_jax.tasks.losses import latent_loss
-from jepa_jax.tasks.sources import make_cache, make_sources
+from jepa_jax.tasks.sources import make_cache, make_sources, naming_root
 from jepa_jax.tasks.step import make_schedules, make_train_step, sample_latents
 from jepa_jax.training import optim, sharding
 from jepa_jax.training.state import create_state, tensor_names
@@ -31,7 +33,8 @@ class Group(NamedTuple):
 
     Attributes:
       spec: what the data pipeline needs to know.
-      loss_weight: share of this group's mean loss in the total.
+      loss_weight: of this group's mean loss in the total, relative to the other groups; its clips per step
+        unless the config says otherwise, so that every clip counts the same.
       grid: (t, h, w) tokens of its clips.
       sampler: masks of its clips.
       strategies: names of the mask strategies, in the order of `sampler`.
@@ -71,7 +74,7 @@ def make_groups(config):
     """Build the `Group`s of a run, video groups first; a batch size of 0 leaves a group out.
 
     Raises:
-      ValueError: if no group is left, or a size is impossible.
+      ValueError: if no group is left, or a size or weight is impossible.
     """
     model, data = config.model, config.data
     # The position in this list chooses the mask token, so the order must not depend on names alone.
@@ -82,11 +85,15 @@ def make_groups(config):
     for name, section in named:
         if section.batch_size == 0:
             continue
+        loss_weight = section.batch_size if section.loss_weight is None else section.loss_weight
+        if not 0 < loss_weight < math.inf:
+            raise ValueError(f"data.groups.{name}.loss_weight is {loss_weight}; it must be above 0 and finite. To train "
+                             "without a group, set its batch_size to 0")
         grid = token_grid(section.frames, data.size, data.size, model.patch_size, model.tubelet_size)
         groups.append(Group(
             GroupSpec(name, section.kind, section.frames, section.fps, section.batch_size,
                       make_sources(data.root, section, f"data.groups.{name}")),
-            section.loss_weight, grid,
+            loss_weight, grid,
             MaskSampler(specs, grid, seed=config.seed, stream=len(groups),
                         group_size=config.masks.group_size, round_to=config.masks.round_to),
             strategies,
@@ -99,12 +106,13 @@ def make_groups(config):
 def make_pipeline(config, groups, process_index=0, process_count=1):
     """Build the `ClipPipeline` of one process."""
     data = config.data
-    return ClipPipeline(
-        [group.spec for group in groups], CropSpec(data.size, data.crop_scale, data.crop_aspect, data.flip),
-        {group.spec.name: group.sampler for group in groups}, seed=config.seed,
-        augment=make_augment(data.augment), cache=make_cache(data),
-        process_index=process_index, process_count=process_count,
-    )
+    with naming_root(data.root):
+        return ClipPipeline(
+            [group.spec for group in groups], CropSpec(data.size, data.crop_scale, data.crop_aspect, data.flip),
+            {group.spec.name: group.sampler for group in groups}, seed=config.seed,
+            augment=make_augment(data.augment), cache=make_cache(data), max_bad_fraction=data.max_bad_fraction,
+            process_index=process_index, process_count=process_count,
+        )
 
 
 def make_augment(section):
@@ -253,6 +261,8 @@ def make_task(config, mesh):
     groups = make_groups(config)
     program = make_program(config, groups, mesh)
     pipeline = make_pipeline(config, groups, jax.process_index(), jax.process_count())
+    for line in pipeline.warnings():
+        logging.warning("%s", line)
     data = config.data
     return Task(
         init_state=program.init_state,
@@ -262,7 +272,7 @@ def make_task(config, mesh):
         tensor_names=optim.checked_names(program.tensor_names),
         clips_per_step=sum(group.spec.batch_size for group in groups),
         flops_per_step=step_flops(program.encoder, program.predictor, groups),
-        data_state={"seed": config.seed, "groups": pipeline.describe()},
+        data_state={"seed": config.seed} | pipeline.contents(),
         model_card=runs.model_card({"encoder": program.encoder, "predictor": program.predictor},
                                    data.size, groups[0].spec.frames, target="encoder"),
         read_weights=functools.partial(read_start, encoder=program.encoder, predictor=program.predictor),

@@ -1,20 +1,18 @@
 """Action-conditioned post-training: on a frozen encoder, predict the next frame's latents from actions and states."""
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.iterate import make_iterator
-from jepa_jax.data.latents import Origin
+from jepa_jax.data.mixing import open_sources
 from jepa_jax.data.records import ShardSource
 from jepa_jax.data.specs import CropSpec, GroupSpec
 from jepa_jax.data.trajectories import KIND
-from jepa_jax.data.trajectory_clips import trajectory_indices
 from jepa_jax.data.trajectory_pipeline import TrajectoryPipeline
-from jepa_jax.models import ActionPredictor, token_grid
+from jepa_jax.models import ActionPredictor
 from jepa_jax.models.flops import action_predictor_flops, encoder_flops
 from jepa_jax.models.norms import normalize_latents
 from jepa_jax.robots.checks import check_record
@@ -22,42 +20,19 @@ from jepa_jax.robots.conditions import ConditionMaker
 from jepa_jax.robots.presets import make_spec
 from jepa_jax.robots.spec import RobotSpec
 from jepa_jax.robots.world import WorldModel
+from jepa_jax.tasks.latents import find_features
 from jepa_jax.tasks.losses import latent_loss
-from jepa_jax.tasks.sources import make_cache, make_sources
+from jepa_jax.tasks.sources import make_cache, make_sources, naming_root
 from jepa_jax.tasks.step import make_schedules, make_train_step, sample_latents
 from jepa_jax.training import optim, sharding
 from jepa_jax.training.state import create_state, tensor_names
 from jepa_jax.training.task import Task
-from jepa_jax.weights import bundle as weights
-from jepa_jax.weights import runs, start, store
+from jepa_jax.weights import runs, start
 
 GROUP = "trajectory"
 REDUCTIONS = ("mean", "sum")
 # Trajectories that may be bad before the data as a whole are refused at the start.
 _LOOKED_AT = 10
-
-
-class Features(NamedTuple):
-    """Where the latents of a run come from, and their shape.
-
-    Attributes:
-      bundle: the frozen encoder, or None where only stored latents are at hand.
-      sha256: identity of the encoder's weights.
-      origin: of the latents that are read from the shards; None where they are computed.
-      grid: (h, w) tokens of a frame.
-      width: D.
-    """
-
-    bundle: weights.Bundle | None
-    sha256: str
-    origin: Origin | None
-    grid: tuple[int, int]
-    width: int
-
-    @property
-    def stored(self):
-        """Tell whether latents are read from the shards."""
-        return self.origin is not None
 
 
 def make_loss(world, rollout, *, frames_at_once, loss_exponent, monitor_tokens):
@@ -147,89 +122,6 @@ def make_group(config):
     return GroupSpec(GROUP, "video", data.frames, data.fps, data.batch_size, make_sources(data.root, data, "data"))
 
 
-def find_features(config, record):
-    """Find out where latents come from: an encoder, or the shards.
-
-    Args:
-      config: ConfigDict.
-      record: a `TrajectoryRecord` of the data.
-
-    Returns:
-      `Features`.
-
-    Raises:
-      ValueError: if there is neither, the stored latents are of another encoder, crop or rate, or the
-        sources are not all of one kind.
-      WeightsError: if the encoder cannot be read.
-    """
-    latents = _stored_latents(config, record)
-    origin = latents and latents.origin
-    _check_sources(config, origin)
-    if not config.encoder:
-        if latents is None:
-            raise ValueError("encoder is not set: give --config.encoder=WEIGHTS, or shards made by `prepare features`")
-        return Features(None, origin.encoder_sha256, origin, origin.grid, origin.width)
-    bundle = store.read(config.encoder, choose=lambda names: (weights.choose_encoder(names),))
-    name = weights.choose_encoder(bundle.networks)
-    bundle = weights.keep_networks(bundle, [name])
-    network = bundle.networks[name]
-    sha256 = network.sha256 or weights.network_sha256(network.params)
-    size, patch = config.data.size, network.module.patch_size
-    grid = token_grid(network.module.tubelet_size, size, size, patch, network.module.tubelet_size)[1:]
-    if origin and origin.encoder_sha256 != sha256:
-        raise ValueError(
-            f"the shards hold latents of the encoder with sha256 {origin.encoder_sha256[:12]}..., but config.encoder "
-            f"{config.encoder} is {sha256[:12]}...: give the encoder they were made with, or make them again"
-        )
-    return Features(bundle, sha256, origin, grid, network.module.width)
-
-
-def _check_sources(config, origin):
-    """Raise ValueError unless the first record of every source holds what that of the first one does."""
-    describe = lambda origin: f"features ({origin})" if origin else "frames"
-    sources = make_group(config).sources
-    for spec in sources[1:]:
-        latents = _first_latents(config, ShardSource(spec.paths, KIND, make_cache(config.data))[0])
-        if (other := latents and latents.origin) != origin:
-            raise ValueError(
-                f"{sources[0].name} holds {describe(origin)}, {spec.name} {describe(other)}: all data.paths must be of one kind"
-            )
-
-
-def _first_latents(config, record):
-    """Return the latents of a record's first wanted view, or None if it holds frames."""
-    views = [view for view in record.views if not config.data.views or view.name in config.data.views]
-    return next((view.latents for view in views if view.latents), None)
-
-
-def _stored_latents(config, record):
-    """Return a record's latents, found to be what the config wants, or None if it holds frames."""
-    data, latents = config.data, _first_latents(config, record)
-    if latents is None:
-        return None
-    wanted = (data.size, *data.crop_aspect)
-    if tuple(latents.crop) != wanted:
-        raise ValueError(
-            f"the shards hold latents of crops (size, least and greatest aspect) {tuple(latents.crop)}, the config says "
-            f"{wanted} (data.size, data.crop_aspect): change it, or make them again with `prepare features`"
-        )
-    if data.crop_scale[0] <= 1:
-        raise ValueError(
-            f"data.crop_scale {tuple(data.crop_scale)} asks for random crops, but the shards hold latents of the "
-            "centered one: set it to (1.777, 1.777), or give the shards they were made from"
-        )
-    try:
-        trajectory_indices(record.num_frames, record.sampling_fps, frames=data.frames, fps=data.fps, uniform=0.0,
-                           stored=latents.frames)
-    except DataError as error:
-        if error.reason == "rate not stored":
-            raise ValueError(
-                f"{record.source_id}: {error}; it has latents of rows {', '.join(map(str, latents.frames[:3]))}, ... "
-                f"Set data.fps to the rate they were made for, or make them with `prepare features --fps {data.fps:g}`"
-            ) from error
-    return latents
-
-
 def _check_views(record, wanted):
     names = [view.name for view in record.views]
     if absent := [name for name in wanted if name not in names]:
@@ -265,7 +157,8 @@ def make_pipeline(config, robot, features, process_index=0, process_count=1):
     return TrajectoryPipeline(
         make_group(config), CropSpec(data.size, data.crop_scale, data.crop_aspect, 0.0), ConditionMaker(robot, views),
         views=views, extrinsics=config.model.predictor.use_extrinsics, latents=features.stored, origin=features.origin, seed=config.seed,
-        cache=make_cache(data), process_index=process_index, process_count=process_count,
+        cache=make_cache(data), max_bad_fraction=data.max_bad_fraction,
+        process_index=process_index, process_count=process_count,
     )
 
 
@@ -286,7 +179,8 @@ def make_robot(config):
       ValueError: if the config describes no robot.
       DataError: why the first trajectory does not fit, if none of the first few does.
     """
-    source = ShardSource(make_group(config).sources[0].paths, KIND, make_cache(config.data))
+    with naming_root(config.data.root):
+        (source, *_) = open_sources([make_group(config)], KIND, make_cache(config.data))[GROUP]
     problems = []
     for number in range(min(_LOOKED_AT, len(source))):
         try:
@@ -350,7 +244,7 @@ def make_task(config, mesh):
         tensor_names=optim.checked_names(tensor_names(abstract)),
         clips_per_step=data.batch_size,
         flops_per_step=step_flops(predictor, encoder, features, config),
-        data_state={"seed": config.seed, "trajectories": pipeline.describe()},
+        data_state={"seed": config.seed} | pipeline.contents(),
         model_card=runs.model_card({"action_predictor": predictor}, data.size, data.frames,
                                    world_model=describe_world(config, robot, features)),
         read_weights=functools.partial(start.read_action_predictor, predictor=predictor),
