@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.iterate import make_iterator
 from jepa_jax.data.mixing import open_sources
-from jepa_jax.data.records import ShardSource
 from jepa_jax.data.specs import CropSpec, GroupSpec
 from jepa_jax.data.trajectories import KIND
 from jepa_jax.data.trajectory_pipeline import TrajectoryPipeline
@@ -18,7 +17,6 @@ from jepa_jax.models.norms import normalize_latents
 from jepa_jax.robots.checks import check_record
 from jepa_jax.robots.conditions import ConditionMaker
 from jepa_jax.robots.presets import make_spec
-from jepa_jax.robots.spec import RobotSpec
 from jepa_jax.robots.world import WorldModel
 from jepa_jax.tasks.latents import find_features
 from jepa_jax.tasks.losses import latent_loss
