@@ -51,7 +51,7 @@ def run(tmp_path_factory):
     params, other = init(jax.random.key(config.seed)), init(jax.random.key(1))
     optimizer = pretrain.make_optimizer(config.optim, params, 1)
     store = CheckpointStore(workdir / "checkpoints")
-    card = runs.model_card({"encoder": encoder, "predictor": predictor}, config.data.size, 4)
+    card = runs.model_card({"encoder": encoder, "predictor": predictor}, config.data.size, 4, target="encoder")
     record = {"config": config.to_dict(), "data": {}, "model": card}
     store.save(7, create_state(other, params["encoder"], optimizer), record)
     store.wait()

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import media
 import numpy as np
 import pytest
 import robots
@@ -12,10 +13,12 @@ from weight_bundles import random_network
 import jepa_jax
 from configs import world_model as configs
 from jepa_jax import prepare
-from jepa_jax.data import DataError, SkipCounter
+from jepa_jax.data import ClipRecord, DataError, ShardSource, SkipCounter
 from jepa_jax.models import VideoEncoder
 from jepa_jax.tasks import world_model
 from jepa_jax.training import loop, sharding
+from jepa_jax.viz import __main__ as viz
+from jepa_jax.viz import curves
 from jepa_jax.weights import native
 from jepa_jax.weights.bundle import Bundle, Preprocessing, WeightsError
 
@@ -118,6 +121,13 @@ def test_a_run_is_a_model(config, encoder, finished):
     assert world["encoder_sha256"] == model.sha256["encoder"]
 
 
+def test_curves_of_a_world_model(finished, tmp_path, capsys):
+    assert viz.main(["all", "--workdir", str(finished[0]), "--output", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"wrote {tmp_path}/curves.png\n"
+    titles = [panel.get_title(loc="left") for panel in curves.draw_curves(curves.read_metrics(finished[0]), "x").axes]
+    assert "Error against copying the last frame" in titles and "EMA of the target encoder" not in titles
+
+
 def test_another_encoder_in_the_same_workdir_is_refused(config, finished, tmp_path):
     other = write_encoder(tmp_path / "other", seed=5)
     with pytest.raises(WeightsError, match="started with other frozen weights than these .*target_encoder differ"):
@@ -148,6 +158,20 @@ def test_continue_from_other_weights(config, finished, tmp_path):
     assert target == {}
     with pytest.raises(WeightsError, match=r"action_predictor\.depth: 2 in the weights, 3 in this config"):
         make_task(changed(start, model__predictor__depth=3))[0].read_weights(str(finished[0]))
+
+
+def test_clip_among_trajectories_is_skipped(config, shards, tmp_path):
+    """At the start it is an error only where nothing else is found."""
+    clip = ClipRecord("video", open(media.write_video(tmp_path / "a.mp4"), "rb").read(), 30.0, 48, 64, 96, "a.mp4")
+    media.write_shard(tmp_path / "clip.array_record", [clip])
+    for record in ShardSource([shards], "trajectory"):
+        media.write_shard(tmp_path / f"{record.num_frames}.array_record", [record])
+    task, _ = make_task(changed(config, data__paths=(str(tmp_path),)))
+    with task.open_data(0, 4) as batches:
+        skips = [skip for _, notes in batches for skip in notes.skips]
+    assert {(skip.reason, skip.location) for skip in skips} == {("not a trajectory", f"{tmp_path}/clip.array_record#0")}
+    with pytest.raises(DataError, match="is a clip of kind 'video', but robot trajectories are wanted"):
+        make_task(changed(config, data__paths=(f"{tmp_path}/clip.array_record",)))
 
 
 @pytest.mark.parametrize("fields, message", [

@@ -23,6 +23,11 @@ def prepare_worker() -> None:
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
+def usable_cores() -> int:
+    """Count the processor cores that this process may use: in containers and under SLURM fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def one_thread_per_image() -> None:
     """Keep OpenCV from starting its own threads: parallelism is over files and batches."""
     cv2.setNumThreads(1)

@@ -55,7 +55,11 @@ def _tabletop(args, load, output):
 
 
 def _all(args, load, output):
-    for draw in (_curves, _masks, _features, _summary):
+    yield from _curves(args, load, output)
+    if curves.is_world_model(curves.read_metrics(args.workdir)):
+        # What such a run has learnt shows on held-out trajectories: `python -m jepa_jax.evaluate rollout`.
+        return
+    for draw in (_masks, _features, _summary):
         yield from draw(args, load, output)
 
 
@@ -64,7 +68,7 @@ _KINDS = {
     "masks": (_masks, "masks over the frames of a training clip"),
     "features": (_features, "principal components of the latents of a clip, trained and untrained"),
     "summary": (_summary, "the main numbers as JSON, in the workdir"),
-    "all": (_all, "everything above"),
+    "all": (_all, "everything above; of a world model, the curves"),
     "tabletop": (_tabletop, "the simulated table-top: cameras, gripper, nuisance and an episode; needs no run"),
 }
 

@@ -1,10 +1,14 @@
 """What all pictures share: the figure, its colours, and writing it to disk."""
 
+import functools
 import os
 
 import cv2
 import numpy as np
+from matplotlib import font_manager, rcParams
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.text import Text
 
 # Told apart by people who confuse red and green, and in grey print.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2b6cb0", "#dd6b20", "#2f855a", "#805ad5", "#718096"
@@ -12,6 +16,13 @@ COLORS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
 _DPI = 130
 # Sides of a picture's frames, pixels: smaller ones look blocky, larger ones only cost bytes.
 _SHOWN_PIXELS = 256
+# Fonts with letters that matplotlib's own has not, such as Chinese; those that are installed are used.
+_OTHER_FONTS = (
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK KR", "Noto Sans JP", "Noto Sans SC", "Noto Sans KR", "Source Han Sans",
+    "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback", "IPAGothic", "IPAexGothic", "TakaoPGothic", "NanumGothic",
+    "PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Arial Unicode MS",
+    "Unifont",
+)  # fmt: skip
 
 
 class PictureError(Exception):
@@ -71,13 +82,37 @@ def enlarge(frames, pixels=_SHOWN_PIXELS):
     return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC) for frame in frames])
 
 
+@functools.cache
+def _fonts():
+    """Return the names of the fonts to draw with, and the code points that they have together."""
+    installed = set(font_manager.get_font_names())
+    families = [*rcParams["font.family"], *(name for name in _OTHER_FONTS if name in installed)]
+    found = [font_manager.get_font(font_manager.findfont(FontProperties(family=[name]))).get_charmap() for name in families]
+    return families, set().union(*found)
+
+
+def legible(text):
+    """Write letters that no font has as escapes, such as \\u732b: boxes would all look the same."""
+    known = _fonts()[1]
+    return "".join(
+        letter if ord(letter) in known or letter.isspace() else letter.encode("ascii", "backslashreplace").decode()
+        for letter in text
+    )
+
+
 def save_figure(figure, path):
     """Write a figure as PNG, making the folder; a picture already there is replaced in one go.
+
+    Its texts are drawn in all fonts that it takes, and made `legible`.
 
     Raises:
       OSError: if the folder cannot be written.
     """
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    for text in figure.findobj(Text):
+        if not text.get_text().isascii():
+            text.set_text(legible(text.get_text()))
+            text.set_fontfamily(_fonts()[0])
     # A viewer that has the old picture open never sees half of the new one.
     partial = f"{path}.partial"
     figure.savefig(partial, format="png")

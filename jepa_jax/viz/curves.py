@@ -14,6 +14,10 @@ _SMOOTH_FROM = 120
 _SMOOTH_SHARE = 40
 _LEGEND_COLUMNS = 3
 _LOSS = "train/loss"
+# Logged by world models alone: the error of predicting no change.
+_COPY_LAST = "train/copy_last"
+_FORCED = "train/loss/teacher_forcing"
+_OVER_COPY = "train/loss/teacher_forcing / train/copy_last"
 
 
 def read_metrics(workdir):
@@ -45,6 +49,11 @@ def read_metrics(workdir):
     return {name: np.array([row.get(name, np.nan) for row in rows], np.float64) for name in names}
 
 
+def is_world_model(metrics):
+    """Tell from its metrics whether a run trained an action-conditioned predictor."""
+    return _COPY_LAST in metrics
+
+
 def draw_curves(metrics, name):
     """Draw loss, collapse monitors, schedules, gradients and speed as small multiples.
 
@@ -55,6 +64,8 @@ def draw_curves(metrics, name):
     Returns:
       matplotlib `Figure`.
     """
+    if is_world_model(metrics):
+        metrics = metrics | {_OVER_COPY: metrics[_FORCED] / metrics[_COPY_LAST]}
     figure = canvas.make_figure(14, 7, f"Training curves of {name}", _subtitle(metrics))
     axes = figure.subplots(2, 4).reshape(-1)
     for panel, (title, unit, curves, options) in zip(axes, _panels(metrics), strict=True):
@@ -73,7 +84,7 @@ def _subtitle(metrics):
 
 def _panels(metrics):
     """List the panels: title, unit of the vertical axis, {metric: (label, style)}, options."""
-    losses = [name for name in metrics if name.startswith(f"{_LOSS}/")]
+    losses = [name for name in metrics if name.startswith(f"{_LOSS}/") and name != _OVER_COPY]
     groups = {name.split("/")[-2] for name in losses}
     # One group needs no name in a legend.
     parts = {name: (" ".join(name.split("/")[-min(2, len(groups)):]), {"linewidth": 1.0}) for name in losses}
@@ -89,7 +100,9 @@ def _panels(metrics):
         ("Spread of the latents", "std over tokens, per dimension", spreads, {"low": 0}),
         ("Agreement", "cosine(prediction, target)", {"collapse/cosine": ("mean over tokens", {})}, {"high": 1}),
         ("Learning rate", "per step", {"optim/lr": ("AdamW", {})}, {"low": 0}),
-        ("EMA of the target encoder", "momentum", {"ema/momentum": ("momentum", {})}, {}),
+        ("Error against copying the last frame", "ratio; below 1 is better", {_OVER_COPY: ("one step", {})}, {"low": 0})
+        if is_world_model(metrics)
+        else ("EMA of the target encoder", "momentum", {"ema/momentum": ("momentum", {})}, {}),
         ("Gradient norms", "L2 norm, log scale", gradients, {"log": True}),
         ("Speed", "clips per second", {"perf/clips_per_s": ("trained on", {})}, {"low": 0}),
     ]

@@ -81,8 +81,9 @@ def _video_group(config):
 
 
 def _first_video(config, group):
-    paths = [path for source in pretrain.make_sources(config, group) for path in source.paths]
-    source = ShardSource(paths, cache=pretrain.make_cache(config))
+    sources = pretrain.make_sources(config.data.root, config.data.groups[group], f"data.groups.{group}")
+    paths = [path for source in sources for path in source.paths]
+    source = ShardSource(paths, cache=pretrain.make_cache(config.data))
     for index in range(min(len(source), _SEARCHED)):
         record = source[index]
         if record.kind == "video":

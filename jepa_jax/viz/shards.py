@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from jepa_jax.data.tally import histogram
+from jepa_jax.data.trajectories import KIND
 from jepa_jax.viz import canvas
 
 _COLUMNS = 6
@@ -36,8 +37,9 @@ def draw_contact_sheet(facts, title, subtitle):
     columns = min(_COLUMNS, len(facts))
     rows = -(-len(facts) // columns)
     shape = np.median([fact.picture.shape[:2] for fact in facts], axis=0)
-    height = _PANEL * min(1.4, shape[0] / shape[1])
-    figure = canvas.make_figure(max(6.5, _PANEL * columns + 0.3), 0.9 + (height + 0.62) * rows, title, subtitle)
+    width = max(6.5, _PANEL * columns + 0.3)
+    height = (width - 0.3) / columns * min(1.4, shape[0] / shape[1])
+    figure = canvas.make_figure(width, 0.9 + (height + 0.62) * rows, title, subtitle)
     grid = figure.subplots(rows, columns, squeeze=False).reshape(-1)
     for panel, fact in zip(grid, facts):
         canvas.show_image(panel, fact.picture)
@@ -49,9 +51,11 @@ def draw_contact_sheet(facts, title, subtitle):
 
 def _caption(fact):
     name = os.path.basename(fact.source_id.rstrip("/"))
-    if fact.kind == "trajectory":
+    if fact.kind == KIND:
         # A trajectory is a folder, whose own name is often only a date.
         name = "/".join(fact.source_id.rstrip("/").split("/")[-2:])
+    # Escapes are longer than what they stand for.
+    name = canvas.legible(name)
     if len(name) > _CAPTION_CHARACTERS:
         # Names differ most at their end.
         name = "…" + name[1 - _CAPTION_CHARACTERS :]
@@ -66,27 +70,30 @@ def _caption(fact):
 
 
 def draw_dimensions(layout, tally, name):
-    """Draw a histogram per dimension of states, and of actions where they are stored.
+    """Draw a histogram per dimension of states, and of actions and extras where they are stored.
 
     Args:
-      layout: `survey.Layout`.
+      layout: `motion.Layout`.
       tally: its `tally.MotionTally`.
       name: of the shards, for the title.
 
     Returns:
       matplotlib `Figure`.
     """
-    blocks = [("state", layout.state_names, layout.state_units, tally.states(), canvas.BLUE)]
-    actions = tally.actions()
-    if actions is not None:
-        blocks.append(("action", layout.action_names, layout.action_units, actions, canvas.ORANGE))
-    blocks = [(kind, names[:_MAX_DIMENSIONS], units, rows, color) for kind, names, units, rows, color in blocks]
-    columns = min(_DIMENSION_COLUMNS, max(len(names) for _, names, *_ in blocks))
-    heights = [-(-len(names) // columns) for _, names, *_ in blocks]
-    subtitle = f"{len(tally.motions)} trajectories, {len(blocks[0][3])} rows counted; frame: {layout.frame}"
-    subtitle += f", rotation: {layout.rotation}" + (
-        "" if actions is not None else "; actions are derived from the states"
-    )
+    blocks = [
+        (kind, getattr(layout, kind), numbers.kept, color)
+        for kind, color in (("states", canvas.BLUE), ("actions", canvas.ORANGE), ("extras", canvas.GREEN))
+        if (numbers := tally.numbers(kind)) is not None and numbers.kept.size
+    ]
+    widths = [min(_MAX_DIMENSIONS, len(dimensions.names)) for _, dimensions, *_ in blocks]
+    columns = min(_DIMENSION_COLUMNS, max(widths))
+    heights = [-(-width // columns) for width in widths]
+    subtitle = f"{len(tally.motions)} trajectories, {len(blocks[0][2])} rows counted; frame: {layout.frame}"
+    subtitle += f", rotation: {layout.rotation}"
+    if not any(kind == "actions" for kind, *_ in blocks):
+        subtitle += "; actions are derived from the states"
+    if hidden := sum(len(dimensions.names) for _, dimensions, *_ in blocks) - sum(widths):
+        subtitle += f"; {hidden} more dimensions not shown"
     figure = canvas.make_figure(
         max(7.0, 1.95 * columns),
         1.0 + 1.75 * sum(heights),
@@ -95,12 +102,13 @@ def draw_dimensions(layout, tally, name):
     )
     grid = figure.subplots(sum(heights), columns, squeeze=False)
     first = 0
-    for (kind, names, units, rows, color), height in zip(blocks, heights):
+    for (kind, dimensions, rows, color), width, height in zip(blocks, widths, heights):
         panels = grid[first : first + height].reshape(-1)
         first += height
         for number, panel in enumerate(panels):
-            if number < len(names):
-                _draw_histogram(panel, rows[:, number], f"{kind} {names[number]}", units[number], color)
+            if number < width:
+                name, unit = dimensions.names[number], dimensions.units[number]
+                _draw_histogram(panel, rows[:, number], f"{kind[:-1]} {name}", unit, color)
             else:
                 panel.set_axis_off()
     return figure

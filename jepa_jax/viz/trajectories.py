@@ -1,13 +1,12 @@
 """Pictures of robot trajectories: where the end effector goes, over the frames of a camera and from two sides."""
 
-import itertools
-
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.collections import LineCollection
 
 from jepa_jax.data import poses, video
 from jepa_jax.viz import canvas
-from jepa_jax.viz.features import shown_places
+from jepa_jax.viz.features import enlarge_colors, pca_colors, shown_places
 
 # Degrees across the frame, where the camera's own are not recorded: those of DROID's wide cameras, about.
 FIELD_OF_VIEW = 100.0
@@ -22,6 +21,8 @@ _LINES = 8
 def draw_trajectories(records, name, field_of_view=FIELD_OF_VIEW):
     """Draw a row per trajectory: frames, with the path in them where the camera's pose is known, and the path's plots.
 
+    Where features are stored in place of frames, those are drawn.
+
     Args:
       records: `TrajectoryRecord`s, at least one.
       name: of the shards, for the title.
@@ -33,12 +34,14 @@ def draw_trajectories(records, name, field_of_view=FIELD_OF_VIEW):
     Raises:
       DataError: if a video cannot be decoded.
     """
-    projected = any(view.extrinsics is not None for record in records for view in record.views)
+    views = [_chosen_view(record) for record in records]
     subtitle = (
         "path of the end effector, dark at its beginning and bright at its end; a ring marks the frame's own place"
     )
-    if projected:
+    if any(view.data and view.extrinsics is not None for view in views):
         subtitle += f"\nput into frames by the recorded camera poses and an assumed {field_of_view:g} degrees across"
+    if not all(view.data for view in views):
+        subtitle += "\nwhere only features are stored: their first three principal components as colours, one fit per row"
     figure = canvas.make_figure(_WIDTH, 1.1 + (_HEIGHT + 0.35) * len(records), f"Trajectories of {name}", subtitle)
     grid = figure.subplots(
         len(records),
@@ -53,25 +56,12 @@ def draw_trajectories(records, name, field_of_view=FIELD_OF_VIEW):
 
 def _draw_row(row, record, field_of_view):
     places = position_columns(record)
-    number, view = _chosen_view(record)
-    shown = np.unique(shown_places(record.num_frames, _FRAMES))
-    frames = video.decode_frames(record.views[number].data, shown)
-    for panel in row[len(shown) : _FRAMES]:
-        panel.set_axis_off()
-    for panel, index, frame in zip(row, shown, frames):
-        canvas.show_image(panel, frame)
-        panel.set_title(f"{view.name}, {index / record.control_rate:.2f} s", fontsize=8.5, color=canvas.GREY, pad=3)
-        if places is not None and view.extrinsics is not None:
-            points = project(record.states[:, places], view.extrinsics[index], frame.shape[:2], field_of_view)
-            _draw_path(panel, points, index)
-            inside = (points >= 0) & (points <= np.array(frame.shape[1::-1]) - 1)
-            if not inside.all(axis=1).any():
-                # Wrong camera poses look like this.
-                panel.set_xlabel("the path is out of view", fontsize=8, color=canvas.ORANGE, labelpad=3)
+    view = _chosen_view(record)
+    draw_view = _draw_frames if view.data else _draw_stored_features
+    draw_view(row[:_FRAMES], record, view, places, field_of_view)
     # A long name would push the frames away.
-    canvas.label_row(
-        row[0], "/\n".join(_short(part) for part in record.source_id.rstrip("/").split("/")[-2:]).replace("$", r"\$")
-    )
+    parts = [_short(canvas.legible(part)) for part in record.source_id.rstrip("/").split("/")[-2:]]
+    canvas.label_row(row[0], "/\n".join(parts).replace("$", r"\$"))
     if places is None:
         _draw_lines(row[_FRAMES:], record)
         return
@@ -89,14 +79,51 @@ def _draw_row(row, record, field_of_view):
         panel.spines[["top", "right"]].set_visible(False)
 
 
+def _draw_frames(row, record, view, places, field_of_view):
+    """Draw frames of a view, with the path in them where the camera's pose is known."""
+    shown = np.unique(shown_places(record.num_frames, len(row)))
+    frames = video.decode_frames(view.data, shown)
+    for panel in row[len(shown) :]:
+        panel.set_axis_off()
+    for panel, index, frame in zip(row, shown, frames):
+        _show(panel, frame, f"{view.name}, {index / record.control_rate:.2f} s")
+        if places is not None and view.extrinsics is not None:
+            points = project(record.states[:, places], view.extrinsics[index], frame.shape[:2], field_of_view)
+            _draw_path(panel, points, index)
+            inside = (points >= 0) & (points <= np.array(frame.shape[1::-1]) - 1)
+            if not inside.all(axis=1).any():
+                # Wrong camera poses look like this.
+                panel.set_xlabel("the path is out of view", fontsize=8, color=canvas.ORANGE, labelpad=3)
+
+
+def _draw_stored_features(row, record, view, places, field_of_view):
+    """Draw what is stored in place of frames: a crop whose place in the frame is not known well enough for the path."""
+    del places, field_of_view
+    latents = view.latents
+    shown = np.unique(shown_places(len(latents.frames), len(row)))
+    indices = [latents.frames[place] for place in shown]
+    tokens = latents.rows(indices).astype(np.float32).reshape(len(indices), *latents.grid, latents.width)
+    colors, _ = pca_colors(tokens)
+    side = latents.crop[0]
+    for panel in row[len(shown) :]:
+        panel.set_axis_off()
+    for panel, index, image in zip(row, indices, colors):
+        size = round(side), round(side * latents.grid[1] / latents.grid[0])
+        _show(panel, enlarge_colors(image, *size), f"{view.name}, {index / record.control_rate:.2f} s, features")
+
+
+def _show(panel, image, title):
+    canvas.show_image(panel, image)
+    panel.set_title(title, fontsize=8.5, color=canvas.GREY, pad=3)
+
+
 def _short(part, characters=24):
     return part if len(part) <= characters else part[: characters - 1] + "…"
 
 
 def _chosen_view(record):
-    """Choose a view whose camera pose is known, or else the first."""
-    known = [pair for pair in enumerate(record.views) if pair[1].extrinsics is not None]
-    return known[0] if known else (0, record.views[0])
+    """Choose the first view that has frames and a known camera pose, or else frames."""
+    return max(record.views, key=lambda view: (bool(view.data), view.extrinsics is not None))
 
 
 def position_columns(record):
@@ -138,9 +165,10 @@ def _draw_path(panel, points, now):
     """Draw a path coloured by time; the limits of a frame stay."""
     inside = panel.axis() if now is not None else None
     colors = _TIME_COLORS(np.linspace(0, 1, len(points)))
-    # One line per step: each has its own colour.
-    for (start, end), color in zip(itertools.pairwise(points), colors):
-        panel.plot([start[0], end[0]], [start[1], end[1]], color=color, linewidth=1.8, solid_capstyle="round")
+    steps = np.stack([points[:-1], points[1:]], axis=1)
+    seen = np.isfinite(steps).all(axis=(1, 2))
+    lines = LineCollection(steps[seen], colors=colors[:-1][seen], linewidths=1.8, capstyle="round")
+    panel.add_collection(lines)
     marks = {"linestyle": "none", "marker": "o", "markersize": 5}
     if now is None:
         panel.plot(*points[0], color=colors[0], **marks)
