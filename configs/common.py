@@ -99,7 +99,9 @@ def group_section(kind, frames, batch_size):
         "frames": frames,
         "fps": 4.0,
         "batch_size": batch_size,  # clips per step over all devices
-        "loss_weight": 1.0,  # relative to the other groups
+        # Of this group's mean loss, relative to the other groups; unset: its batch size, so that every clip
+        # counts the same.
+        "loss_weight": ml_collections.config_dict.placeholder(float),
         "paths": ("shards",),  # shard folders or globs under data.root, one per source
         "weights": (1.0,),  # share of the group's clips per source
     })
@@ -132,7 +134,7 @@ def data_section():
         "workers": 8,  # processes per host
         "threads": 2,  # per process
         "prefetch": 2,  # batches per worker
-        "max_bad_fraction": 0.05,
+        "max_bad_fraction": 0.05,  # of the draws of any source: past it, the run saves and stops
     })
 
 

@@ -20,8 +20,7 @@ def set_mixture(config, name):
     """Fill the groups `video` and `image` of a config with a mixture, in place.
 
     Clips per step stay as many as `video` had. Each kind gets its share of them as a batch of its
-    own, and that share as the weight of its loss, so that every clip counts the same, as in one
-    batch of both.
+    own; its loss counts by its clips, as in one batch of both.
 
     Args:
       config: as from `common.base_config`.
@@ -38,6 +37,5 @@ def set_mixture(config, name):
     for kind, sources in table.items():
         share = sum(sources.values()) / everything
         config.data.groups[kind].update({
-            "batch_size": max(1, round(clips * share)), "loss_weight": share,
-            "paths": tuple(sources), "weights": tuple(sources.values()),
+            "batch_size": max(1, round(clips * share)), "paths": tuple(sources), "weights": tuple(sources.values()),
         })

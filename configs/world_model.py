@@ -102,7 +102,7 @@ def _data_section():
         "workers": 8,
         "threads": 2,
         "prefetch": 2,
-        "max_bad_fraction": 0.05,
+        "max_bad_fraction": 0.05,  # of the draws of any source: past it, the run saves and stops
     })
 
 

@@ -50,6 +50,8 @@ def _run(config, workdir):
 
 def main(argv):
     """Parse nothing more; run, and turn foreseen errors into one message and an exit code."""
+    import jax
+
     from jepa_jax.data import DataError, WorkerDied
     from jepa_jax.training.checkpoint import CheckpointError
     from jepa_jax.training.loop import Preempted, TrainingStopped
@@ -61,15 +63,37 @@ def main(argv):
     except Preempted as stop:
         logging.info("%s", stop)
         return 0
+    except TrainingStopped as stop:
+        # In all processes alike, so that they can part in good order.
+        logging.error("%s", stop)
+        return 1
     except KeyboardInterrupt:
         logging.error("interrupted; the same command continues from the last checkpoint")
-        return 130
-    except (ValueError, FileNotFoundError, DataError, WorkerDied, CheckpointError, TrainingStopped) as error:
+        return _failed(130)
+    except (ValueError, FileNotFoundError, DataError, WorkerDied, CheckpointError) as error:
         # Foreseen: the message says what to do, and a stack trace would bury it.
         logging.debug("details", exc_info=True)
         logging.error("%s", error)
-        return 1
+        return _failed(1)
+    except jax.errors.JaxRuntimeError as error:
+        if not jax.distributed.is_initialized():
+            raise
+        logging.exception("process %d: work shared with the other processes failed: %s\nIf one of them has ended, its "
+                          "log says why. Run the same command again to go on from the last checkpoint",
+                          jax.process_index(), error)
+        return _failed(1)
     return 0
+
+
+def _failed(code):
+    """Return an exit code; of several processes, end this one, as the others may not have failed."""
+    import jax
+
+    from jepa_jax.training import sharding
+
+    if jax.distributed.is_initialized():
+        sharding.leave_alone(code)
+    return code
 
 
 if __name__ == "__main__":

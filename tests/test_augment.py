@@ -241,6 +241,16 @@ def test_moving_crop_goes_from_one_box_to_the_other(video_record):
     np.testing.assert_array_equal(moving[-1], expected[0, :, ::-1] if flipped else expected[0])
 
 
+@pytest.mark.parametrize("first, last, frames, place, expected", [
+    (7, 286, 64, 21, 99), (77, 0, 64, 45, 22), (91, 22, 64, 42, 45), (147, 0, 64, 36, 62), (217, 55, 64, 49, 91)])
+def test_boxes_move_in_single_precision(first, last, frames, place, expected):
+    """What torch.linspace(first, last, frames).int() gives; in double precision, all of these are a pixel off."""
+    boxes = transforms.motion_boxes([first, last, 5, 0], [last, first, 5, 0], frames)
+    assert boxes[place, 0] == expected and boxes.shape == (frames, 4)
+    assert boxes[0].tolist() == [first, last, 5, 0] and boxes[-1].tolist() == [last, first, 5, 0]
+    assert transforms.motion_boxes([first] * 4, [last] * 4, 1).tolist() == [[first] * 4]
+
+
 def test_moving_crop_over_an_image_gives_every_frame(image_record):
     moving = [_clip(image_record, data.AugmentSpec(motion_shift=True), kind) for kind in ("video", "image")]
     assert moving[0].shape == (FRAMES, SIZE, SIZE, 3)

@@ -55,4 +55,4 @@ def test_beam_that_is_not_installed_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     media.write_video(tmp_path / "a.mp4", frames=12)
     assert prepare.main(["videos", str(tmp_path), "--output", str(tmp_path / "out"), "--beam"]) == 2
-    assert "pip install 'jepa_jax[beam]'" in capsys.readouterr().err
+    assert "bash launch/setup.sh beam" in capsys.readouterr().err

@@ -129,9 +129,12 @@ def _videos(tmp_path):
 def test_data_record(tmp_path):
     record = _run(tmp_path, *_DATA, "--videos", _videos(tmp_path), "--workers", "0")
     assert record["bytes_per_clip"] == 4 * 128 * 128 * 3
-    for name in ("raw_decode", "raw_decode_rgb", "decode", "pipeline"):
+    for name in ("raw_decode", "sequential_decode", "decode", "clip", "pipeline"):
         assert record[f"{name}_clips_per_s_per_core"] > 0
-    assert record["decode_over_raw_decode"] > 0 and record["iterator"]["clips_per_s"] > 0
+    # Our own decoder without RGB is the limit, so nothing but noise can be above it.
+    assert all(0 < record[f"{name}_over_raw_decode"] < 1.5 for name in ("decode", "clip", "pipeline"))
+    assert record["by_video"]["a.mp4"]["clips"] == 4 and record["iterator"]["clips_per_s"] > 0
+    assert record["iterator"]["over_raw_decode"] > 0 and "sleep" in record["overlap"]["device_step"]
     assert record["pipeline_over_raw_decode"] == pytest.approx(
         record["pipeline_clips_per_s_per_core"] / record["raw_decode_clips_per_s_per_core"])
     assert sum(record["pipeline_parts_ms"].values()) == pytest.approx(1e3 / record["pipeline_clips_per_s_per_core"])

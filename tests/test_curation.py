@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ import scenedetect
 
 from jepa_jax import prepare
 from jepa_jax.curation import cuts, pipeline
-from jepa_jax.curation.chunks import Chunks, Vectors
+from jepa_jax.curation.chunks import Chunks
 from jepa_jax.curation.cuts import CutSpec
 from jepa_jax.curation.frames import FrameSpec
 from jepa_jax.data import ShardSource, video
@@ -27,6 +28,7 @@ from jepa_jax.data.manifest import read_manifest
 from jepa_jax.data.movies import write_mp4
 from jepa_jax.data.stream import read_timeline
 from jepa_jax.models import VideoEncoder
+from jepa_jax.prepare import curate
 from jepa_jax.weights import native
 from jepa_jax.weights.bundle import Bundle, Network, Preprocessing
 
@@ -85,7 +87,11 @@ def test_scenes_lie_at_the_times_of_frames_also_where_the_rate_varies(tmp_path):
     assert numbers[0][0] == 0 and numbers[-1][1] == pytest.approx(stamps[-1] / 1000 + 0.15, abs=0.1)
 
 
-def test_listed_scenes_are_taken_as_they_are():
+def test_listed_scenes_are_taken_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    video_path = _write_scenes("a.mp4", ["red", "green"], [4, 4])
+    assert CutSpec().convert(Scene(video_path, 2.0, float("inf"))).scenes == [(2.0, 8.0)]
+    assert FrameSpec(1, 4.0, 32).convert(Scene(video_path, 2.0, float("inf"))).shape == (1, 32, 32, 3)
     found = CutSpec().convert(Scene("gone.mp4", 2.0, 7.5))
     assert found.scenes == [(2.0, 7.5)] and CutSpec().convert(Scene("gone.mp4", 2.0, 3.0)).short == 1
 
@@ -113,18 +119,6 @@ def test_the_middle_of_a_scene_is_embedded(tmp_path):
     # A scene shorter than the clip begins with its first frame and repeats its last.
     assert [media.read_number(frame) for frame in four.convert(Scene(path, 1.0, 1.4))] == [10, 12, 12, 12]
     assert one.convert(Item(media.write_image(tmp_path / "a.png"))).shape == (1, 64, 64, 3)
-
-
-def test_vectors_of_all_files_are_one_array(tmp_path):
-    chunks = Chunks(str(tmp_path), "pool", 3)
-    rows = np.arange(24).reshape(8, 3)
-    for index, (low, high) in enumerate(((0, 4), (4, 4), (4, 8))):
-        chunks.write(index, {"failed": [1] if index == 2 else [], "skips": []}, rows[low:high])
-    assert chunks.missing(".npy") == [] and Chunks(str(tmp_path), "pool", 5).missing(".npy", 1, 3) == [4]
-    vectors = Vectors(chunks)
-    assert len(vectors) == 7 and vectors.good.tolist() == [0, 1, 2, 3, 4, 6, 7]
-    order = np.array([6, 0, 5, 5, 3])
-    np.testing.assert_array_equal(vectors.take(order), rows[[7, 0, 6, 6, 3]])
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +176,9 @@ def test_a_pool_becomes_a_manifest_of_scenes_like_the_targets(videos, model_path
     }  # fmt: skip
     assert report["pool"]["short_hours_dropped"] == pytest.approx(5 / 3600)
     assert report["skips_by_reason"] == {"excluded": 1, "not a video": 1}
-    assert report["targets"]["mine"] == {"samples": 3, "weight": 0.3, "clusters": 1, "scenes": 5}
+    assert report["targets"]["mine"] == {
+        "samples": 3, "weight": 0.3, "share_asked": pytest.approx(0.3), "share_written": 0.5, "clusters": 1, "scenes": 5,
+    }  # fmt: skip
     assert (report["clusters"], report["kept_clusters"], report["written"]) == (4, 2, 10)
     with open(manifest, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -191,7 +187,10 @@ def test_a_pool_becomes_a_manifest_of_scenes_like_the_targets(videos, model_path
     for row, scene in zip(rows, scenes, strict=True):
         assert float(row["weight"]) == pytest.approx(expected[_color(scene)], rel=1e-4)
     assert len({row["cluster"] for row in rows}) == 2
-    assert "10 of 10 scenes in 2 clusters with target samples" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "10 of 10 scenes in 2 clusters with target samples" in text
+    # All scenes are written, so weights decide nothing.
+    assert "share asked 70.0%, written 50.0%" in text
     # The manifest is one that `prepare videos` reads.
     shards = str(tmp_path / "shards")
     assert prepare.main(["videos", str(manifest), "--output", shards, "--workers", "0", "--size", "32"]) == 0
@@ -210,6 +209,35 @@ def test_drawn_scenes_follow_the_weights(videos, model_path, tmp_path):
     drawn = sorted(_color(scene) for scene in read_manifest(str(tmp_path / "out" / "scenes.csv")))
     # 5 x 0.7 and 5 x 0.3, rounded to five in all.
     assert drawn in (["blue"] * 2 + ["red"] * 3, ["blue"] + ["red"] * 4)
+    report = json.loads((tmp_path / "out" / "curate-report.json").read_text())
+    assert report["targets"]["mine"]["share_written"] == pytest.approx(drawn.count("blue") / 5)
+
+
+def test_names_that_no_manifest_can_hold_are_rejected(videos, tmp_path):
+    raw = os.fsdecode(b"caf\xe9.mp4")
+    shutil.copy(videos / "red" / "0.mp4", tmp_path / raw)
+    (found,) = curate._list_videos([str(tmp_path)])
+    assert (found.reason, os.path.basename(found.name)) == ("name is not UTF-8", "caf\\xe9.mp4")
+
+
+def test_relative_paths_are_written_as_absolute_ones(videos, model_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(videos)
+    arguments = _arguments(videos, model_path, tmp_path / "out")
+    arguments[1], arguments[3] = "pool", "K710=red"
+    assert prepare.main(arguments) == 0
+    monkeypatch.chdir(tmp_path)
+    manifest = str(tmp_path / "out" / "scenes.csv")
+    assert all(os.path.isabs(scene.path) for scene in read_manifest(manifest))
+    assert prepare.main(["videos", manifest, "--output", "shards", "--workers", "0", "--size", "32"]) == 0
+
+
+def test_target_sets_are_checked_before_anything_is_cut(videos, model_path, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cuts, "find_scenes", lambda *_: pytest.fail("cut for nothing"))
+    (tmp_path / "targets.csv").write_text(f"{videos / 'pool' / 'broken.mp4'} 0\n/gone.mp4 0\n")
+    arguments = _arguments(videos, model_path, tmp_path / "out", "--target", f"COIN={tmp_path / 'targets.csv'}")
+    assert prepare.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "'COIN' has no sample that could be embedded, of 2: not a video (1), missing file (1); the first:" in error
 
 
 def test_parts_and_a_rerun_give_the_same_and_other_settings_are_refused(
@@ -239,7 +267,7 @@ def test_a_killed_run_is_finished_by_the_same_command(videos, model_path, tmp_pa
     arguments = _arguments(videos, model_path, tmp_path / "out", "--per-chunk", "1")
     process = subprocess.Popen([sys.executable, "-m", "jepa_jax.prepare", *arguments], stderr=subprocess.DEVNULL)
     deadline = time.time() + 50
-    while not list((tmp_path / "out").glob("embeddings/*.npy")) and process.poll() is None and time.time() < deadline:
+    while not list((tmp_path / "out").glob("embeddings/pool-*.npy")) and process.poll() is None and time.time() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()

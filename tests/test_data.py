@@ -141,7 +141,12 @@ def test_only_needed_packets_are_decoded(tmp_path):
             def flush_buffers(self):
                 stream.codec_context.flush_buffers()
 
-        images = video._decode_wanted(Counting(), packets, video.shown_packets(packets), [2, 61, 110])
+        images = {}
+        lost = video._decode_wanted(
+            Counting(), packets, video.shown_packets(packets), [2, 61, 110],
+            lambda frame, index: images.update({index: frame.to_ndarray(format="rgb24")}),
+        )
+        assert not lost
     assert {index: media.read_number(image) for index, image in images.items()} == {2: 2, 61: 61, 110: 110}
     # 0..2, 60..61 and 108..110.
     assert len(fed) == 3 + 2 + 3
@@ -266,22 +271,18 @@ def test_epoch_covers_every_record_once_and_weights_hold(shards, tmp_path):
     more = [store_image(media.write_image(tmp_path / f"{n}.png", number=n), ImageSpec()) for n in (100, 101)]
     media.write_shard(tmp_path / "more.array_record", more)
     sources = (data.SourceSpec((str(shards / "pictures"),), 3.0), data.SourceSpec((str(tmp_path),), 1.0))
-    group = data.GroupSpec("stills", "image", 1, 4.0, 4, sources)
+    group = data.GroupSpec("stills", "image", 1, 4.0, 16, sources)
     whole = data.CropSpec(96, (1.0, 1.0), (1.5, 1.5), 0.0)
 
     def shown(seed):
         pipeline = data.ClipPipeline((group,), whole, {"stills": media.mask_sampler()}, seed=seed)
-        clips = [clip for step in range(16) for clip in pipeline.batch_at(step)[0]["stills"]["video"]]
-        return [media.read_number(clip[0]) for clip in clips]
+        batches = [pipeline.batch_at(step)[0]["stills"]["video"] for step in range(4)]
+        return [tuple(media.read_number(clip[0]) for clip in batch) for batch in batches]
 
-    numbers = shown(0)
-    assert numbers != shown(1)
-    first, second = [n for n in numbers if n < 4], [n for n in numbers if n >= 100]
-    assert (len(first), len(second)) == (48, 16)
-    epochs = [tuple(first[start : start + 4]) for start in range(0, 48, 4)]
-    assert all(sorted(epoch) == list(range(4)) for epoch in epochs)
-    assert len(set(epochs)) > 1
-    assert sorted(second) == [100] * 8 + [101] * 8
+    batches = shown(0)
+    assert batches != shown(1) and len(set(batches)) == 4
+    # Three epochs of the first source in a batch, two of the second.
+    assert all(sorted(batch) == [*sorted([0, 1, 2, 3] * 3), 100, 100, 101, 101] for batch in batches)
 
 
 def test_order_is_the_same_for_any_number_of_workers_and_after_resume(shards):

@@ -1,4 +1,4 @@
-"""A run killed on two processes and resumed on one sees the same batches as an uninterrupted one."""
+"""Runs on two processes: killed and resumed on one, they see the same batches; and they stop together."""
 
 import json
 import os
@@ -23,25 +23,30 @@ FIELDS = {
 }
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Shards of videos, one of three corrupt, and of images."""
+    """Shards of videos, none to all of them corrupt, and of images."""
     root = tmp_path_factory.mktemp("root")
     films = [transcode_video(media.write_video(root / f"{n}.mp4", frames=40 + n), VideoSpec(size=64)) for n in range(3)]
     pictures = [store_image(media.write_image(root / f"{n}.png", number=n), ImageSpec()) for n in range(3)]
     corrupt = films[1]._replace(data=films[1].data[:300])
-    for name, records in (("k710", films), ("ssv2", [films[0], corrupt, films[2]]), ("imagenet", pictures)):
+    everything = {
+        "k710": films, "ssv2": [films[0], corrupt, films[2]], "imagenet": pictures, "worse": [films[0], *[corrupt] * 3],
+        "bad": [corrupt] * 3,
+    }
+    for name, records in everything.items():
         (root / name).mkdir()
         media.write_shard(root / name / "clips-00000-of-00001.array_record", records)
     return root
 
 
-def _start(root, workdir, processes):
-    """Start the same run on some processes with two devices in all."""
+def _start(root, workdir, processes, **changes):
+    """Start the same run on some processes with two devices in all; `changes` of FIELDS have __ for a dot."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     flags = f"--xla_force_host_platform_device_count={2 // processes} --xla_backend_optimization_level=0 " \
             "--xla_llvm_disable_expensive_passes=true"
-    fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
+    values = FIELDS | {name.replace("__", "."): value for name, value in changes.items()}
+    fields = [f"--config.{name}={value}" for name, value in values.items()]
     command = ["--config=configs/pretrain.py:demo,mix=vm22m", f"--workdir={workdir}", f"--config.data.root={root}", *fields]
     return [
         subprocess.Popen(
@@ -99,3 +104,44 @@ def test_run_killed_on_two_processes_goes_on_with_one(root, tmp_path):
         mixture = {name: value for name, value in row.items() if name.startswith(("data/share", "data/skipped"))}
         assert mixture == {name: expected[row["step"]][name] for name in mixture} and len(mixture) == 7
     assert expected[STEPS]["data/skipped/video/ssv2"] > 0
+
+
+def _ended(started):
+    """Wait for all processes; returns their exit codes, logs and the seconds between the first end and the last."""
+    ends = {}
+    deadline = time.monotonic() + 300
+    try:
+        while len(ends) < len(started):
+            assert time.monotonic() < deadline, f"{len(started) - len(ends)} processes hang"
+            for number, process in enumerate(started):
+                if number not in ends and process.poll() is not None:
+                    ends[number] = time.monotonic()
+            time.sleep(0.1)
+    finally:
+        for process in started:
+            process.kill()
+    logs = [process.communicate()[1] for process in started]
+    return [process.returncode for process in started], logs, max(ends.values()) - min(ends.values())
+
+
+def test_too_many_skips_stop_all_processes_at_one_step_and_save_it(root, tmp_path):
+    started = _start(root, tmp_path, 2, data__max_bad_fraction=0.2, data__groups__video__paths="('k710','worse')",
+                     data__groups__video__weights="(0.1,0.9)", checkpoint__every_steps=100)
+    codes, logs, gap = _ended(started)
+    assert codes == [1, 1] and gap < 30, logs[0][-3000:]
+    errors = [log[log.index("saved step") : log.index("then goes on")] for log in logs]
+    assert errors[0] == errors[1] and "all sources: " in errors[0]
+    step = int(errors[0].split()[2])
+    assert (tmp_path / "checkpoints" / str(step)).is_dir() and _rows(tmp_path)[-1]["step"] == step
+    # The details of each process are in its own log, once.
+    assert all(log.count("draws beside") == 1 for log in logs)
+
+
+def test_process_that_fails_alone_ends_the_others(root, tmp_path):
+    """One row in some steps is of a source without a good record: only the process that makes it fails."""
+    started = _start(root, tmp_path, 2, data__max_bad_fraction=0.05, data__groups__video__paths="('k710','bad')",
+                     data__groups__video__weights="(0.95,0.05)")
+    codes, logs, gap = _ended(started)
+    failed = ["12 records in a row" in log for log in logs]
+    assert sorted(failed) == [False, True] and codes[failed.index(True)] == 1 and 0 not in codes, logs[0][-3000:]
+    assert gap < 75

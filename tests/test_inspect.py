@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 
 import cv2
 import media
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 import tqdm
 
-from jepa_jax import inspect
-from jepa_jax.data import survey
+from jepa_jax import inspect, prepare
+from jepa_jax.data import motion, survey
+from jepa_jax.data.latents import DTYPE, Latents
 from jepa_jax.data.records import ClipRecord, encode_record
 from jepa_jax.data.trajectories import TrajectoryRecord, View
 from jepa_jax.data.video import probe
-from jepa_jax.viz import trajectories
+from jepa_jax.viz import canvas, trajectories
 
 NAMES, UNITS = ("x", "y", "z", "r1", "r2", "r3", "gripper"), ("m", "m", "m", "rad", "rad", "rad", "closed")
 RATE = 10.0
@@ -43,12 +45,12 @@ def _states(length=40):
     return states
 
 
-def _trajectory(folder, name, states, header_fps=RATE, extrinsics=None, actions=None):
+def _trajectory(folder, name, states, header_fps=RATE, extrinsics=None, actions=None, extras=None):
     with open(media.write_video(folder / f"{name}.mp4", frames=len(states), fps=10), "rb") as file:
         view = View("left", file.read(), 64, 96, extrinsics)
     return TrajectoryRecord(
         (view,), states, actions, RATE, header_fps, "header", NAMES, UNITS, NAMES, UNITS, "robot base", "xyz euler",
-        (0.0, 1.0), None, f"/robots/{name}", {},
+        (0.0, 1.0), None, f"/robots/{name}", extras or {},
     )  # fmt: skip
 
 
@@ -159,9 +161,10 @@ def test_records_of_a_span_that_crashed_its_process_are_looked_at_one_by_one(tmp
         facts = list(inspect._facts(spans, 1, bar))
     assert [fact.location for fact in facts] == [f"{path}#{n}" for n in (3, 4, 0, 1, 2)]
     assert not any(fact.damage for fact in facts)
-    lost = survey.Span(str(tmp_path / "gone.array_record"), (0,))
-    with tqdm.tqdm(disable=True) as bar, pytest.raises(FileNotFoundError):
-        list(inspect._facts([lost], 0, bar))
+    lost = survey.Span(str(tmp_path / "gone.array_record"), (0, 1))
+    with tqdm.tqdm(disable=True) as bar:
+        facts = list(inspect._facts([lost], 0, bar))
+    assert [fact.location for fact in facts] == [f"{lost.path}#0", f"{lost.path}#1"] and all(f.damage for f in facts)
 
 
 def test_trajectories_are_measured(tmp_path, capsys):
@@ -179,7 +182,7 @@ def test_trajectories_are_measured(tmp_path, capsys):
     status, report = _run(tmp_path)
     assert status == 0
     (part,) = report["trajectories"]
-    assert part["gaps"] == {"steps": 1, "trajectories": 1}
+    assert part["gaps"] == {"steps": 1, "trajectories": 1, "measured_by": "positions, m"}
     assert part["angle_wraps"] == {"steps": 30, "trajectories": 1}
     assert part["idle_share"] == pytest.approx(19 / 39 / 3)
     assert part["control_rate_hz"] == {"10": 3} and part["header_fps"] == {"60": 1, "10": 2}
@@ -187,12 +190,121 @@ def test_trajectories_are_measured(tmp_path, capsys):
     assert part["fastest_turn_rad_per_s"]["max"] == pytest.approx((2 * np.pi - 6.2) * RATE, rel=1e-3)
     x = part["states"][0]
     assert (x["name"], x["unit"], x["min"]) == ("x", "m", pytest.approx(0.3)) and x["max"] == pytest.approx(0.69)
-    assert sum(x["histogram"]["counts"]) == 3 * survey.ROWS_KEPT
+    assert sum(x["histogram"]["counts"]) == 3 * motion.ROWS_KEPT
     assert part["actions"][0]["mean"] == 2 and part["views_with_extrinsics"] == {"left": 1}
     text = capsys.readouterr().out
     assert "video header says 60 frames/s, recorded at 10 Hz" in text and "angle wraps: 30 steps in 1 " in text
     for name in (inspect.DIMENSIONS, inspect.PATHS, inspect.SHEET):
         assert cv2.imread(str(tmp_path / "out" / name)).std() > 10
+
+
+def _without_units(record):
+    return record._replace(rotation="none", state_units=("",) * 7)
+
+
+def test_gaps_of_joints_without_units_are_found_and_wraps_are_not_measured(tmp_path, capsys):
+    angles = np.sin(np.linspace(0, 3, 40))[:, None] * np.linspace(0.2, 1, 7)
+    jump, grip, still = angles.astype(np.float32), angles.astype(np.float32), np.ones((40, 7), np.float32)
+    jump[20:] += 2.0
+    # A gripper that closes at once is no gap.
+    grip[:, 6] = np.arange(40) > 20
+    records = [_trajectory(tmp_path, name, states) for name, states in (("a", jump), ("b", grip), ("c", still))]
+    media.write_shard(tmp_path / "a.array_record", map(_without_units, records))
+    _, report = _run(tmp_path)
+    (part,) = report["trajectories"]
+    assert (part["gaps"]["steps"], part["gaps"]["trajectories"]) == (1, 1) and part["angle_wraps"] is None
+    text = capsys.readouterr().out
+    assert "gaps: 1 steps in 1 trajectories (by most dimensions, each against its own range)" in text
+    assert "angle wraps: not measured" in text and "state x: " in text
+
+
+def test_extremes_are_those_of_all_rows(tmp_path):
+    actions, objects = np.zeros((200, 7), np.float32), np.zeros((200, 2), np.float32)
+    actions[101, 2], objects[33, 1] = 99.0, -5.0
+    record = _trajectory(tmp_path, "a", _states(200), actions=actions, extras={"cup": objects, "held": objects[:, :1]})
+    media.write_shard(tmp_path / "a.array_record", [record])
+    _, report = _run(tmp_path)
+    (part,) = report["trajectories"]
+    assert [one["max"] for one in part["actions"]] == [0, 0, 99, 0, 0, 0, 0]
+    assert [(one["name"], one["min"]) for one in part["extras"]] == [("cup[0]", 0), ("cup[1]", -5), ("held", 0)]
+
+
+def test_the_idle_share_is_one_of_steps(tmp_path):
+    # One step of one, and no step of 99.
+    records = [_trajectory(tmp_path, "short", np.zeros((2, 7), np.float32)), _trajectory(tmp_path, "long", _states(100))]
+    media.write_shard(tmp_path / "a.array_record", records)
+    assert _run(tmp_path)[1]["trajectories"][0]["idle_share"] == pytest.approx(0.01)
+
+
+def _features_only(record, frames=(0, 3, 6, 9, 12)):
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(len(frames), 4 * 6, 8)).astype(DTYPE)
+    latents = Latents(tokens.tobytes(), frames, (4, 6), 8, "ab" * 32, (64, 1.0, 1.5))
+    return record._replace(views=(record.views[0]._replace(data=b"", latents=latents),))
+
+
+def test_trajectories_of_features_are_counted_and_drawn(tmp_path, capsys):
+    media.write_shard(tmp_path / "a.array_record", [_features_only(_trajectory(tmp_path, "a", _states()))])
+    status, report = _run(tmp_path)
+    assert status == 0 and report["features"][0]["frames"] == 5
+    assert cv2.imread(str(tmp_path / "out" / inspect.PATHS)).std() > 10
+    assert not os.path.exists(tmp_path / "out" / inspect.SHEET)
+    text = capsys.readouterr().out
+    assert "features instead of frames: 4x6 tokens of 8" in text
+    assert "no contact sheet: none of the 1 records chosen for it could be shown as a frame" in text
+
+
+def test_of_several_views_the_first_with_frames_is_shown(tmp_path):
+    record = _trajectory(tmp_path, "a", _states())
+    views = (*_features_only(record).views, record.views[0]._replace(name="wrist"))
+    assert survey.check_record(record._replace(views=views), pictured=True) is not None
+    figure = trajectories.draw_trajectories([record._replace(views=views)], "robots")
+    assert figure.axes[0].get_title().startswith("wrist")
+
+
+def test_a_path_is_one_line_however_long_it_is(tmp_path):
+    pose = np.tile(np.float32([0.5, 1.0, 0.0, -np.pi / 2, 0.0, np.pi]), (300, 1))
+    figure = trajectories.draw_trajectories([_trajectory(tmp_path, "a", _states(300), extrinsics=pose)], "robots")
+    frame, above = figure.axes[0], figure.axes[4]
+    assert [len(panel.lines) for panel in (frame, above)] == [2, 2]
+    (path,) = above.collections
+    assert len(path.get_segments()) == 299
+    # From x = 0.3 to 3.29: all of it is in the plot.
+    assert above.get_xlim()[0] <= 0.3 and above.get_xlim()[1] >= 3.28
+
+
+def test_the_advice_to_repair_shards_works(tmp_path, capsys):
+    (tmp_path / "videos").mkdir()
+    for number in range(4):
+        media.write_video(tmp_path / "videos" / f"{number}.mp4")
+    shards = tmp_path / "shards"
+    command = ["videos", str(tmp_path / "videos"), "--output", str(shards), "--workers", "0", "--per-shard", "2"]
+    assert prepare.main(command) == 0
+    path = sorted(shards.glob("*.array_record"))[1]
+    media.flip_byte(path, path.read_bytes().index(b"3.mp4"))
+    assert _run(shards)[0] == 1
+    assert f"repair: delete {path}; then run the `prepare` command" in capsys.readouterr().out
+    os.remove(path)
+    # Of another process, as it is at a terminal.
+    survey._open_shard.cache_clear()
+    assert prepare.main(command) == 0 and _run(shards)[0] == 0
+
+
+def test_names_that_no_font_can_write_are_escaped_without_warnings(tmp_path):
+    media.write_shard(tmp_path / "a.array_record", [_video(tmp_path, "\u732b \u00e9$.mp4")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _run(tmp_path)[0] == 0
+    fonts = canvas._fonts()
+    assert "sans-serif" in fonts[0]
+    if ord("\u732b") not in fonts[1]:
+        assert canvas.legible("\u732b \u00e9") == "\\u732b \u00e9"
+    assert canvas.legible("\ue000") == "\\ue000"
+
+
+def test_as_many_processes_as_this_one_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3}, raising=False)
+    assert inspect._parser().parse_args(["shards"]).workers == 1
 
 
 def test_rows_that_do_not_match_frames_are_damage(tmp_path):

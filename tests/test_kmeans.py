@@ -123,6 +123,25 @@ def test_a_stopped_clustering_goes_on(stopped_after, tmp_path, monkeypatch):
     assert again.history == whole.history
 
 
+def test_a_finished_clustering_may_be_asked_for_fewer_passes(tmp_path):
+    rows, _ = _planted(clusters=60, count=500)
+    path = str(tmp_path / "centroids.npz")
+    settings = {"online_passes": 1, "init": "random", "tolerance": -1.0, "batch": 64}
+    whole = kmeans.cluster(Rows(rows), KMeansSpec(15, passes=6, **settings), make_mesh(), checkpoint=path)
+    fewer = kmeans.cluster(Rows(rows), KMeansSpec(15, passes=2, **settings), make_mesh(), checkpoint=path)
+    np.testing.assert_array_equal(fewer.labels, whole.labels)
+    np.testing.assert_array_equal(fewer.centroids, whole.centroids)
+
+
+@pytest.mark.parametrize("spherical", [True, False])
+def test_copies_of_few_vectors_settle(spherical):
+    rows = np.repeat(_planted(count=10)[0].astype(np.float16), 50, axis=0)
+    spec = KMeansSpec(20, passes=20, spherical=spherical)
+    found = kmeans.cluster(Rows(rows), spec, make_mesh())
+    assert len(found.history) < 6 and found.reseeded <= 10
+    assert len(set(found.labels.tolist())) == 10
+
+
 def test_centroids_of_another_clustering_are_not_gone_on_from(tmp_path):
     rows, _ = _planted()
     path = str(tmp_path / "centroids.npz")

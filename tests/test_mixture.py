@@ -1,6 +1,8 @@
 """Mixtures: their shares, what is reported of them, any number of processes, and one compiled program."""
 
+import dataclasses
 import json
+import shutil
 
 import av
 import jax
@@ -11,7 +13,7 @@ from configs import common, cooldown, mixtures, pretrain
 from jepa_jax import data
 from jepa_jax.data.specs import NO_AUGMENT
 from jepa_jax.data.transcode import ImageSpec, VideoSpec, store_image, transcode_video
-from jepa_jax.tasks.pretrain import make_groups, make_task
+from jepa_jax.tasks.pretrain import make_groups, make_pipeline, make_task
 from jepa_jax.training import loop, sharding
 
 FRAMES, SIZE = 4, 32
@@ -114,18 +116,74 @@ def test_realised_mixture_is_counted_by_source_with_what_was_replaced(root):
     assert {key for key in counter.counts} == {("video/k710", "truncated")}
     replaced = counter.counts.total()
     assert 84 / 5 - 6 < replaced < 84 / 4 + 10
-    metrics = counter.metrics(counter.totals())
+    metrics = counter.totals().metrics()
     assert metrics["data/share/video/k710"] == 84 / 240 and metrics["data/share/still/imagenet"] == 0.25
     assert metrics["data/skipped/video/k710"] == metrics["data/skipped"] == replaced
     assert metrics["data/skipped/video/ssv2"] == 0
-    assert f"video/k710 84 (35.0%, {replaced} replaced), video/ssv2 36 (15.0%)" in counter.mixture(counter.totals())
+    assert f"video/k710 84 (35.0%, {replaced} replaced), video/ssv2 36 (15.0%)" in counter.totals().mixture()
     assert f"video/k710, truncated: {replaced} draws of 1 records" in counter.report()
 
 
 def test_sources_of_one_name_are_told_apart():
     sources = tuple(data.SourceSpec((path,), 1.0) for path in ("/a/k710", "/b/k710/", "gs://b/ssv 2/*.x", "/"))
     group = data.GroupSpec("video", "video", 4, 4.0, 1, sources)
-    assert group.labels() == ("video/k710", "video/k710.1", "video/ssv_2", "video/3")
+    assert group.labels() == ("video/a/k710", "video/b/k710", "video/ssv_2", "video/3")
+
+
+@pytest.mark.parametrize("paths, names", [
+    (("k710/train", "ssv2/train", "yt1b"), ("k710/train", "ssv2/train", "yt1b")),
+    (("/a/b.2", "/x/b", "/y/b"), ("b.2", "x/b", "y/b")),
+    (("train", "a/train"), ("train", "a/train")),
+    # One folder twice: nothing tells the sources apart but their number.
+    (("s.1", "s/a-*.array_record", "s/b-*.array_record", "s"), ("s.1", "s", "s.2", "s.3")),
+])
+def test_labels_never_repeat_and_say_where_a_source_lies(paths, names):
+    sources = tuple(data.SourceSpec((path,), 1.0) for path in paths)
+    labels = data.GroupSpec("video", "video", 4, 4.0, 1, sources).labels()
+    assert labels == tuple(f"video/{name}" for name in names)
+
+
+def test_every_part_of_a_batch_holds_all_sources(root):
+    """Whole shares would otherwise give every process, or part of a batch, one source for ever."""
+    sources = tuple(data.SourceSpec((f"{root}/imagenet",), 1.0) for _ in range(2))
+    group = data.GroupSpec("still", "image", 1, 4.0, 8, sources)
+    pipelines = [
+        data.ClipPipeline([group], CROP, {"still": media.mask_sampler()}, seed=5, process_index=index, process_count=8)
+        for index in range(8)
+    ]
+    first, second = group.labels()
+    counts = np.zeros((8, 2), int)
+    for step in range(40):
+        made = [[pipeline.batch_at(step)[1].clips[label] for label in (first, second)] for pipeline in pipelines]
+        # Of all processes together, the shares are exact in every step.
+        assert np.sum(made, axis=0).tolist() == [4, 4]
+        counts += made
+    assert counts.min() >= 10
+
+
+def test_frames_smaller_than_the_crop_are_a_warning(root):
+    assert not _pipeline(root).warnings()
+    group = data.GroupSpec("video", "video", 4, 4.0, 2, (data.SourceSpec((f"{root}/ssv2",), 1.0),))
+    large = data.ClipPipeline(
+        [group], dataclasses.replace(CROP, size=64), {"video": media.mask_sampler(4, 64)}, seed=5
+    )
+    (line,) = large.warnings()
+    assert "video/ssv2: data.size is 64, but frames are stored with a short side of 48 pixels" in line
+    assert "(median of 3 records)" in line and "--size 64" in line
+
+
+def test_contents_are_the_same_wherever_the_shards_lie(root, tmp_path, memory):
+    here = _pipeline(root).contents()
+    assert set(here) == {"video", "video/k710", "video/ssv2", "long", "long/ssv2", "still", "still/imagenet"}
+    assert here["video"] == "12 x 4 frames at 4/s per step" and "5 records in 1 shards" in here["video/k710"]
+    for folder in ("k710", "ssv2", "imagenet"):
+        memory.put(str(root / folder), f"/bucket/{folder}", recursive=True)
+    assert _pipeline("memory://bucket").contents() == here
+    moved = tmp_path / "root"
+    shutil.copytree(root, moved)
+    (moved / "ssv2/clips-00000-of-00001.array_record").rename(moved / "ssv2/other.array_record")
+    changed = {name for name, text in _pipeline(moved).contents().items() if text != here[name]}
+    assert changed == {"video/ssv2", "long/ssv2"}
 
 
 # Ready mixtures
@@ -145,7 +203,6 @@ def test_released_mixture_is_the_papers_without_two_sources():
 def test_paper_mixture_gives_every_source_its_share_of_the_clips():
     groups = pretrain.get_config("vitg16,mix=vm22m").data.groups
     assert (groups.video.batch_size, groups.image.batch_size) == (2304, 768)
-    assert (groups.video.loss_weight, groups.image.loss_weight) == (pytest.approx(0.75), pytest.approx(0.25))
     shares = {
         path: weight / sum(group.weights) * group.batch_size / 3072
         for group in (groups.video, groups.image) for path, weight in zip(group.paths, group.weights, strict=True)
@@ -175,6 +232,39 @@ def test_sources_lie_under_the_root(root):
         f"{root}/k710", "/elsewhere/ssv2", "gs://bucket/x", f"{root}/yt1b"]
     assert image.spec.sources[0].paths == (f"{root}/imagenet",)
     assert (video.spec.batch_size, image.spec.batch_size) == (6, 2)
+
+
+def test_missing_sources_are_named_together_with_their_commands(tmp_path):
+    config = pretrain.get_config("demo,mix=vm22m")
+    config.data.root = str(tmp_path)
+    config.lock()
+    with pytest.raises(FileNotFoundError) as caught:
+        make_pipeline(config, make_groups(config))
+    text = str(caught.value)
+    assert "5 of 5 sources are missing" in text and f"data.root, which is '{tmp_path}'" in text
+    for name, command in (("ssv2", "videos"), ("yt1b", "videos"), ("imagenet", "images")):
+        assert f"'{tmp_path}/{name}' (looked for *.array_record); make them with `python -m jepa_jax.prepare {command} " in text
+
+
+def test_every_clip_counts_the_same_unless_the_config_says_otherwise():
+    config = pretrain.get_config("demo")
+    config.data.groups.image.batch_size = 4
+    video, image = make_groups(config)
+    assert video.loss_weight / image.loss_weight == 8 / 4
+    config.data.groups.image.loss_weight = 24.0
+    video, image = make_groups(config)
+    assert video.loss_weight / image.loss_weight == 8 / 24
+    for weight in (0.0, -1.0, float("nan"), float("inf")):
+        config.data.groups.image.loss_weight = weight
+        with pytest.raises(ValueError, match=r"data\.groups\.image\.loss_weight is .* above 0 and finite"):
+            make_groups(config)
+
+
+def test_tuple_flag_given_twice_is_explained():
+    config = pretrain.get_config("demo")
+    config.data.groups.video.paths = ("a", "b", "c")
+    with pytest.raises(ValueError, match=r"3 paths, \('a', 'b', 'c'\), and 1 weights(?s:.*)A flag given twice"):
+        make_groups(config)
 
 
 # One program

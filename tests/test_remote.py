@@ -139,7 +139,7 @@ def test_what_cannot_be_read_is_named(memory, tmp_path, monkeypatch):
         raise ImportError("Please install gcsfs")
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", refuse)
-    with pytest.raises(ValueError, match=r"gs:// needs a package .* pip install 'jepa_jax\[gcs\]'"):
+    with pytest.raises(ValueError, match=r"gs:// needs a package .*bash launch/setup.sh gcs"):
         glob("gs://bucket/*")
     with pytest.raises(ValueError, match="needs more than 0"):
         copies.make_cache("", 0.0)

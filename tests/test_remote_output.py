@@ -64,7 +64,7 @@ def test_a_bucket_gets_what_a_folder_gets(videos, memory, temporary, tmp_path, m
     assert prepare.main(_arguments(videos, "memory://bucket/shards/")) == 0
     assert not list(temporary.iterdir())
     stored, expected = buckets.contents(memory, "/bucket/shards"), _files(tmp_path / "here")
-    assert stored == expected and len(expected) == 3 + 3 + 2
+    assert stored == expected and len(expected) == 3 + 3 + 3
     # A shard is sent after its report: where the shard is, the report is.
     shards = [name for name in sent if name.endswith(".array_record")]
     for index, name in enumerate(shards):
@@ -154,7 +154,7 @@ def test_where_nothing_can_be_written_no_work_is_done(videos, memory, monkeypatc
     assert "can only be read" in errors("https://example.org/shards")
     assert "no file system for it is known" in errors("nosuch://b/x")
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    assert "pip install 'jepa_jax[s3]'" in errors("s3://b/x")
+    assert "bash launch/setup.sh s3" in errors("s3://b/x")
 
 
 def test_a_whole_file_or_none(memory, tmp_path):

@@ -39,6 +39,18 @@ def test_scenes_are_shared_out_by_weight_as_far_as_clusters_reach():
         assert not more.any() or ratio[:, 0].max() <= ratio[:, 1].min()
 
 
+def test_written_scenes_are_divided_among_the_target_sets_of_their_clusters():
+    # The first cluster weighs 0.6 + 0.1, the second 0.1, the third 0.2.
+    hits = {"a": np.array([3, 0, 1, 0]), "b": np.array([1, 1, 0, 0])}
+    weights = {"a": 0.8, "b": 0.2}
+    shares = retrieval.realized_shares(hits, weights, np.array([70, 10, 20, 0]))
+    assert shares == pytest.approx({"a": 0.8, "b": 0.2})
+    # Only 7 scenes of the first: 6 of them for a, 1 for b.
+    shares = retrieval.realized_shares(hits, weights, np.array([7, 10, 20, 0]))
+    assert shares == pytest.approx({"a": 26 / 37, "b": 11 / 37})
+    assert retrieval.realized_shares(hits, weights, np.zeros(4, int)) == {"a": 0, "b": 0}
+
+
 def test_scenes_are_drawn_from_their_clusters():
     labels = np.array([0, 1, 1, -1, 2, 1, 0, 2, 1])
     drawn = retrieval.draw_scenes(labels, np.array([1, 2, 0]), 0)

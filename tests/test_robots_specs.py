@@ -36,7 +36,7 @@ def _joints(**changes):
     fields = {
         "states": np.ones((20, 4), np.float32), "state_names": ("a", "b", "c", "left_gripper"),
         "state_units": ("rad", "rad", "rad", ""), "actions": np.zeros((20, 2), np.float32), "action_names": ("u", "v"),
-        "action_units": ("", "m"), "rotation": "none", "frame": "unknown", "gripper_range": (2.0, 0.5),
+        "action_units": ("", "m"), "rotation": "none", "frame": "unknown", "gripper_range": (0.5, 2.0),
     }  # fmt: skip
     return _record(**(fields | changes))
 
@@ -185,6 +185,7 @@ _UNFIT = [
     (DROID, _states(4, np.nan), "angles in degrees", "an angle of nan"),
     (DROID, _states(6, 255), "gripper out of range", "gripper: found 255 to 255; .* gripper_range 0 to 1"),
     (DROID, _states(6, -0.3), "gripper out of range", "found -0.3 to -0.3"),
+    (DROID, {"gripper_range": (1.0, 0.0)}, "other gripper range", "found 1 for open and 0 for closed; .* 0 for open and 1"),
     (DROID, {"rotation": "none"}, "wrong robot", "found 'none'; .* 'xyz euler' at 3; .* with --rotation xyz-euler"),
     (generic(POSE_NAMES), {}, "wrong robot", "rotation: found 'xyz euler' at 3; robot 'generic' needs 'none'"),
     (SE2, _DRIVE, "angles in degrees", "an angle of 90; .*count turns: wrap them"),

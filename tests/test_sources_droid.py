@@ -58,7 +58,10 @@ def test_trajectories_are_stored_with_all_that_belongs_to_them(tree, tmp_path, c
     assert (first.sampling_fps, second.sampling_fps) == (15.0, 60.0)
     report = _report(tmp_path)
     assert report["fps_histogram"] == {"15": 2} and report["hours"] == pytest.approx(70 / 15 / 3600, rel=1e-3)
-    assert report["notes"] == {"video header says 60 frames/s, recorded at 15 Hz": 1}
+    # 40 rows at 15/s are enough for 8 frames at 4/s, 30 at what the header says are not.
+    assert report["notes"] == {
+        "video header says 60 frames/s, recorded at 15 Hz": 1, "too short for samples of 8 frames at 4/s": 1,
+    }  # fmt: skip
     assert "video header says 60 frames/s, recorded at 15 Hz: 1 trajectories" in capsys.readouterr().out
     # A trajectory among clips is a plain video.
     assert data.ShardSource([str(tmp_path)])[0].kind == "video"
@@ -121,7 +124,7 @@ _DAMAGE = {
 _CONTENT = {
     "rows do not match frames": {"frames": 17},
     "states not finite": {"cartesian_position": _spoil(_STATES[:, :6], 7, np.nan)},
-    "extrinsics not finite": {"12345678_left": np.full((20, 6), np.inf)},
+    "time gap": {"robot_timestamp_seconds": _spoil(np.zeros(20), slice(9, None), 3)},
     "angles not in radians": {"cartesian_position": _STATES[:, :6] * [1, 1, 1, 57.3, 57.3, 57.3]},
     "implausible rotation": {"cartesian_position": _spoil(_STATES[:, :6], 7, [0, 0, 0, 0, 1.4, 2])},
     "h5 lacks data": {"gripper_position": None},
@@ -163,29 +166,6 @@ def test_numbers_that_are_no_euler_angles_are_suspected_by_name(tmp_path):
     assert _run(tmp_path / "good", tmp_path / "fine") == 0
 
 
-def test_rows_within_the_tolerance_are_cut(tmp_path):
-    states = robots.write_droid(tmp_path / "in", 20, views=("left", "wrist"), frames=22)
-    assert _run(tmp_path / "in", tmp_path / "strict") == 1
-    assert "20 rows of states, but view left has 22 frames" in _report(tmp_path / "strict")["skips"][0]["message"]
-    assert _run(tmp_path / "in", tmp_path / "out", "--row-tolerance", "2", "--views", "left,wrist") == 0
-    (record,) = _records(tmp_path / "out")
-    assert len(record.states) == 20 and [video.probe(view.data).num_frames for view in record.views] == [20, 20]
-    np.testing.assert_array_equal(record.states, states.astype(np.float32))
-
-
-def test_without_time_stamps_the_true_rate_is_not_guessed(tmp_path):
-    robots.write_droid(tmp_path / "in", 20, views=("left",), robot_timestamp_seconds=None)
-    assert _run(tmp_path / "in", tmp_path / "true", "--rate", "true") == 1
-    assert _report(tmp_path / "true")["skips_by_reason"] == {"no time stamps": 1}
-    assert _run(tmp_path / "in", tmp_path / "header") == 0
-    assert _records(tmp_path / "header")[0].control_rate == 15.0
-    # Where the camera's pose is not known, the trajectory is kept without it.
-    robots.write_droid(tmp_path / "blind", 20, views=("left",), **{"12345678_left": None})
-    assert _run(tmp_path / "blind", tmp_path / "no") == 0
-    assert _records(tmp_path / "no")[0].views[0].extrinsics is None
-    assert _report(tmp_path / "no")["notes"] == {"no extrinsics": 1}
-
-
 def test_folder_that_is_found_twice_is_stored_once(tree, tmp_path, capsys):
     folder, _ = tree
     os.symlink(folder / "lab", tmp_path / "link")
@@ -203,7 +183,7 @@ def test_folder_that_is_found_twice_is_stored_once(tree, tmp_path, capsys):
 def test_library_that_is_missing_is_named(tree, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     assert _run(tree[0], tmp_path) == 2
-    assert "needs h5py, which is not installed: pip install 'jepa_jax[sources]'" in capsys.readouterr().err
+    assert "needs h5py, which is not installed; `bash launch/setup.sh sources` installs it" in capsys.readouterr().err
 
 
 def test_workers_give_the_same_bytes(tree, tmp_path):

@@ -1,9 +1,12 @@
 """`prepare lerobot` on small data sets of every layout."""
 
 import json
+import shutil
 
 import media
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import robots
 
@@ -40,7 +43,8 @@ def test_every_layout_gives_the_same_trajectories(version, pictures, tmp_path):
         assert (record.state_names, record.action_names) == (tuple("xyzabcg"), ("u", "v"))
         assert (record.control_rate, record.header_fps, record.rate) == (10.0, 10.0, "true")
         assert (record.rotation, record.gripper_range) == ("xyz euler", (0.0, 1.0))
-        assert record.state_units == ("m", "m", "m", "rad", "rad", "rad", "") and record.instruction == f"task {number}"
+        assert record.state_units == ("m", "m", "m", "rad", "rad", "rad", "closedness")
+        assert record.instruction == f"task {number}"
         (view,) = record.views
         assert (view.name, view.height, view.width) == ("top", 48, 72)
         frames = video.decode_frames(view.data, range(record.num_frames))
@@ -100,3 +104,86 @@ def test_other_versions_and_folders_are_refused(tmp_path, capsys):
     (tmp_path / "set/meta/info.json").write_text("{")
     assert _run(tmp_path / "set", tmp_path / "out") == 2
     assert "no readable description" in capsys.readouterr().err
+
+
+def _change_table(path, change):
+    table = pyarrow.parquet.read_table(path)
+    pyarrow.parquet.write_table(change(table), path)
+
+
+def _with_stamps(seconds):
+    return lambda table: table.append_column("timestamp", pa.array(seconds(len(table)), pa.float32()))
+
+
+def test_depth_is_no_view_unless_it_is_asked_for(tmp_path):
+    for number, said in enumerate(({"info": {"is_depth_map": True}}, {"video_info": {"video.is_depth_map": True}})):
+        root = tmp_path / str(number) / "set"
+        robots.write_lerobot(root, (12,))
+        info = json.loads((root / "meta/info.json").read_text())
+        top = info["features"]["observation.images.top"]
+        depth = {**top, **said}
+        info["features"] = {"observation.images.depth": depth, **info["features"]}
+        (root / "meta/info.json").write_text(json.dumps(info))
+        videos = root / "videos/chunk-000"
+        shutil.copytree(videos / "observation.images.top", videos / "observation.images.depth")
+        for views, expected in (((), ["top"]), (("--views", "depth,top"), ["depth", "top"])):
+            out = tmp_path / str(number) / f"out{len(views)}"
+            assert _run(root, out, *views) == 0
+            assert [view.name for view in _records(out)[0].views] == expected
+            noted = json.loads((out / "lerobot-report.json").read_text())["notes"]
+            assert ("depth cameras left out (--views keeps them)" in noted) == (not views)
+
+
+def test_time_stamps_are_compared_with_the_rate(tmp_path):
+    root = tmp_path / "set"
+    robots.write_lerobot(root, (40,) * 4)
+
+    def hole(length, seconds):
+        stamps = np.arange(length) / 10
+        stamps[20:] += seconds
+        return stamps
+
+    for number, seconds in enumerate((0.0, 0.03, 0.5, 3.0)):
+        path = root / f"data/chunk-000/episode_{number:06d}.parquet"
+        _change_table(path, _with_stamps(lambda length, seconds=seconds: hole(length, seconds)))
+    assert _run(root, tmp_path / "out", "--max-skip-fraction", "0.5") == 0
+    report = json.loads((tmp_path / "out" / "lerobot-report.json").read_text())
+    assert {note: count for note, count in report["notes"].items() if "time" in note} == {
+        "time stamps are not one frame apart": 1, "time stamps have gaps of more than 2 steps": 1,
+    }  # fmt: skip
+    assert report["skips_by_reason"] == {"time gap": 1}
+
+
+def test_gripper_becomes_a_closedness(tmp_path, capsys):
+    states = robots.write_lerobot(tmp_path / "set", (40,))
+    flags = ("--rotation", "xyz-euler", "--gripper-range", "2,-2")
+    assert _run(tmp_path / "set", tmp_path / "out", *flags) == 0
+    (record,) = _records(tmp_path / "out")
+    np.testing.assert_allclose(record.states[:, 6], (2 - states[0][:, 6]) / 4, rtol=1e-6)
+    np.testing.assert_array_equal(record.states[:, :6], states[0][:, :6])
+    np.testing.assert_array_equal(record.actions[:, 1], np.arange(40))
+    assert (record.gripper_range, record.state_units[6]) == ((0.0, 1.0), "closedness")
+    # Which of the joints is the gripper cannot be known.
+    assert _run(tmp_path / "set", tmp_path / "joints", "--gripper-range", "0,1") == 1
+    assert _skips(tmp_path / "joints") == {"unknown gripper": 1}
+    assert _run(tmp_path / "set", tmp_path / "unknown") == 0
+    (record,) = _records(tmp_path / "unknown")
+    assert record.gripper_range is None and record.state_units[6] == ""
+
+
+def test_columns_of_another_type_cost_their_episodes(tmp_path, capsys):
+    root = tmp_path / "set"
+    robots.write_lerobot(root, (12,) * 3)
+    path = root / "data/chunk-000/episode_000001.parquet"
+    _change_table(path, lambda table: table.set_column(3, "episode_index", pa.array([["x"]] * len(table))))
+    assert _run(root, tmp_path / "out", "--max-skip-fraction", "0.5") == 0
+    assert len(_records(tmp_path / "out")) == 2 and sum(_skips(tmp_path / "out").values()) == 1
+    assert "free some space" not in capsys.readouterr().err
+
+
+def test_table_of_many_episodes_is_read_once(tmp_path, monkeypatch):
+    robots.write_lerobot(tmp_path / "set", (12,) * 6, version="v3.0")
+    read, tables = pyarrow.parquet.read_table, []
+    monkeypatch.setattr(pyarrow.parquet, "read_table", lambda file, **more: tables.append(file) or read(file, **more))
+    assert _run(tmp_path / "set", tmp_path / "out") == 0
+    assert len(_records(tmp_path / "out")) == 6 and len([file for file in tables if "/data/" in file]) == 1

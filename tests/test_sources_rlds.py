@@ -152,3 +152,45 @@ def test_killed_and_parallel_runs_give_the_same_bytes(tmp_path):
     (tmp_path / "serial" / shard).unlink()
     assert _droid(tmp_path / "a.tfrecord", tmp_path / "serial", "--per-shard", "2") == 0
     assert (tmp_path / "serial" / shard).read_bytes() == whole
+
+
+def test_splits_and_versions_are_not_mixed(tmp_path, capsys):
+    episodes = iter(range(100))
+    for version in ("1.0.0", "1.0.1"):
+        folder = tmp_path / "set" / version
+        folder.mkdir(parents=True)
+        for split in ("train", "val", "test"):
+            _write(folder / f"droid-{split}.tfrecord-00000-of-00001", [robots.rlds_episode(12, next(episodes))[0]])
+    assert _droid(tmp_path / "set", tmp_path / "out") == 2
+    assert "several versions of one data set, 1.0.0, 1.0.1: name the folder of one" in capsys.readouterr().err
+    folder = tmp_path / "set" / "1.0.1"
+    for split, count in ((None, 1), ("val", 1), ("all", 3)):
+        out = tmp_path / f"out_{split}"
+        assert _droid(folder, out, *(["--split", split] if split else [])) == 0
+        names = [record.source_id for record in _records(out)]
+        assert len(names) == count and (count > 1 or f"droid-{split or 'train'}." in names[0])
+    assert _droid(folder, tmp_path / "none", "--split", "vall") == 2
+    assert "has no split 'vall'; it has test, train, val: choose by --split" in capsys.readouterr().err
+    # Names that say nothing of a split, and files that are named themselves, are taken.
+    _write(tmp_path / "set" / "1.0.1" / "mine.tfrecord", [robots.rlds_episode(12)[0]])
+    assert len(examples.list_examples([str(folder)], "test")) == 2
+    assert len(examples.list_examples([str(next(folder.glob("*val*")))], "train")) == 1
+
+
+def test_grippers_of_presets_agree(tmp_path):
+    """1 is open in Bridge and closed in DROID; both are stored as DROID has it."""
+    features, states = robots.rlds_episode(12)
+    shots = features["steps/observation/wrist_image_left"]
+    bridge = {
+        "steps/observation/image_0": shots, "steps/observation/state": states.reshape(-1),
+        "steps/action": states.reshape(-1),
+    }  # fmt: skip
+    _write(tmp_path / "b.tfrecord", [bridge])
+    _write(tmp_path / "d.tfrecord", [features])
+    assert _run(tmp_path / "b.tfrecord", tmp_path / "bridge", "--preset", "bridge") == 0
+    assert _droid(tmp_path / "d.tfrecord", tmp_path / "droid") == 0
+    (one,), (other,) = _records(tmp_path / "bridge"), _records(tmp_path / "droid")
+    np.testing.assert_allclose(one.states[:, 6], 1 - states[:, 6], rtol=1e-6)
+    np.testing.assert_array_equal(other.states, states)
+    np.testing.assert_array_equal(one.actions, states)
+    assert one.gripper_range == other.gripper_range == (0.0, 1.0) and one.state_units == other.state_units

@@ -81,7 +81,7 @@ def test_descriptions_that_do_not_fit_are_refused(tmp_path, capsys):
     assert _run(tmp_path, tmp_path / "out", "--picture", "top") == 2
     assert "has no feature 'top'; it has left, right" in capsys.readouterr().err
     assert _run(tmp_path, tmp_path / "out", "--picture", "left") == 2
-    assert "holds no file with '-train.'" in capsys.readouterr().err
+    assert "holds no file with '.tfrecord'" in capsys.readouterr().err
     (tmp_path / "features.json").write_text("[]")
     assert _run(tmp_path, tmp_path / "out") == 2
     assert "no readable description" in capsys.readouterr().err
@@ -142,8 +142,10 @@ def test_episodes_that_tensorflow_datasets_wrote(tmp_path):
     arguments = ["rlds", str(tmp_path), "--output", str(tmp_path / "out"), "--workers", "0", "--preset", "bridge"]
     assert prepare.main(arguments) == 0
     record = data.ShardSource([str(tmp_path / "out")], kind="trajectory")[0]
-    np.testing.assert_array_equal(record.states, states)
+    np.testing.assert_array_equal(record.states[:, :6], states[:, :6])
+    # Bridge says 1 for open.
+    np.testing.assert_allclose(record.states[:, 6], 1 - states[:, 6], rtol=1e-6)
     np.testing.assert_array_equal(record.actions, states * 2)
-    assert (record.instruction, record.control_rate, record.gripper_range) == ("stack", 5.0, (1.0, 0.0))
+    assert (record.instruction, record.control_rate, record.gripper_range) == ("stack", 5.0, (0.0, 1.0))
     frames = video.decode_frames(record.views[0].data, range(12))
     assert [media.read_number(frame) for frame in frames] == list(range(12))

@@ -112,3 +112,16 @@ def test_what_is_no_usable_tar_is_refused(tmp_path, capsys):
     (tmp_path / "c.tar").write_bytes(b"not a tar" * 200)
     assert _run(tmp_path / "c.tar", tmp_path / "out") == 1
     assert _skips(tmp_path / "out") == {f"{tmp_path}/c.tar": "unreadable tar member"}
+
+
+def test_unusable_tars_in_a_folder_are_counted(pictures, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    _tar(folder / "good.tar", {"a.png": pictures[2]})
+    _tar(folder / "text.tar", {"notes.txt": b"x"})
+    (folder / "b.tar.gz").write_bytes(b"\x1f\x8b")
+    assert _run(folder, tmp_path / "out", "--max-skip-fraction", "1") == 0
+    assert _numbers(tmp_path / "out") == {f"{folder}/good.tar!a.png": 2}
+    assert _skips(tmp_path / "out") == {
+        f"{folder}/text.tar": "tar without images", f"{folder}/b.tar.gz": "compressed tar",
+    }  # fmt: skip

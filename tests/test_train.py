@@ -14,7 +14,7 @@ import media
 import numpy as np
 import pytest
 from configs import cooldown, pretrain
-from jepa_jax.data import DataError, SkipCounter
+from jepa_jax.data import SkipCounter
 from jepa_jax.data.records import resolve_shards
 from jepa_jax.tasks.pretrain import make_task
 from jepa_jax.training import checkpoint, loop, sharding
@@ -206,8 +206,16 @@ def test_bad_records_stop_the_run_past_the_limit(config, shards, tmp_path):
         data[data.index(b"mdat") + 100] ^= 1  # one bit inside the first video
         (broken / pathlib.Path(path).name).write_bytes(data)
     bad = changed(config, data__groups__video__paths=(str(broken),), optim__total_steps=100)
-    with pytest.raises(DataError, match=r"more than the allowed fraction 0\.1[\s\S]*corrupt"):
+    with pytest.raises(loop.TrainingStopped, match=r"saved step (\d+) to [\s\S]*allowed fraction 0\.1[\s\S]* video/shards: "):
         run(bad, tmp_path / "run", total_steps=100)
+    store, step = checkpoint.open_checkpoint(tmp_path / "run")
+    used, replaced, *judged = store.read_run(step)["drawn"]["video/shards"]
+    store.close()
+    assert used == 4 * step and used + replaced >= 100 and judged == [used, replaced]
+    # What is repaired goes on, and what was counted stays: in the log, not in the judgement.
+    run(changed(bad, data__groups__video__paths=(str(shards),)), tmp_path / "run", total_steps=step + 1)
+    row = metrics_of(tmp_path / "run")[-1]
+    assert row["step"] == step + 1 and row["data/skipped/video/shards"] == replaced
 
 
 # --- as a user runs it ---------------------------------------------------------------------
@@ -310,6 +318,9 @@ def test_killed_data_worker_is_a_clear_error(config, tmp_path):
     ("--config.model.predictor.num_heads=5", 1, "width 48 is not divisible by num_heads 5"),
     ("--config.data.groups.video.paths=('nowhere',)", 1, "python -m jepa_jax.prepare"),
     ("--config.data.groups.video.batch_size=0", 1, "every group"),
+    ("--config.data.groups.video.loss_weight=0.0", 1, "loss_weight is 0.0; it must be above 0"),
+    ("--config.data.groups.video.fps=nan", 1, "fps nan must be above 0 and finite"),
+    ("--config.seed=-1", 1, "seed is -1; it must be at least 0"),
     ("--config.optim.schedule=steep", 1, "choose one of"),
     ("--config.masks.strategies.short_range.num_context=30", 1, "Lower num_context"),
 ])

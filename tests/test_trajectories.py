@@ -103,7 +103,7 @@ def test_source_reads_either_kind_and_refuses_clips_as_trajectories(record, tmp_
         "trajectory",
         "trajectory",
     ]
-    with pytest.raises(RecordError, match=r"clips\.array_record#0 is a clip of kind 'video', but robot trajectories"):
+    with pytest.raises(DataError, match=r"clips\.array_record#0 is a clip of kind 'video', but robot trajectories"):
         data.ShardSource([clips], kind="trajectory")[0]
     with pytest.raises(ValueError, match="allowed: clip, trajectory, any"):
         data.ShardSource([clips], kind="clips")

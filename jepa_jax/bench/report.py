@@ -12,6 +12,8 @@ import time
 from importlib import metadata
 from typing import NamedTuple
 
+from jepa_jax.data.workers import usable_cores
+
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "av", "opencv-python-headless", "numpy", "torch",
              "transformers", "decord2")
 DEFAULT_FOLDER = os.path.join("benchmarks", "results")
@@ -34,11 +36,6 @@ def machine():
         "python": platform.python_version(),
         "versions": versions,
     }
-
-
-def usable_cores():
-    """Count the processor cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _processor():

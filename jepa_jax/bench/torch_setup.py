@@ -46,6 +46,6 @@ def choose_device(platform):
 def make_fast(device):
     """Let PyTorch in this process use what we use: all cores, and on GPU the reduced float32 product."""
     torch = import_peer("torch")
-    torch.set_num_threads(report.usable_cores())
+    torch.set_num_threads(usable_cores())
     if device == "cuda":
         torch.set_float32_matmul_precision("high")

@@ -74,7 +74,7 @@ def make_trajectories(folder, count, size):
       size: short side of the frames, pixels.
     """
     plan = shards.ShardPlan(folder, "synthetic", _PER_SHARD, _SyntheticSpec(size=size))
-    shards.write_shards([_Number(number) for number in range(count)], plan, workers=report.usable_cores())
+    shards.write_shards([_Number(number) for number in range(count)], plan, workers=usable_cores())
 
 
 def write_encoder(folder, size, crop_size):

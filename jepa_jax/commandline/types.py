@@ -29,6 +29,13 @@ def positive_float(text: str) -> float:
     return number
 
 
+def non_negative_float(text: str) -> float:
+    """Read a finite number of at least 0."""
+    if not (math.isfinite(number := float(text)) and number >= 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
+    return number
+
+
 def crf(text: str) -> int:
     """Read an x264 quality."""
     if not 0 <= (number := int(text)) <= 51:

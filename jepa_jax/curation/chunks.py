@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from jepa_jax.data.publish import read_json, write_json
 
 _PARTIAL = ".partial"
 VECTORS = np.float16
+# Vectors are read from so many files at a time: a pool of millions of videos has more than may be open.
+_OPEN_FILES = 256
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,13 @@ class Chunks:
         return [index for index in range(part, self.count, parts) if not os.path.exists(self.path(index, suffix))]
 
     def write(self, index: int, content: dict, vectors: np.ndarray | None = None) -> None:
-        """Write file `index` in one step: JSON, and vectors beside it, which come last."""
+        """Write file `index` in one step: JSON, and vectors beside it, which come last.
+
+        Args:
+            index: number of the file.
+            content: of the JSON; with vectors `count`, how many there are, and `failed`, rows that are none.
+            vectors: float `[count, D]`.
+        """
         os.makedirs(self.folder, exist_ok=True)
         write_json(self.path(index, ".json"), content)
         if vectors is not None:
@@ -77,12 +86,25 @@ class Vectors:
     """
 
     def __init__(self, chunks: Chunks):
-        self._parts = [np.load(chunks.path(index, ".npy"), mmap_mode="r") for index in range(chunks.count)]
-        self.ends = np.cumsum([0, *(len(part) for part in self._parts)])
+        self._chunks = chunks
+        ends, failed = [0], []
+        for content in chunks.contents():
+            failed += [ends[-1] + row for row in content["failed"]]
+            ends.append(ends[-1] + content["count"])
+        self.ends = np.array(ends)
         good = np.ones(self.ends[-1], bool)
-        for start, content in zip(self.ends[:-1], chunks.contents(), strict=True):
-            good[start + np.array(content["failed"], np.int64)] = False
+        good[failed] = False
         self.good = np.flatnonzero(good)
+        self._part = functools.lru_cache(_OPEN_FILES)(self._open)
+
+    def _open(self, index: int) -> np.ndarray:
+        part = np.load(self._chunks.path(index, ".npy"), mmap_mode="r")
+        if len(part) != self.ends[index + 1] - self.ends[index]:
+            raise ValueError(
+                f"{self._chunks.path(index, '.npy')} holds {len(part)} vectors, its JSON says "
+                f"{self.ends[index + 1] - self.ends[index]}; remove both and run the same command again"
+            )
+        return part
 
     def __len__(self) -> int:
         return len(self.good)
@@ -90,7 +112,7 @@ class Vectors:
     @property
     def width(self) -> int:
         """Return the length of a vector."""
-        return self._parts[0].shape[1]
+        return self._part(0).shape[1]
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Read vectors.
@@ -100,11 +122,14 @@ class Vectors:
 
         Returns:
             float32 `[n, D]`.
+
+        Raises:
+            ValueError: a file does not hold what its JSON says.
         """
         places = self.good[rows]
         files = np.searchsorted(self.ends, places, side="right") - 1
         found = np.empty((len(rows), self.width), np.float32)
         for file in np.unique(files):
             here = files == file
-            found[here] = self._parts[file][places[here] - self.ends[file]]
+            found[here] = self._part(int(file))[places[here] - self.ends[file]]
         return found

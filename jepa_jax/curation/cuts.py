@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 from jepa_jax.data.copies import local_copy
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.listing import Item, Rejected, Scene
+from jepa_jax.data.scenes import with_end
 from jepa_jax.data.stream import Timeline, read_timeline, stream_frames
 
 # Frames are compared at this width, pixels: cuts show in small pictures too.
@@ -65,6 +67,9 @@ class CutSpec:
             DataError: as in `stream.read_timeline`, `stream.stream_frames` and `copies.local_copy`, or 'no frame rate'.
         """
         if isinstance(item, Scene):
+            if math.isinf(item.end):
+                with local_copy(item.path, reused=True) as path:
+                    item = with_end(item, path)
             found, seconds = [(item.start, item.end)], max(0.0, item.end - item.start)
         else:
             # Its scenes will be embedded next.
@@ -102,7 +107,7 @@ def find_scenes(timeline: Timeline, spec: CutSpec) -> list[tuple[float, float]]:
     cuts += [cut.frame_num for cut in detector.post_process(timecode(frame_number, timeline.fps))]
     # Times of the file, not frame numbers over a rate: the rate may vary.
     borders = [0.0, *(float(timeline.times[cut]) for cut in sorted(set(cuts)) if cut)]
-    borders.append(float(timeline.times[-1]) + 1 / timeline.fps)
+    borders.append(timeline.seconds)
     return list(itertools.pairwise(borders))
 
 

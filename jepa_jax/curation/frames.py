@@ -40,7 +40,7 @@ class FrameSpec:
         """
         with local_copy(item.path, reused=isinstance(item, Scene)) as path:
             if isinstance(item, Scene):
-                return clips.preprocess(self._scene(item, path), self.size, clips.resized_side(self.size))
+                return clips.preprocess(self._scene(scenes.with_end(item, path), path), self.size, clips.resized_side(self.size))
             if self.frames == 1:
                 return clips.read_clip(path, 1, self.size, step=1)
             return clips.read_clip(path, self.frames, self.size, fps=self.fps)

@@ -18,6 +18,8 @@ _RUN = 64
 _MAX_SCORES = 2**28
 # What centroids, sums and new centroids may take of a device's memory.
 _CENTROID_BYTES = 2**31
+# Vectors this near to their centroid, squared and as part of their own length squared, are copies of it but for rounding.
+_COPY = 1e-5
 # Batches on their way to the devices and back.
 _AHEAD = 2
 
@@ -88,24 +90,27 @@ def cluster(vectors, spec, mesh, *, checkpoint=None, on_pass=lambda done, distan
     if not 1 <= spec.clusters <= len(vectors):
         raise ValueError(f"{spec.clusters} clusters of {len(vectors)} vectors; give 1 to {len(vectors)}")
     steps = _Steps(vectors, spec, mesh)
-    done, history, reseeded, centroids = _restore(checkpoint, spec, vectors)
+    done, history, reseeded, fresh, centroids = _restore(checkpoint, spec, vectors)
     centroids = steps.put_centroids(seeding.first_centroids(vectors, spec, mesh) if centroids is None else centroids)
     for number in range(done, spec.online_passes):
         centroids = steps.pass_online(centroids, number)
-        _save(checkpoint, spec, vectors, number + 1, history, reseeded, centroids)
-    for number in range(max(done, spec.online_passes), spec.online_passes + spec.passes + 1):
+        _save(checkpoint, spec, vectors, number + 1, history, reseeded, fresh, centroids)
+    last = spec.online_passes + spec.passes
+    # A stopped run may have been asked for more passes; its centroids then get their labels.
+    for number in range(min(max(done, spec.online_passes), last), last + 1):
         labels, distances, sums, counts = steps.pass_exact(centroids)
         history.append(float(distances.mean(dtype=np.float64)))
         on_pass(number, history[-1])
         moved, empty = steps.update(centroids, sums, counts), _empty(counts, spec.clusters)
         seeds = _farthest(vectors, distances, len(empty))
-        if number == spec.online_passes + spec.passes or (not len(seeds) and _settled(history, spec.tolerance)):
+        # Clusters that begin again should change something, or they would do so for ever.
+        if number == last or (_settled(history, spec.tolerance) and (fresh or not len(seeds))):
             break
         if len(seeds):
             moved = steps.reseed(moved, empty[: len(seeds)], seeds)
-            reseeded += len(seeds)
-        centroids = moved
-        _save(checkpoint, spec, vectors, number + 1, history, reseeded, centroids)
+        centroids, fresh = moved, len(seeds)
+        reseeded += fresh
+        _save(checkpoint, spec, vectors, number + 1, history, reseeded, fresh, centroids)
     return Clusters(_gather(centroids)[: spec.clusters], labels, distances, history, reseeded)
 
 
@@ -155,7 +160,8 @@ def _farthest(vectors, distances, count):
         return np.empty((0, vectors.width), np.float32)
     # Copies of one vector far away must not become several centroids.
     rows = np.argsort(-distances, kind="stable")[: 4 * count]
-    found = vectors.take(rows[distances[rows] > 0])
+    found = vectors.take(rows)
+    found = found[distances[rows] > _COPY * np.square(found).sum(axis=1)]
     _, firsts = np.unique(found, axis=0, return_index=True)
     return found[np.sort(firsts)][:count]
 
@@ -325,7 +331,7 @@ def _identity(spec, vectors):
     return f"{sorted(fields.items())} {len(vectors)} x {vectors.width}"
 
 
-def _save(path, spec, vectors, done, history, reseeded, centroids):
+def _save(path, spec, vectors, done, history, reseeded, fresh, centroids):
     if path is None:
         return
     centroids = _gather(centroids)[: spec.clusters]
@@ -337,6 +343,7 @@ def _save(path, spec, vectors, done, history, reseeded, centroids):
                 done=done,
                 history=history,
                 reseeded=reseeded,
+                fresh=fresh,
                 centroids=centroids,
                 identity=_identity(spec, vectors),
             )
@@ -344,9 +351,10 @@ def _save(path, spec, vectors, done, history, reseeded, centroids):
 
 
 def _restore(path, spec, vectors):
-    """Return (passes done, history, reseeded, centroids) of a stopped run of the same kind, or a fresh start."""
+    """Return (passes done, history, reseeded, of those in the last pass, centroids) of a stopped run, or of no run."""
     if path is not None and os.path.exists(path):
         with np.load(path, allow_pickle=False) as stored:
             if str(stored["identity"]) == _identity(spec, vectors):
-                return int(stored["done"]), stored["history"].tolist(), int(stored["reseeded"]), stored["centroids"]
-    return 0, [], 0, None
+                done, reseeded, fresh = (int(stored[key]) for key in ("done", "reseeded", "fresh"))
+                return done, stored["history"].tolist(), reseeded, fresh, stored["centroids"]
+    return 0, [], 0, 0, None

@@ -101,21 +101,42 @@ def run(job, progress, overwrite=False):
     }
     frames = FrameSpec(job.frames, job.fps, size)
     _claim(job, model, frames, overwrite)
-    _cut(job, cut, progress)
+    # The targets first: they are few, and nothing can be chosen without them.
     for name, chunks in targets.items():
         todo = [
             (index, lambda index=index, name=name: _chunk(job.targets[name], job.per_chunk, index))
             for index in chunks.missing(".npy", job.part, job.parts)
         ]
         _embed(job, model, frames, todo, chunks, progress(f"embed {name}", sum(len(items()) for _, items in todo)))
+    _wait_for_others("targets")
+    for name, chunks in targets.items():
+        _check_target(name, chunks)
+    _cut(job, cut, progress)
     todo = [(index, lambda index=index: read_scenes(cut, index)) for index in pool.missing(".npy", job.part, job.parts)]
     _embed(job, model, frames, todo, pool, progress("embed scenes", sum(len(items()) for _, items in todo)))
-    if jax.process_count() > 1:
-        # The others' shares are needed now.
-        multihost_utils.sync_global_devices("embedded")
+    _wait_for_others("pool")
     if any(chunks.missing(".npy") for chunks in (pool, *targets.values())):
         return None
     return _retrieve(job, model, cut, pool, targets, progress)
+
+
+def _wait_for_others(stage):
+    """Wait until all processes have embedded their shares."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"embedded {stage}")
+
+
+def _check_target(name, chunks):
+    """Raise CurationError if nothing of a target set could be embedded; parts that others have not done yet may hold some."""
+    if chunks.missing(".npy") or len(Vectors(chunks)):
+        return
+    skips = [skip for content in chunks.contents() for skip in content["skips"]]
+    reasons = collections.Counter(reason for _, reason, _ in skips).most_common()
+    listed = ", ".join(f"{reason} ({count})" for reason, count in reasons)
+    raise CurationError(
+        f"target set {name!r} has no sample that could be embedded, of {len(skips)}: {listed}; the first: {skips[0][2]}. "
+        "Repair them or give others, and give --overwrite: what failed is not tried again"
+    )
 
 
 def _chunk(items, per_chunk, index):
@@ -225,6 +246,7 @@ def _retrieve(job, model, cut, pool, targets, progress):
     sizes = np.bincount(found.labels, minlength=clusters)
     counts = retrieval.share_out(sizes, weights, len(labels) if job.scenes is None else job.scenes)
     drawn = retrieval.draw_scenes(labels, counts, spec.seed)
+    asked, realized = sum(job.weights[name] for name in targets), retrieval.realized_shares(hits, job.weights, counts)
     hours = _write_manifest(os.path.join(job.folder, MANIFEST), cut, vectors.ends, labels, drawn, weights)
     report = _report(job, model, cut, [pool, *targets.values()]) | {
         "vectors": len(vectors),
@@ -238,6 +260,8 @@ def _retrieve(job, model, cut, pool, targets, progress):
             name: {
                 "samples": int(hits[name].sum()),
                 "weight": job.weights[name],
+                "share_asked": job.weights[name] / asked,
+                "share_written": realized[name],
                 "clusters": int((hits[name] > 0).sum()),
                 "scenes": int(sizes[hits[name] > 0].sum()),
             }

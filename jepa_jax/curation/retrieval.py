@@ -33,6 +33,23 @@ def cluster_weights(hits: Mapping[str, np.ndarray], weights: Mapping[str, float]
     return total
 
 
+def realized_shares(
+    hits: Mapping[str, np.ndarray], weights: Mapping[str, float], counts: np.ndarray
+) -> dict[str, float]:
+    """Say to which target sets scenes were written: a cluster's are divided as the terms of its weight are.
+
+    Args:
+        hits, weights: as in `cluster_weights`.
+        counts: int `[K]`, scenes written of each cluster.
+
+    Returns:
+        By target set, its part of all scenes; 0 for all where there are none.
+    """
+    total = cluster_weights(hits, weights)
+    per_weight = np.divide(counts, total, out=np.zeros(len(total)), where=total > 0) / max(1, counts.sum())
+    return {name: float(weights[name] * (found @ per_weight) / found.sum()) for name, found in hits.items()}
+
+
 def share_out(sizes: np.ndarray, weights: np.ndarray, wanted: int) -> np.ndarray:
     """Decide how many scenes to take of each cluster: in proportion to its weight, as far as it has so many.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jepa_jax.data import remote
+from jepa_jax.data import folders, remote
 
 VIDEO_SUFFIXES = (
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".wmv", ".flv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv"
@@ -28,11 +29,15 @@ class Item(NamedTuple):
     @property
     def name(self) -> str:
         """Name the item in reports and records."""
-        return self.path
+        return folders.printable(self.path)
+
+
+class Ambiguous(Item):
+    """Name a file that is listed with different labels, and so has none."""
 
 
 class Scene(NamedTuple):
-    """Name a part of a video file to prepare: seconds from its first frame."""
+    """Name a part of a video file to prepare: seconds from its first frame; an infinite end is that of the file."""
 
     path: str
     start: float
@@ -42,7 +47,8 @@ class Scene(NamedTuple):
     @property
     def name(self) -> str:
         """Name the scene in reports and records, as a media fragment."""
-        return f"{self.path}#t={self.start:.10g},{self.end:.10g}"
+        end = "" if math.isinf(self.end) else f",{self.end:.10g}"
+        return f"{folders.printable(self.path)}#t={self.start:.10g}{end}"
 
 
 class Rejected(NamedTuple):
@@ -54,7 +60,7 @@ class Rejected(NamedTuple):
 
 
 def list_items(sources: Sequence[str], suffixes: Sequence[str]) -> list[Item]:
-    """Expand sources to files, sorted within each source, each file once.
+    """Expand sources to files, sorted within each source, each real file once, under its first name.
 
     Args:
         sources: folders (searched through, by suffix), globs and single files, of this
@@ -62,7 +68,8 @@ def list_items(sources: Sequence[str], suffixes: Sequence[str]) -> list[Item]:
         suffixes: file endings that folders are searched for, lower case.
 
     Returns:
-        The items. Files named by a CSV need not exist; they are reported later.
+        The items. Files named by a CSV need not exist; they are reported later. A file that is
+        listed with different labels is `Ambiguous`.
 
     Raises:
         ListError: a source does not exist, holds nothing, or has an unreadable line.
@@ -74,9 +81,12 @@ def list_items(sources: Sequence[str], suffixes: Sequence[str]) -> list[Item]:
         if not found:
             raise ListError(f"{source!r} holds no file ending in {', '.join(suffixes)}")
         for item in found:
-            known = items.setdefault(item.path, item)
-            if known.label != item.label:
-                raise ListError(f"{item.path} is listed twice, with labels {known.label} and {item.label}")
+            key = item.path if remote.is_remote(item.path) else folders.real_path(item.path)
+            known = items.setdefault(key, item)
+            if isinstance(known, Ambiguous) or known.label == item.label or item.label is None:
+                continue
+            # Lists of several data sets number their classes differently; the file is the same.
+            items[key] = Ambiguous(known.path) if known.label is not None else known._replace(label=item.label)
     return list(items.values())
 
 

@@ -11,8 +11,9 @@ from jepa_jax.data import erasing, randaugment, sampling, transforms, video
 from jepa_jax.data.copies import DEFAULT_CACHE, FileCache
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.masks import MaskSampler
-from jepa_jax.data.mixing import Mixture, Notes, process_rows
+from jepa_jax.data.mixing import Mixture, Notes, open_sources, process_rows
 from jepa_jax.data.records import ClipRecord
+from jepa_jax.data.skips import MAX_BAD_FRACTION
 from jepa_jax.data.specs import (
     NO_AUGMENT,
     AugmentSpec,
@@ -44,11 +45,13 @@ class ClipPipeline:
         seed: of the order, the windows and the crops.
         augment: further augmentation, the same for all groups.
         cache: where copies of remote shards are kept.
+        max_bad_fraction: of the records of any source; says how many are tried for one row.
         process_index, process_count: which rows of each global batch are made here.
 
     Raises:
         ValueError: a setting is out of range.
         FileNotFoundError: shards are missing.
+        DataError: a shard is unreadable, or a source empty.
     """
 
     def __init__(
@@ -60,19 +63,21 @@ class ClipPipeline:
         seed: int,
         augment: AugmentSpec = NO_AUGMENT,
         cache: FileCache = DEFAULT_CACHE,
+        max_bad_fraction: float = MAX_BAD_FRACTION,
         process_index: int = 0,
         process_count: int = 1,
     ):
         check_specs(groups, crop, augment, samplers)
         check_process(groups, process_index, process_count)
-        self.groups = tuple(groups)
+        self.groups, self._size = tuple(groups), crop.size
         self._samplers = dict(samplers)
         self._process = (process_index, process_count)
         self._erases = augment.erase > 0
+        sources = open_sources(groups, "clip", cache)
         self._mixtures = {
             group.name: Mixture(
-                group.sources, group.labels(), _ClipMaker(group, crop, augment),
-                kind="clip", seed=seed, stream=group.name, cache=cache,
+                group, sources[group.name], _ClipMaker(group, crop, augment),
+                seed=seed, max_bad_fraction=max_bad_fraction,
             )
             for group in groups
         }  # fmt: skip
@@ -90,13 +95,13 @@ class ClipPipeline:
             and `Notes`.
 
         Raises:
-            DataError: 'no usable record', after `mixing.MAX_TRIES` bad records for one row.
+            DataError: 'no usable record', after `skips.max_tries` bad records for one row.
         """
         batch, clips, skips = {}, {}, []
         for group in self.groups:
-            numbers, first = process_rows(step, group.batch_size, *self._process)
+            numbers = process_rows(group.batch_size, *self._process)
             mixture = self._mixtures[group.name]
-            rows = mixture.rows(first + numbers)
+            rows = mixture.rows(step, numbers)
             context_ids, target_ids = self._samplers[group.name].sample(step, numbers)
             batch[group.name] = {
                 "video": np.stack([row.value.video for row in rows]),
@@ -116,13 +121,27 @@ class ClipPipeline:
         return sum(group.batch_size for group in self.groups) // self._process[1]
 
     def describe(self) -> list[str]:
-        """Say what is in the mixture: one line per group and one per source."""
+        """Say what is in the mixture: one line per group and one per source.
+
+        Raises:
+            DataError: why none of the records of a source that were looked at can be used.
+        """
         lines = []
         for group in self.groups:
-            shape = f"{group.frames} frames at {group.fps:g}/s" if group.kind == "video" else "images"
-            lines.append(f"group {group.name}: {group.batch_size} x {shape} per step")
+            lines.append(f"group {group.name}: {group.shape_text()}")
             lines += self._mixtures[group.name].describe()
         return lines
+
+    def contents(self) -> dict[str, str]:
+        """Say what decides which clips are drawn, by name; a run that finds the same goes on with the same batches."""
+        found = {}
+        for group in self.groups:
+            found |= {group.name: group.shape_text()} | self._mixtures[group.name].contents()
+        return found
+
+    def warnings(self) -> list[str]:
+        """Say what will work, but hardly as wanted: sources whose frames are smaller than the crop."""
+        return [line for group in self.groups for line in self._mixtures[group.name].enlarged(self._size)]
 
 
 class _ClipMaker:

@@ -5,7 +5,7 @@ damaged byte costs one record. Robot trajectories are described in `trajectories
 a clip is a msgpack map:
 
     version      int    schema version, SCHEMA_VERSION
-    kind         str    'video' (H.264 in mp4) or 'image' (jpeg or png)
+    kind         str    'video' (H.264 in mp4) or 'image' (jpeg, or a small file as it was: png, webp, bmp, tiff, ppm)
     data         bytes  the encoded file
     fps          float  frames per second; 0.0 for an image
     num_frames   int    frames in `data`; 1 for an image
@@ -17,6 +17,7 @@ a clip is a msgpack map:
 from __future__ import annotations
 
 import glob
+import math
 import os
 import re
 import threading
@@ -46,6 +47,11 @@ _MAX_OPEN = 256
 # Remote shards whose ends are read at the same time.
 _MAX_REQUESTS = 16
 _WANTED = ("clip", trajectories.KIND, "any")
+# What the values of a clip's fields have to be.
+_TYPES = {
+    "kind": str, "data": bytes, "fps": (int, float), "num_frames": int, "height": int, "width": int, "source_id": str,
+    "label": (int, type(None)),
+}  # fmt: skip
 
 
 class ClipRecord(NamedTuple):
@@ -114,7 +120,7 @@ def decode_record(payload: bytes) -> Record:
 
     Raises:
         RecordError: not msgpack, another schema version, an unknown kind, a
-            missing field, or parts of a trajectory that do not fit together.
+            missing field, one of the wrong type, or parts of a trajectory that do not fit together.
     """
     try:
         fields = msgpack.unpackb(payload)
@@ -133,8 +139,14 @@ def decode_record(payload: bytes) -> Record:
     if set(fields) != set(ClipRecord._fields):
         raise RecordError(f"record has fields {sorted(fields)}, expected {sorted(ClipRecord._fields)}")
     record = ClipRecord(**fields)
+    for name, value in fields.items():
+        if not isinstance(value, _TYPES[name]):
+            raise RecordError(f"field {name!r} of a record is of type {type(value).__name__}")
     if record.kind not in KINDS:
         raise RecordError(f"record kind is {record.kind!r}; allowed: {', '.join(KINDS)}")
+    numbers = record.fps, record.num_frames, record.height, record.width
+    if not (0 <= record.fps < math.inf and min(numbers) >= 0):
+        raise RecordError(f"fps, num_frames, height, width of a record are {numbers}; none may be negative or endless")
     return record
 
 
@@ -157,12 +169,13 @@ def shard_name(name: str, index: int, count: int) -> str:
     return f"{name}-{index:05d}-of-{count:05d}{_SUFFIX}"
 
 
-def resolve_shards(paths: Sequence[str]) -> list[str]:
+def resolve_shards(paths: Sequence[str], made_by: str = "videos") -> list[str]:
     """Find the shard files behind directories, globs and file names.
 
     Args:
         paths: each a directory (all shards directly in it), a glob, or a file; on
             this host or behind a URL, as in `remote`.
+        made_by: the command of `prepare` that makes them, for messages.
 
     Returns:
         Sorted distinct file names per entry of `paths`, in the order of `paths`.
@@ -179,7 +192,7 @@ def resolve_shards(paths: Sequence[str]) -> list[str]:
         if not matches:
             raise FileNotFoundError(
                 f"no shards found at {path!r} (looked for *{_SUFFIX}); make them with "
-                "`python -m jepa_jax.prepare videos SRC --output DIR`"
+                f"`python -m jepa_jax.prepare {made_by} SRC --output DIR`"
             )
         _check_complete(matches)
         found.update(dict.fromkeys(matches))
@@ -263,17 +276,18 @@ class ShardSource:
         kind: what is wanted: 'clip' (a trajectory is then the video of its first
             view), 'trajectory' or 'any'.
         cache: where copies of remote shards are kept.
+        made_by: as in `resolve_shards`.
 
     Raises:
         ValueError: another kind.
         FileNotFoundError, DataError: as in `resolve_shards`; a shard is unreadable.
     """
 
-    def __init__(self, paths: Sequence[str], kind: str = "clip", cache: FileCache = DEFAULT_CACHE):
+    def __init__(self, paths: Sequence[str], kind: str = "clip", cache: FileCache = DEFAULT_CACHE, made_by: str = "videos"):
         if kind not in _WANTED:
             raise ValueError(f"kind of records is {kind!r}; allowed: {', '.join(_WANTED)}")
         self._kind, self._cache = kind, cache
-        self._files = resolve_shards(paths)
+        self._files = resolve_shards(paths, made_by)
         with ThreadPoolExecutor(_MAX_REQUESTS) as pool:
             self._ends = list(accumulate(pool.map(count_records, self._files, repeat(cache))))
         self._reset()
@@ -314,9 +328,8 @@ class ShardSource:
         """Read record `index`.
 
         Raises:
-            DataError: the stored bytes fail their checksum or are no record, or a
-                remote shard cannot be fetched.
-            RecordError: a clip where trajectories are wanted.
+            DataError: the stored bytes fail their checksum or are no record, a remote
+                shard cannot be fetched, or a clip lies where trajectories are wanted.
         """
         shard, record = self._place(index)
         try:
@@ -333,9 +346,10 @@ class ShardSource:
         if self._kind == "clip" and isinstance(record, TrajectoryRecord):
             return as_clip(record)
         if self._kind == trajectories.KIND and isinstance(record, ClipRecord):
-            raise RecordError(
+            raise DataError(
+                "not a trajectory",
                 f"{self.locate(index)} is a clip of kind {record.kind!r}, but robot trajectories are wanted here: give "
-                "shards made by `python -m jepa_jax.prepare droid`, `rlds` or `lerobot`"
+                "shards made by `python -m jepa_jax.prepare droid`, `rlds` or `lerobot`",
             )
         return record
 

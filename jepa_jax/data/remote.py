@@ -17,6 +17,7 @@ from typing import BinaryIO, TypeVar
 
 import fsspec
 
+from jepa_jax.data import folders
 from jepa_jax.data.errors import DataError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -69,7 +70,7 @@ def file_system(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     except ImportError as error:
         protocol = path.partition("://")[0]
         extra = _EXTRAS.get(protocol)
-        todo = f"pip install 'jepa_jax[{extra}]'" if extra else str(error)
+        todo = f"`bash launch/setup.sh {extra}` installs it" if extra else str(error)
         raise UrlError(f"{path}: {protocol}:// needs a package that is not installed: {todo}") from error
     except ValueError as error:
         raise UrlError(f"{path}: no file system for it is known: {error}") from error
@@ -158,7 +159,7 @@ def find(folder: str, keep: Callable[[str], bool]) -> list[str]:
     """List the files below a folder, in folders in it too, sorted.
 
     Args:
-        folder: path or URL; links to folders are followed.
+        folder: path or URL; links to folders are followed, to each real folder once.
         keep: tells from a file's name, without folders, whether it is wanted.
 
     Returns:
@@ -172,9 +173,7 @@ def find(folder: str, keep: Callable[[str], bool]) -> list[str]:
         system.invalidate_cache()
         files = map(system.unstrip_protocol, persist(folder, lambda: system.find(name)))
     else:
-        # Following links finds the data sets that people link into one folder.
-        walked = os.walk(folder, followlinks=True)
-        files = (os.path.join(root, name) for root, _, names in walked for name in names)
+        files = (os.path.join(root, name) for root, _, names in folders.walk(folder) for name in names)
     return sorted(file for file in files if _wanted(os.path.basename(file), keep))
 
 

@@ -11,10 +11,10 @@ import av
 
 from jepa_jax.data.encoding import upright
 from jepa_jax.data.errors import DataError
+from jepa_jax.data.listing import Scene
+from jepa_jax.data.stream import read_timeline, settled_rate
 from jepa_jax.data.video import open_video, stream_fps
 
-# A measured rate this close to the stated one is the stated one.
-_SAME_RATE = 0.01
 # A scene may end this many seconds after the video's last frame: detectors count in rounded times.
 _SLACK = 0.5
 # How many seconds before a scene to look for a key frame that its first frame can be decoded from.
@@ -35,6 +35,19 @@ class Cut(NamedTuple):
     rate: Fraction
     header_fps: float
     frames: Iterator[av.VideoFrame]
+
+
+def with_end(scene: Scene, path: str) -> Scene:
+    """Give a scene whose end is infinite that of its video.
+
+    Args:
+        scene: of any end.
+        path: the video, on this host.
+
+    Raises:
+        DataError: as in `stream.read_timeline`.
+    """
+    return scene._replace(end=read_timeline(path).seconds) if math.isinf(scene.end) else scene
 
 
 def read_scene(path: str, start: float, end: float) -> Cut:
@@ -67,9 +80,7 @@ def read_scene(path: str, start: float, end: float) -> Cut:
         raise DataError("scene beyond the end", f"{name}: its last {short:.3g} s lie after the last frame of the video")
     rate = nominal
     if len(stamps) > 1:
-        rate = Fraction(len(stamps) - 1) / ((max(stamps) - min(stamps)) * unit)
-        if nominal and abs(rate / nominal - 1) < _SAME_RATE:
-            rate = nominal
+        rate = settled_rate(Fraction(len(stamps) - 1) / ((max(stamps) - min(stamps)) * unit), nominal)
     return Cut(len(stamps), rate, header_fps, _frames(path, low, set(stamps), name))
 
 

@@ -2,52 +2,34 @@
 
 from __future__ import annotations
 
-import glob
-import hashlib
-import itertools
-import json
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
-import av
-import cv2
 from array_record.python import array_record_module
 
 from jepa_jax.data import remote
-from jepa_jax.data.conversion import AHEAD, ItemSpec, PlannedItem, convert, convert_all
+from jepa_jax.data.claims import ShardPlan, claim_folder, claimed, settle, writing
+from jepa_jax.data.conversion import (
+    AHEAD,
+    Noted,
+    PlannedItem,
+    Result,
+    Split,
+    convert_all,
+    convert_here,
+)
 from jepa_jax.data.errors import DataError
-from jepa_jax.data.publish import PARTIAL, new_file, read_json, remove, write_json
-from jepa_jax.data.records import WRITER_OPTIONS, Record, encode_record, schema_version, shard_name
+from jepa_jax.data.publish import new_file, read_json, write_json
+from jepa_jax.data.records import WRITER_OPTIONS, Record, encode_record, shard_name
 
-# An item, and its record or why there is none.
-Results = Iterator[tuple[PlannedItem, Record | DataError]]
+# As `conversion.convert_all` yields them.
+Results = Iterator[tuple[PlannedItem, Result]]
 # Requests at a time, while it is found out which shards of a remote folder are finished.
 _MAX_REQUESTS = 32
-
-
-class ShardError(Exception):
-    """Say why shards cannot be written, and what to do."""
-
-
-@dataclass(frozen=True)
-class ShardPlan:
-    """Say what goes into which shard.
-
-    Args:
-        folder: where the shards go, a path or URL; of a URL, one shard at a time is made
-            in the folder for temporary files of this host.
-        name: first part of every shard's name.
-        per_shard: items per shard; skipped ones leave their shard smaller.
-        spec: makes a record of each item.
-    """
-
-    folder: str
-    name: str
-    per_shard: int
-    spec: ItemSpec
 
 
 @dataclass
@@ -56,6 +38,8 @@ class ShardReport:
 
     Args:
         written: records.
+        split: items that are stored in parts.
+        parts: into which they were divided, skipped ones too.
         seconds: of video.
         bytes: of shard files.
         features: frames whose features are stored, over all views of trajectories.
@@ -65,6 +49,8 @@ class ShardReport:
     """
 
     written: int = 0
+    split: int = 0
+    parts: int = 0
     seconds: float = 0.0
     bytes: int = 0
     features: int = 0
@@ -72,18 +58,25 @@ class ShardReport:
     rates: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
 
-    def count(self, record: Record) -> None:
-        """Add one written record."""
+    @property
+    def items(self) -> int:
+        """Count the items of the list that were dealt with."""
+        return self.written + len(self.skips) + self.split - self.parts
+
+    def count(self, record: Record, notes: Sequence[str] = ()) -> None:
+        """Add one written record and what was noted while it was made."""
         self.written += 1
         self.seconds += record.seconds
         self.features += record.num_features
         if record.fps:
             _add_counts(self.rates, {f"{record.fps:.2f}".rstrip("0").rstrip("."): 1})
-        _add_counts(self.notes, dict.fromkeys(record.notes, 1))
+        _add_counts(self.notes, dict.fromkeys((*record.notes, *notes), 1))
 
     def add(self, other: ShardReport) -> None:
         """Add another report to this one."""
         self.written += other.written
+        self.split += other.split
+        self.parts += other.parts
         self.seconds += other.seconds
         self.bytes += other.bytes
         self.features += other.features
@@ -119,23 +112,25 @@ def write_shards(
         overwrite: remove the shards of that name and begin again.
         on_item: called with (items, skipped of them) as they are done.
         finish: turns what the workers made into records, in this process and in order: what needs
-            an accelerator. An error other than a DataError it must not raise as OSError or
-            RuntimeError, which are taken for those of writing.
+            an accelerator. A `Split` it must pass on.
         ahead: as in `convert_all`.
 
     Returns:
         The counts over all shards, those of earlier runs included.
 
     Raises:
-        ShardError: the folder holds shards of another list or other settings, or
-            a shard cannot be written (full disk).
+        ShardError: the folder holds shards of another list or other settings, another run
+            writes to it, or a shard cannot be written (full disk).
         UrlError, DataError: the folder is remote and cannot be used.
     """
-    total, todo, count = begin(items, plan, overwrite=overwrite, on_item=on_item)
-    waiting = [item for _, part in todo for item in part]
-    results = finish(convert_all(waiting, plan.spec, min(workers, len(waiting)), ahead))
-    for index, part in todo:
-        total.add(_write_shard(plan, index, count, itertools.islice(results, len(part)), on_item))
+    with claimed(plan):
+        total, todo, count = begin(items, plan, overwrite=overwrite, on_item=on_item)
+        waiting = [item for _, part in todo for item in part]
+        with contextlib.closing(convert_all(waiting, plan.spec, min(workers, len(waiting)), ahead)) as converted:
+            results = finish(converted)
+            for index, part in todo:
+                total.add(_write_shard(plan, index, count, results, len(part), on_item))
+        settle(plan)
     total.skips.sort()
     return total
 
@@ -147,7 +142,7 @@ def begin(
     overwrite: bool = False,
     on_item: Callable[[int, int], None] = lambda items, skipped: None,
 ) -> tuple[ShardReport, list[tuple[int, Sequence[PlannedItem]]], int]:
-    """Claim the folder for a list and find out what is left to write.
+    """Note the list in a folder and find out what is left to write; to be used inside `claims.claimed`.
 
     Args:
         items, plan, overwrite, on_item: as in `write_shards`.
@@ -160,10 +155,9 @@ def begin(
         ShardError: the folder holds shards of another list or other settings.
         UrlError, DataError: the folder is remote and cannot be used.
     """
-    for leftover in remote.glob(_pattern(plan, PARTIAL)):
-        remove(leftover)
     count = -(-len(items) // plan.per_shard)
-    _claim_folder(items, plan, count, overwrite)
+    with writing(plan.folder):
+        claim_folder(items, plan, count, overwrite)
     total, todo = ShardReport(), []
     with ThreadPoolExecutor(_MAX_REQUESTS) as pool:
         finished = list(pool.map(lambda index: _finished(plan, index, count), range(count)))
@@ -191,80 +185,46 @@ def write_one(part: Sequence[PlannedItem], plan: ShardPlan, index: int, count: i
     Raises:
         ShardError: it cannot be written.
     """
-    results = ((item, convert(item, plan.spec)) for item in part)
-    return _write_shard(plan, index, count, results, lambda items, skipped: None)
+    results = convert_here(part, plan.spec)
+    return _write_shard(plan, index, count, results, len(part), lambda items, skipped: None)
 
 
-def _write_shard(plan, index, count, results, on_item) -> ShardReport:
-    """Write one shard from (item, record or error) pairs, then its report, then give it its name."""
+def _write_shard(plan, index, count, results, items, on_item) -> ShardReport:
+    """Write one shard from the results of so many items, then its report, then give it its name."""
     final = os.path.join(plan.folder, shard_name(plan.name, index, count))
     report = ShardReport()
-    try:
-        with new_file(final) as partial:
+    parts = 0
+    with contextlib.ExitStack() as stack:
+        # What goes wrong in a source is no failure of writing.
+        with writing(final):
+            partial = stack.enter_context(new_file(final))
             writer = array_record_module.ArrayRecordWriter(partial, WRITER_OPTIONS)
-            for item, result in results:
-                if isinstance(result, DataError):
-                    report.skips.append([item.name, result.reason, str(result)])
-                else:
-                    writer.write(encode_record(result))
-                    report.count(result)
-                on_item(1, int(isinstance(result, DataError)))
+        while items or parts:
+            item, result = next(results)
+            done = int(not parts)
+            items, parts = (items, parts - 1) if parts else (items - 1, 0)
+            if isinstance(result, Split):
+                # Their results follow at once.
+                parts = len(result.parts)
+                if parts > 1:
+                    report.split += 1
+                    report.parts += parts
+            elif isinstance(result, DataError):
+                report.skips.append([item.name, result.reason, str(result)])
+            else:
+                record, notes = result if isinstance(result, Noted) else (result, ())
+                payload = encode_record(record)
+                with writing(final):
+                    writer.write(payload)
+                report.count(record, notes)
+            on_item(done, int(isinstance(result, DataError)))
+        with writing(final):
             writer.close()
             report.bytes = os.path.getsize(partial)
             # The report first: a shard under its final name always has one.
             write_json(_report_path(plan, index), asdict(report))
-    # ArrayRecord reports a full disk as a RuntimeError, the system as an OSError.
-    except (RuntimeError, OSError) as error:
-        raise ShardError(
-            f"cannot write {final}: {error}. Finished shards are kept: free some space (or choose another --output) "
-            "and run the same command again"
-        ) from error
+            stack.close()
     return report
-
-
-def _claim_folder(items: Sequence[PlannedItem], plan: ShardPlan, count: int, overwrite: bool) -> None:
-    """Note the list and settings in the folder, or check that they are those noted."""
-    digest = hashlib.sha256(json.dumps(items).encode()).hexdigest()
-    manifest = {
-        "schema_version": schema_version(plan.spec.kind),
-        "kind": plan.spec.kind,
-        "items": len(items),
-        "items_sha256": digest,
-        "per_shard": plan.per_shard,
-        "shards": count,
-        # As it is read back: JSON turns tuples into lists.
-        "spec": json.loads(json.dumps(asdict(plan.spec))),
-        "encoder": f"av {av.__version__}, opencv {cv2.__version__}",
-    }
-    path = os.path.join(plan.folder, f"{plan.name}-manifest.json")
-    before = read_json(path)
-    if before is not None and before != manifest and not overwrite:
-        changed = ", ".join(_differences(before, manifest))
-        raise ShardError(
-            f"{plan.folder} already holds {plan.name!r} shards made from another list or with other settings "
-            f"({changed}). Give another --output or --name, or --overwrite to replace them"
-        )
-    stale = remote.glob(_pattern(plan, "-of-*.array_record"))
-    if before is None and stale and not overwrite:
-        raise ShardError(
-            f"{plan.folder} holds {len(stale)} {plan.name!r} shards but no {os.path.basename(path)}, so it cannot be "
-            "told what they are. Give another --output or --name, or --overwrite to replace them"
-        )
-    if overwrite:
-        for file in stale:
-            remove(file)
-    if before != manifest:
-        write_json(path, manifest)
-
-
-def _differences(before: dict, after: dict, prefix: str = "") -> Iterator[str]:
-    """Say which entries of two nested maps differ, and how."""
-    for key in {**before, **after}:
-        old, new = before.get(key), after.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            yield from _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            yield f"{prefix}{key} {old!r} -> {new!r}"
 
 
 def _finished(plan: ShardPlan, index: int, count: int) -> ShardReport | None:
@@ -275,11 +235,7 @@ def _finished(plan: ShardPlan, index: int, count: int) -> ShardReport | None:
 
 
 def _report_path(plan: ShardPlan, index: int) -> str:
-    return os.path.join(plan.folder, f".{plan.name}-reports", f"{index:05d}.json")
-
-
-def _pattern(plan: ShardPlan, ending: str) -> str:
-    return os.path.join(glob.escape(plan.folder), f"{glob.escape(plan.name)}-*{ending}")
+    return os.path.join(plan.state, f"{index:05d}.json")
 
 
 def skip_counts(report: ShardReport) -> dict[str, int]:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 from absl import logging
+# The largest allowed part of bad records, where nothing else is said.
+MAX_BAD_FRACTION = 0.05
 # Below this many draws a fraction says nothing.
 MIN_DRAWS = 100
 # How many standard deviations of a count lie between the limit and a stop: a source that
@@ -168,7 +170,8 @@ class SkipCounter:
         for (source, _), count in self.counts.items():
             skipped[source] += count
         sources = sorted(self.clips)
-        summed = self._add_up(np.array([[table[source] for source in sources] for table in (self.clips, skipped)], np.int64))
+        counts = [[table[source] for source in sources] for table in (self.clips, skipped)]
+        summed = self._add_up(np.array(counts, np.int64))
         everywhere = sorted({*sources, *self._earlier})
         table = np.zeros((_ROWS, len(everywhere)), np.int64)
         for number, source in enumerate(everywhere):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -52,13 +54,21 @@ class GroupSpec:
     batch_size: int
     sources: tuple[SourceSpec, ...]
 
+    def shape_text(self) -> str:
+        """Say how many clips of what shape a step takes."""
+        shape = f"{self.frames} frames at {self.fps:g}/s" if self.kind == "video" else "images"
+        return f"{self.batch_size} x {shape} per step"
+
     def labels(self) -> tuple[str, ...]:
-        """Give every source a short name of its own, 'group/folder', as counts and metrics show it."""
+        """Give every source a short name of its own, as counts and metrics show it.
+
+        It is 'group/folder', with as many folders above it as tell the sources apart.
+        """
         found: list[str] = []
-        for number, source in enumerate(self.sources):
-            folders = [part for part in os.fspath(source.paths[0]).split("/") if part and not _FILES.search(part)]
-            label = f"{self.name}/{re.sub(r'[^A-Za-z0-9._-]+', '_', folders[-1] if folders else str(number))}"
-            found.append(f"{label}.{number}" if label in found else label)
+        for number, ending in enumerate(_endings([_folders(source.paths[0]) for source in self.sources])):
+            label = f"{self.name}/{'/'.join(ending) or number}"
+            numbered = (f"{label}.{count}" for count in itertools.count(number))
+            found.append(next(name for name in itertools.chain([label], numbered) if name not in found))
         return tuple(found)
 
 
@@ -99,6 +109,23 @@ class AugmentSpec:
 NO_AUGMENT = AugmentSpec()
 
 
+def _folders(path: str | os.PathLike) -> tuple[str, ...]:
+    """Split the folders of a path, with nothing but letters, digits and ._- in them."""
+    parts = [part for part in os.fspath(path).split("/") if part and not _FILES.search(part)]
+    return tuple(re.sub(r"[^A-Za-z0-9._-]+", "_", part) for part in parts)
+
+
+def _endings(paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Cut every path to its shortest end that no other path has."""
+    ends = []
+    for path in paths:
+        others = [other for other in paths if other != path]
+        lengths = range(1, len(path) + 1)
+        alone = (n for n in lengths if all(other[-n:] != path[-n:] for other in others))
+        ends.append(path[-next(alone, len(path)) :] if path else ())
+    return ends
+
+
 def check_specs(groups: Sequence[GroupSpec], crop: CropSpec, augment: AugmentSpec, samplers: Mapping) -> None:
     """Check everything but the shards.
 
@@ -114,8 +141,8 @@ def check_specs(groups: Sequence[GroupSpec], crop: CropSpec, augment: AugmentSpe
         raise ValueError(f"group names are {names}; give at least one, all different")
     if set(samplers) != set(names):
         raise ValueError(f"mask samplers are for {sorted(samplers)}, groups are {sorted(names)}")
-    if crop.size < 1 or not 0 < crop.scale[0] <= crop.scale[1] or not 0 < crop.aspect[0] <= crop.aspect[1]:
-        raise ValueError(f"{crop}: size, scale and aspect must be positive, with low <= high")
+    if crop.size < 1 or not all(0 < low <= high < math.inf for low, high in (crop.scale, crop.aspect)):
+        raise ValueError(f"{crop}: size, scale and aspect must be positive and finite, with low <= high")
     for name, probability in (("flip", crop.flip), ("erase", augment.erase)):
         if not 0 <= probability <= 1:
             raise ValueError(f"{name} is {probability}; it is a probability, between 0 and 1")
@@ -126,13 +153,13 @@ def check_specs(groups: Sequence[GroupSpec], crop: CropSpec, augment: AugmentSpe
 def _check_group(group: GroupSpec) -> None:
     if group.kind not in GROUP_KINDS:
         raise ValueError(f"group {group.name!r} has kind {group.kind!r}; allowed: {', '.join(map(repr, GROUP_KINDS))}")
-    if group.frames < 1 or (group.kind == "video" and group.fps <= 0):
-        raise ValueError(f"group {group.name!r}: frames {group.frames} and fps {group.fps} must be above 0")
+    if group.frames < 1 or (group.kind == "video" and not 0 < group.fps < math.inf):
+        raise ValueError(f"group {group.name!r}: frames {group.frames} and fps {group.fps} must be above 0 and finite")
     if group.batch_size < 1:
         raise ValueError(f"group {group.name!r}: batch_size {group.batch_size} must be above 0")
-    if not group.sources or any(source.weight <= 0 for source in group.sources):
+    if not group.sources or not all(0 < source.weight < math.inf for source in group.sources):
         raise ValueError(
-            f"group {group.name!r}: weights {[source.weight for source in group.sources]} must be above 0; "
+            f"group {group.name!r}: weights {[source.weight for source in group.sources]} must be above 0 and finite; "
             "leave a source out instead of giving it weight 0"
         )
 

@@ -6,6 +6,8 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import TypeVar
 
 import av
 import numpy as np
@@ -14,13 +16,17 @@ from av.video.reformatter import VideoReformatter
 
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.video import open_video, shown_packets, stream_fps, to_rgb
+from jepa_jax.data.workers import usable_cores
 
-# A measured rate this close to the stated one is the stated one.
+# Rates that differ by a smaller part are the same.
 _SAME_RATE = 0.01
 # Sound may go on after the picture; a file that misses more than this share was cut.
 _WHOLE = 0.8
 # More threads decode one video hardly faster.
 _MAX_THREADS = 8
+
+
+_Rate = TypeVar("_Rate", float, Fraction)
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,11 @@ class Timeline:
     def num_frames(self) -> int:
         """Count the frames."""
         return len(self.times)
+
+    @property
+    def seconds(self) -> float:
+        """Return when the last frame ends, seconds from the first one."""
+        return float(self.times[-1]) + (1 / self.fps if self.fps else 0.0)
 
 
 def read_timeline(path: str | os.PathLike) -> Timeline:
@@ -121,7 +132,17 @@ def _average_rate(times: np.ndarray, nominal: float) -> float:
     if len(times) < 2 or times[-1] <= 0:
         return nominal
     measured = (len(times) - 1) / float(times[-1])
-    return nominal if nominal and abs(measured / nominal - 1) < _SAME_RATE else measured
+    return settled_rate(measured, nominal)
+
+
+def same_rate(measured: float, stated: float) -> bool:
+    """Tell whether a measured rate is, but for rounding, the stated one; 0 for one that is not stated."""
+    return bool(stated) and abs(measured / stated - 1) < _SAME_RATE
+
+
+def settled_rate(measured: _Rate, stated: _Rate) -> _Rate:
+    """Return the stated rate if the measured one is the same, else the measured one."""
+    return stated if same_rate(measured, stated) else measured
 
 
 def _start_packets(packets: list[_Header], order: np.ndarray) -> np.ndarray:
@@ -164,7 +185,7 @@ def stream_frames(timeline: Timeline, indices: Sequence[int], max_threads: int =
             # With PyAV's logging on, a decoding thread that reports an error waits for the
             # interpreter lock, whose holder may be waiting for that thread.
             stream.thread_type = ThreadType.AUTO
-            stream.codec_context.thread_count = min(max_threads, os.cpu_count() or 1)
+            stream.codec_context.thread_count = min(max_threads, usable_cores())
         try:
             yield from _decode(container, stream, timeline, wanted)
         except av.FFmpegError as error:
@@ -203,6 +224,33 @@ def _fed_frames(container, stream, timeline, missing) -> Iterator[av.VideoFrame]
             skipping = False
         yield from decoder.decode(packet)
     yield from decoder.decode(None)
+
+
+def whole_frames(container: av.container.InputContainer, stream: av.VideoStream, name: str) -> Iterator[av.VideoFrame]:
+    """Decode every frame of a video, and accept none that is not whole.
+
+    Args:
+        container, stream: of `video.open_video`.
+        name: of the video, for messages.
+
+    Yields:
+        The frames, not turned.
+
+    Raises:
+        DataError: 'truncated' or 'damaged'.
+    """
+    # Otherwise FFmpeg drops a frame whose header it cannot read, and goes on.
+    stream.codec_context.options = {"err_detect": "explode"}
+    try:
+        for packet in container.demux(stream):
+            if packet.is_corrupt:
+                raise DataError("truncated", f"{name}: the file ends inside the packet at {packet.pts}")
+            for frame in packet.decode():
+                if frame.is_corrupt:
+                    raise DataError("damaged", f"{name}: the frame at {frame.time} s has damaged slices")
+                yield frame
+    except av.FFmpegError as error:
+        raise DataError("damaged", f"{name}: {error.strerror} while decoding") from error
 
 
 def _index_of(stamps: np.ndarray, stamp: int | None) -> int | None:

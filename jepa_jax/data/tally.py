@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from jepa_jax.data.latents import Origin
-from jepa_jax.data.survey import Facts, FeatureFacts, Layout, Motion
+from jepa_jax.data.motion import Dimensions, Layout, Motion, Numbers
+from jepa_jax.data.survey import Facts, FeatureFacts
 
 _BINS = 30
 _EXAMPLES = 3
@@ -29,21 +30,19 @@ class MotionTally:
 
     motions: list[Motion] = field(default_factory=list)
 
-    def states(self) -> np.ndarray:
-        """Return the states that were kept, float32 `[n, S]`."""
-        return np.concatenate([motion.states for motion in self.motions])
-
-    def actions(self) -> np.ndarray | None:
-        """Return the actions that were kept, float32 `[n, A]`, or None if they are derived."""
-        kept = [motion.actions for motion in self.motions if motion.actions.size]
-        return np.concatenate(kept) if kept else None
+    def numbers(self, kind: str) -> Numbers | None:
+        """Return the 'states', 'actions' or 'extras' of all trajectories; None if none has any."""
+        found = [numbers for motion in self.motions if (numbers := getattr(motion, kind)) is not None]
+        if not found:
+            return None
+        kept, low, high = zip(*found)
+        return Numbers(np.concatenate(kept), np.min(low, axis=0), np.max(high, axis=0))
 
     def summary(self, layout: Layout) -> dict:
         """Return everything as JSON can hold it."""
         motions = self.motions
-        bounds = np.stack([motion.bounds for motion in motions])
         turns = [motion.turn for motion in motions if motion.turn is not None]
-        actions = self.actions()
+        states, actions, extras = (self.numbers(kind) for kind in ("states", "actions", "extras"))
         return {
             "trajectories": len(motions),
             "frame": layout.frame,
@@ -52,16 +51,13 @@ class MotionTally:
             "header_fps": _counts(f"{motion.header_fps:.4g}" for motion in motions),
             "views": _counts(name for motion in motions for name in motion.views),
             "views_with_extrinsics": _counts(name for motion in motions for name in motion.with_extrinsics),
-            "gaps": {"steps": sum(m.gaps for m in motions), "trajectories": sum(m.gaps > 0 for m in motions)},
-            "angle_wraps": {"steps": sum(m.wraps for m in motions), "trajectories": sum(m.wraps > 0 for m in motions)},
-            "idle_share": float(np.mean([motion.idle for motion in motions])),
+            "gaps": _steps(motion.gaps for motion in motions) | {"measured_by": layout.gap_measure()},
+            "angle_wraps": _steps(motion.wraps for motion in motions) if layout.angles().any() else None,
+            "idle_share": sum(motion.idle for motion in motions) / max(1, sum(motion.steps for motion in motions)),
             "fastest_turn_rad_per_s": quantiles(turns),
-            "states": _dimensions(
-                layout.state_names, layout.state_units, self.states(), bounds[:, 0].min(0), bounds[:, 1].max(0)
-            ),
-            "actions": "derived from the states" if actions is None else _dimensions(
-                layout.action_names, layout.action_units, actions, actions.min(0), actions.max(0)
-            ),
+            "states": _summaries(layout.states, states),
+            "actions": _summaries(layout.actions, actions) if actions else "derived from the states",
+            "extras": _summaries(layout.extras, extras) if extras else [],
         }  # fmt: skip
 
 
@@ -192,6 +188,11 @@ def quantiles(values: Iterable[float]) -> dict[str, float] | None:
     return {name: float(np.quantile(values, part)) for name, part in _QUANTILES.items()} if len(values) else None
 
 
+def _steps(counts: Iterable[int]) -> dict[str, int]:
+    counts = list(counts)
+    return {"steps": sum(counts), "trajectories": sum(count > 0 for count in counts)}
+
+
 def _counts(values: Iterable[str]) -> dict[str, int]:
     return dict(Counter(values).most_common())
 
@@ -209,13 +210,13 @@ def histogram(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.histogram(values, _BINS, (low - margin, high + margin))
 
 
-def _dimensions(names, units, rows, lows, highs) -> list[dict]:
+def _summaries(dimensions: Dimensions, numbers: Numbers) -> list[dict]:
     found = []
-    for number, (name, unit) in enumerate(zip(names, units, strict=True)):
-        values = rows[:, number].astype(np.float64)
+    for column, (name, unit) in enumerate(zip(*dimensions, strict=True)):
+        values = numbers.kept[:, column].astype(np.float64)
         counts, edges = histogram(values)
         found.append({
-            "name": name, "unit": unit, "min": float(lows[number]), "max": float(highs[number]),
+            "name": name, "unit": unit, "min": float(numbers.low[column]), "max": float(numbers.high[column]),
             "mean": float(values.mean()), "std": float(values.std()),
             "histogram": {"counts": counts.tolist(), "low": float(edges[0]), "high": float(edges[-1])},
         })  # fmt: skip

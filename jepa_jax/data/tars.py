@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
-from jepa_jax.data import remote
+from jepa_jax.data import folders, remote
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.listing import IMAGE_SUFFIXES, Item, ListError, Rejected, list_items
 
@@ -28,7 +28,7 @@ class Member(NamedTuple):
     @property
     def name(self) -> str:
         """Name the member in reports and records."""
-        return f"{self.tar}!{self.member}"
+        return folders.printable(f"{self.tar}!{self.member}")
 
 
 def list_images(sources: Sequence[str]) -> list[Item | Member | Rejected]:
@@ -40,36 +40,48 @@ def list_images(sources: Sequence[str]) -> list[Item | Member | Rejected]:
 
     Returns:
         The items; a place where a tar cannot be read further is rejected as
-        'unreadable tar member'.
+        'unreadable tar member', a tar in a folder or list that is compressed or holds
+        no image as 'compressed tar' or 'tar without images'.
 
     Raises:
-        ListError: as in `listing.list_items`, or a tar is compressed or holds no image.
+        ListError: as in `listing.list_items`, or a tar that is named itself is compressed
+            or holds no image.
     """
+    named = {os.fspath(source) for source in sources}
     items: list[Item | Member | Rejected] = []
-    for item in list_items(sources, (*IMAGE_SUFFIXES, _SUFFIX)):
-        if item.path.lower().endswith(_COMPRESSED):
-            raise ListError(
-                f"{item.path} is compressed, so that its members cannot be reached one by one; images hardly compress: "
-                f"unpack it to a plain {_SUFFIX} first, for example with gunzip"
-            )
-        items += _list_tar(item.path) if item.path.lower().endswith(_SUFFIX) else [item]
+    for item in list_items(sources, (*IMAGE_SUFFIXES, _SUFFIX, *_COMPRESSED)):
+        if not item.path.lower().endswith((_SUFFIX, *_COMPRESSED)):
+            items.append(item)
+            continue
+        try:
+            items += _list_tar(item.path)
+        except DataError as error:
+            if item.path in named:
+                raise ListError(str(error)) from error
+            items.append(Rejected(item.name, error.reason, str(error)))
     return items
 
 
 def _list_tar(path: str) -> list[Member | Rejected]:
+    if path.lower().endswith(_COMPRESSED):
+        raise DataError(
+            "compressed tar",
+            f"{path} is compressed, so that its members cannot be reached one by one; images hardly compress: "
+            f"unpack it to a plain {_SUFFIX} first, for example with gunzip",
+        )
     try:
         with remote.open_binary(path) as file:
             found = list(_members(file, path, "", 0, file.seek(0, os.SEEK_END)))
     except OSError as error:
-        raise ListError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise DataError("unreadable file", f"{path} cannot be read: {error.strerror or error}") from error
     if not found:
-        raise ListError(f"{path} holds no file ending in {', '.join(IMAGE_SUFFIXES)}")
+        raise DataError("tar without images", f"{path} holds no file ending in {', '.join(IMAGE_SUFFIXES)}")
     return found
 
 
 def _members(file: BinaryIO, path: str, prefix: str, start: int, end: int) -> Iterator[Member | Rejected]:
     """Walk the tar at start .. end of a file, and the tars in it."""
-    place = f"{path}!{prefix}" if prefix else path
+    place = folders.printable(f"{path}!{prefix}" if prefix else path)
     file.seek(start)
     try:
         tar = tarfile.TarFile(fileobj=file, mode="r")

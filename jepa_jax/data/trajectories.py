@@ -11,14 +11,16 @@ A trajectory is a msgpack map, one record of a shard:
         extrinsics    array [L, 6] or nil   pose of the camera in `frame`: x y z (m), three angles (rad)
         latents       map or nil            features of the frames; see `latents`
     states        array [L, S]  row k belongs to frame k
-    actions       array [L, A] or nil   as recorded; nil: they are derived from the states
+    actions       array [L, A] or nil   as recorded, the gripper too; used where a robot's source is 'recorded', while
+                         others, and nil, mean that actions are derived from the states
     control_rate  float  rows per second in truth, Hz
     header_fps    float  rows per second as the header of the source's video file states
     rate          str    'header' or 'true': which of the two sampling rules count with
     state_names, state_units, action_names, action_units   lists of str, one per dimension
     frame         str    what positions and angles are relative to, 'robot base' or 'unknown'
     rotation      str    ROTATIONS: how three of the state's numbers say an orientation
-    gripper_range [low, high] or nil   value when fully open and fully closed
+    gripper_range [low, high] or nil   the state's gripper when fully open and fully closed: 0 and 1, since sources
+                         rescale what they know; nil: unknown, and as recorded
     instruction   str or nil   the task in words
     source_id     str    where the trajectory was made from
     extras        map    name to array [L, K]: what else is known of each row, such as where a simulator's objects

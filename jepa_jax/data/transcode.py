@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
@@ -12,19 +11,26 @@ from typing import ClassVar
 import av
 import cv2
 
-from jepa_jax.data import scenes, tars
+from jepa_jax.data import pieces, scenes, tars
+from jepa_jax.data.conversion import Noted, Split
 from jepa_jax.data.copies import local_copy
-from jepa_jax.data.encoding import Encoded, Encoding, encode_video, storable_rate, upright
+from jepa_jax.data.encoding import (
+    Encoded,
+    Encoding,
+    encode_video,
+    storable_rate,
+    upright,
+)
 from jepa_jax.data.errors import DataError
-from jepa_jax.data.listing import Item, Scene
+from jepa_jax.data.listing import Ambiguous, Item, Scene
 from jepa_jax.data.records import ClipRecord
+from jepa_jax.data.stream import settled_rate, whole_frames
 from jepa_jax.data.video import decode_image, open_video, read_file
 
 JPEG_QUALITY = 95
-# A measured rate this close to the stated one is the stated one.
-_SAME_RATE = 0.01
 # Sound may go on after the picture; a file that misses more than this was cut.
 _WHOLE = 0.8
+_LABELS = ("listed with different labels, so stored without one",)
 
 
 @dataclass(frozen=True)
@@ -36,19 +42,34 @@ class VideoSpec(Encoding):
         gop: frames from one key frame to the next.
         crf: x264 quality; lower is better and larger.
         min_frames: videos with fewer frames are skipped.
+        max_seconds: longer videos and scenes are stored in parts, since whoever reads a clip reads
+            all of its record; 0 stores them whole.
     """
 
     kind: ClassVar[str] = "video"
     min_frames: int = 8
+    max_seconds: float = 0.0
 
-    def convert(self, item: Item | Scene) -> ClipRecord:
-        """Make the record of a video file or of a scene in one; as `transcode_video` and `transcode_scene`."""
+    def convert(self, item: Item | Scene) -> ClipRecord | Noted | Split:
+        """Make the record of a video file or of a scene in one; as `transcode_video` and `transcode_scene`.
+
+        Raises:
+            DataError: as there, or as in `copies.local_copy` and `pieces.divide`.
+        """
+        notes = _LABELS if isinstance(item, Ambiguous) else ()
         with local_copy(item.path, reused=isinstance(item, Scene)) as path:
+            here = item._replace(path=path)
+            division = pieces.divide(here, self.max_seconds)
+            if division.pieces:
+                return Split(tuple(piece._replace(path=item.path) for piece in division.pieces))
             if isinstance(item, Scene):
-                record = transcode_scene(item._replace(path=path), self)
+                record = transcode_scene(here, self)
             else:
                 record = transcode_video(path, self, item.label)
-        return record._replace(source_id=item.name)
+        if division.indivisible:
+            notes += ("longer than --max-seconds, but stored whole, as its frames have no time stamps",)
+        record = record._replace(source_id=item.name)
+        return Noted(record, notes) if notes else record
 
 
 @dataclass(frozen=True)
@@ -58,12 +79,13 @@ class ImageSpec:
     kind: ClassVar[str] = "image"
     size: int = 256
 
-    def convert(self, item: Item | tars.Member) -> ClipRecord:
+    def convert(self, item: Item | tars.Member) -> ClipRecord | Noted:
         """Make the record of an image file or of a member of a tar; as `store_image`."""
         if isinstance(item, tars.Member):
             return store_image_bytes(tars.read_member(item), self, item.name, item.label)
         with local_copy(item.path) as path:
-            return store_image(path, self, item.label)._replace(source_id=item.name)
+            record = store_image(path, self, item.label)._replace(source_id=item.name)
+        return Noted(record, _LABELS) if isinstance(item, Ambiguous) else record
 
 
 def transcode_video(path: str, spec: VideoSpec, label: int | None = None) -> ClipRecord:
@@ -130,10 +152,8 @@ def encode_file(
     """
     container, stream = open_video(path)
     with container:
-        # Otherwise FFmpeg drops a frame whose header it cannot read, and goes on.
-        stream.codec_context.options = {"err_detect": "explode"}
         own_rate, stated = _stated_length(container, stream, path)
-        frames = itertools.islice(_upright_frames(container, stream, path), limit)
+        frames = itertools.islice(map(upright, whole_frames(container, stream, path)), limit)
         video = encode_video(frames, storable_rate(rate, path) if rate else own_rate, spec, path)
     stated = stated if limit is None else min(stated, limit)
     if video.num_frames < stated:
@@ -166,27 +186,10 @@ def _measured_length(path: str, nominal: Fraction | None) -> tuple[Fraction | No
         known = [stamp for stamp in stamps if stamp is not None]
         if len(known) < 2 or len(known) < len(stamps) or max(known) == min(known):
             return nominal, 0
-        rate = Fraction(len(known) - 1) / ((max(known) - min(known)) * stream.time_base)
-        if nominal and abs(rate / nominal - 1) < _SAME_RATE:
-            rate = Fraction(nominal)
+        measured = Fraction(len(known) - 1) / ((max(known) - min(known)) * stream.time_base)
+        rate = settled_rate(measured, Fraction(nominal or 0))
         seconds = (container.duration or 0) / av.time_base
     return rate, int(_WHOLE * seconds * rate)
-
-
-def _upright_frames(
-    container: av.container.InputContainer, stream: av.VideoStream, path: str
-) -> Iterator[av.VideoFrame]:
-    """Yield decoded frames, turned as the file says."""
-    try:
-        for packet in container.demux(stream):
-            if packet.is_corrupt:
-                raise DataError("truncated", f"{path}: the file ends inside the packet at {packet.pts}")
-            for frame in packet.decode():
-                if frame.is_corrupt:
-                    raise DataError("damaged", f"{path}: the frame at {frame.time} s has damaged slices")
-                yield upright(frame)
-    except av.FFmpegError as error:
-        raise DataError("damaged", f"{path}: {error.strerror} while decoding") from error
 
 
 def _check_minimum(decoded: int, spec: VideoSpec, name: str) -> None:

@@ -144,7 +144,13 @@ def motion_boxes(first: np.ndarray, last: np.ndarray, frames: int) -> np.ndarray
 
     Source: src/datasets/utils/video/transforms.py
     """
-    return np.linspace(np.asarray(first), np.asarray(last), frames).astype(np.int64)
+    first, last = np.asarray(first, np.float32), np.asarray(last, np.float32)
+    # Parity: float32, from both ends to the middle, decides which of two pixels a rounded-off
+    # number is truncated to.
+    step = (last - first) / np.float32(max(1, frames - 1))
+    places = np.arange(frames, dtype=np.float32)[:, None]
+    rising, falling = first + step * places, last - step * places[::-1]
+    return np.where(places < max(1, frames // 2), rising, falling).astype(np.int64)
 
 
 def flip_in_place(frames: np.ndarray) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import av
@@ -40,7 +40,7 @@ def open_video(data: bytes | str | os.PathLike) -> tuple[av.container.InputConta
 
     Raises:
         DataError: 'empty file', 'missing file', 'unreadable file', 'truncated',
-            'not a video' or 'no video stream'.
+            'not a video', 'no video stream' or 'unknown codec'.
     """
     name = f"{len(data)} bytes" if isinstance(data, bytes) else str(data)
     try:
@@ -62,6 +62,9 @@ def open_video(data: bytes | str | os.PathLike) -> tuple[av.container.InputConta
     if not streams:
         container.close()
         raise DataError("no video stream", f"{name}: holds no video stream")
+    if streams[0].codec_context is None:
+        container.close()
+        raise DataError("unknown codec", f"{name}: FFmpeg has no decoder for its video stream")
     streams[0].thread_type = ThreadType.NONE
     streams[0].codec_context.thread_count = 1
     return container, streams[0]
@@ -104,10 +107,7 @@ def decode_frames(data: bytes | str | os.PathLike, indices: Sequence[int]) -> np
 
 
 def decode_frame_list(data: bytes | str | os.PathLike, indices: Sequence[int]) -> list[np.ndarray]:
-    """Decode the frames at `indices` and no more than they need.
-
-    All packets are read first; only those between the key frame before a wanted
-    frame and the frame itself are decoded.
+    """Decode the frames at `indices` and no more than they need, as `visit_frames`.
 
     Args:
         data: the encoded file as bytes, or its path.
@@ -115,6 +115,29 @@ def decode_frame_list(data: bytes | str | os.PathLike, indices: Sequence[int]) -
 
     Returns:
         One uint8 `[H, W, 3]` RGB array per index, a repeated one being the same array.
+
+    Raises:
+        DataError: as in `visit_frames`.
+        IndexError: an index is beyond the last frame.
+    """
+    converter = VideoReformatter()
+    images: dict[int, np.ndarray] = {}
+    visit_frames(data, indices, lambda frame, index: images.update({index: to_rgb(converter, frame, index)}))
+    return [images[int(index)] for index in indices]
+
+
+def visit_frames(
+    data: bytes | str | os.PathLike, indices: Sequence[int], visit: Callable[[av.VideoFrame, int], None]
+) -> None:
+    """Decode the frames at `indices` and hand each one over, once, as it comes out of the decoder.
+
+    All packets are read first; only those between the key frame before a wanted
+    frame and the frame itself are decoded.
+
+    Args:
+        data: the encoded file as bytes, or its path.
+        indices: frame numbers in order of presentation; any order, repeats allowed.
+        visit: (frame, its index) -> None.
 
     Raises:
         DataError: as in `open_video`, or 'damaged', or 'truncated'.
@@ -130,13 +153,11 @@ def decode_frame_list(data: bytes | str | os.PathLike, indices: Sequence[int]) -
         if wanted[0] < 0 or wanted[-1] >= len(shown):
             raise IndexError(f"frames {wanted[0]}..{wanted[-1]} asked of a video with {len(shown)} frames")
         try:
-            images = _decode_wanted(stream.codec_context, packets, shown, wanted)
+            lost = _decode_wanted(stream.codec_context, packets, shown, wanted, visit)
         except av.FFmpegError as error:
             raise DataError("damaged", f"a slice cannot be decoded: {error.strerror}") from error
-    lost = [index for index in wanted if index not in images]
     if lost:
-        raise DataError("damaged", f"frames {lost[:5]} of {len(shown)} cannot be decoded")
-    return [images[int(index)] for index in indices]
+        raise DataError("damaged", f"frames {sorted(lost)[:5]} of {len(shown)} cannot be decoded")
 
 
 def _demux(container: av.container.InputContainer, stream: av.VideoStream) -> list[av.Packet]:
@@ -165,17 +186,19 @@ def shown_packets(packets: list[av.Packet]) -> list[int]:
 
 
 def _decode_wanted(
-    decoder: av.VideoCodecContext, packets: list[av.Packet], shown: list[int], wanted: list[int]
-) -> dict[int, np.ndarray]:
-    """Decode the wanted frame indices (ascending), as {index: RGB image}."""
+    decoder: av.VideoCodecContext,
+    packets: list[av.Packet],
+    shown: list[int],
+    wanted: list[int],
+    visit: Callable[[av.VideoFrame, int], None],
+) -> set[int]:
+    """Decode the wanted frame indices (ascending); return those that did not come out."""
     stamps = [packets[number].pts for number in shown]
     if None in stamps or len(set(stamps)) < len(stamps):
-        return _decode_counting(decoder, packets, set(wanted))
+        return _decode_counting(decoder, packets, set(wanted), visit)
     index_of = {stamp: index for index, stamp in enumerate(stamps)}
     keys = [number for number, packet in enumerate(packets) if packet.is_keyframe]
     missing = set(wanted)
-    converter = VideoReformatter()
-    images: dict[int, np.ndarray] = {}
     fed = 0
     for index in wanted:
         if index not in missing:
@@ -190,27 +213,29 @@ def _decode_wanted(
             for frame in decoder.decode(packets[fed] if fed < len(packets) else None):
                 found = index_of.get(frame.pts)
                 if found in missing:
-                    images[found] = to_rgb(converter, frame, found)
+                    visit(frame, found)
                     missing.discard(found)
             fed += 1
-    return images
+    return missing
 
 
 def _decode_counting(
-    decoder: av.VideoCodecContext, packets: list[av.Packet], wanted: set[int]
-) -> dict[int, np.ndarray]:
+    decoder: av.VideoCodecContext,
+    packets: list[av.Packet],
+    missing: set[int],
+    visit: Callable[[av.VideoFrame, int], None],
+) -> set[int]:
     """Decode from the start and count frames, for files without usable time stamps."""
-    converter = VideoReformatter()
-    images = {}
     count = 0
     for packet in [*packets, None]:
         for frame in decoder.decode(packet):
-            if count in wanted:
-                images[count] = to_rgb(converter, frame, count)
+            if count in missing:
+                visit(frame, count)
+                missing.discard(count)
             count += 1
-        if len(images) == len(wanted):
+        if not missing:
             break
-    return images
+    return missing
 
 
 def to_rgb(converter: VideoReformatter, frame: av.VideoFrame, index: int) -> np.ndarray:

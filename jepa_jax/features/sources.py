@@ -15,6 +15,7 @@ from jepa_jax.data import clips
 from jepa_jax.data.copies import local_copy
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.stream import Timeline, read_timeline, stream_frames
+from jepa_jax.data.workers import usable_cores
 from jepa_jax.features.windows import Windows, plan_windows
 
 # Files decoded at the same time, and windows of each that may wait for the device.
@@ -159,7 +160,7 @@ def read_ahead(paths, sampling):
       that cannot be opened only `End`.
     """
     stop = threading.Event()
-    threads = max(2, min(_MAX_FILES, os.cpu_count() or 1))
+    threads = max(2, min(_MAX_FILES, usable_cores()))
     paths = iter(paths)
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(threads, "decode"))

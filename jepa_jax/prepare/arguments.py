@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 
 from jepa_jax.commandline.types import (
     assignment,
@@ -18,7 +19,7 @@ from jepa_jax.commandline.types import (
     rate,
     shard_set_name,
 )
-from jepa_jax.data import manifest, tars
+from jepa_jax.data import claims, manifest, publish, remote, tars
 from jepa_jax.data.sources import droid, examples, lerobot, rlds, tfds
 from jepa_jax.data.transcode import ImageSpec, VideoSpec
 from jepa_jax.data.workers import usable_cores
@@ -37,7 +38,7 @@ host for one shard, in $TMPDIR. Run the same command again to finish a run that 
 
 
 def parser() -> argparse.ArgumentParser:
-    """Build the parser; each subcommand sets `plan(args) -> (items, spec)` and `units`, or `run(args) -> exit status`."""
+    """Build the parser; each subcommand sets `plan(args) -> (items, spec)` and `units`, or `run(args) -> status`."""
     top = argparse.ArgumentParser(
         prog="python -m jepa_jax.prepare",
         description="Turn videos, images or robot trajectories into shards for training.",
@@ -106,8 +107,8 @@ def _add_videos(kinds) -> None:
     _add_video_options(sub, "videos and scenes")
     sub.add_argument(
         "--max-seconds", default=60.0, type=non_negative_float,
-        help="store longer videos and scenes as consecutive records PATH#t=START,END of about this length, since each "
-        "clip is read with its whole record; 0 for never (default %(default)g)",
+        help="store longer videos and scenes as consecutive records PATH#t=START,END of about this length, since "
+        "each clip is read with its whole record; 0 for never (default %(default)g)",
     )  # fmt: skip
     sub.set_defaults(
         plan=lambda args: (
@@ -132,9 +133,9 @@ def _add_robot_options(sub) -> None:
     _add_video_options(sub, "trajectories")
     sub.add_argument(
         "--max-turn", default=10.0, type=positive_float,
-        help="skip trajectories whose end effector turns faster, rad/s (default %(default)s): that finds damage, rotation "
-        "vectors, quaternions and large angles in degrees, but neither angles in reverse order, which turn as smoothly "
-        "(a note says where the third one behaves like a roll), nor small ones in degrees",
+        help="skip trajectories whose end effector turns faster, rad/s (default %(default)s): that finds damage, "
+        "rotation vectors, quaternions and large angles in degrees, but neither angles in reverse order, which turn as "
+        "smoothly (a note says where the third one behaves like a roll), nor small ones in degrees",
     )  # fmt: skip
     sub.add_argument(
         "--max-gap", default=1.0, type=positive_float,
@@ -160,9 +161,9 @@ def _add_droid(kinds) -> None:
         "SRC is a folder (searched for trajectory.h5) or a list of such folders, one a line (the official index).\n"
         "The mp4 headers of DROID may state 60 frames/s although frames were recorded at 15 Hz. --rate says which of\n"
         "them sampling counts with: 'header' (the official rule, which the released weights were trained by), 'true'\n"
-        "(measured from the time stamps), or a number of Hz. Where the two differ the report says so. Views whose headers\n"
-        "differ are refused under 'header'. The folders found are written to DIR/droid-index.txt, which may be given as\n"
-        "SRC: it spares the search of another run.",
+        "(measured from the time stamps), or a number of Hz. Where the two differ the report says so. Views whose\n"
+        "headers differ are refused under 'header'. Folders found are written to DIR/droid-index.txt, which may be\n"
+        "given as SRC: it spares the search of another run.",
     )  # fmt: skip
     _add_robot_options(sub)
     sub.add_argument(
@@ -172,12 +173,12 @@ def _add_droid(kinds) -> None:
     sub.add_argument("--rate", default="header", type=rate, metavar="header|true|HZ", help="see above (default header)")
     sub.add_argument(
         "--row-tolerance", default=2, type=count,
-        help="accept so many rows beyond the last frame, and (unless 0) one frame beyond the last row; the surplus is cut "
-        "off and counted (default %(default)s: many videos of the release lack their last frame)",
+        help="accept so many rows beyond the last frame, and (unless 0) one frame beyond the last row; the surplus is "
+        "cut off and counted (default %(default)s: many videos of the release lack their last frame)",
     )  # fmt: skip
     sub.set_defaults(
         plan=lambda args: (
-            _index_droid(droid.list_droid(args.sources), args.output),
+            _list_droid(args),
             droid.DroidSpec(
                 **_video_settings(args), views=args.views, rate=args.rate, row_tolerance=args.row_tolerance
             ),
@@ -185,11 +186,14 @@ def _add_droid(kinds) -> None:
     )
 
 
-def _index_droid(items, output: str):
-    """Keep the list of what was found beside the shards; returns it."""
-    path = os.path.join(output, "droid-index.txt")
-    with claims.writing(path):
-        write_bytes(path, droid.index_text(items, absolute=remote.is_remote(output)).encode(errors="backslashreplace"))
+def _list_droid(args):
+    """List trajectories, and keep the list beside the shards when these are begun."""
+    items = droid.list_droid(args.sources)
+    path = os.path.join(args.output, "droid-index.txt")
+    if args.overwrite or not remote.is_file(path):
+        text = droid.index_text(items, absolute=remote.is_remote(args.output))
+        with claims.writing(path), publish.new_file(path) as partial, open(partial, "wb") as file:
+            file.write(text.encode(errors="backslashreplace"))
     return items
 
 
@@ -201,20 +205,22 @@ def _add_state_options(sub) -> None:
     )  # fmt: skip
     sub.add_argument(
         "--gripper-range", type=pair, metavar="OPEN,CLOSED",
-        help="the gripper's value when fully open and fully closed: numbers of the state named 'gripper' (or the seventh "
-        "of a pose) are rescaled to 0 and 1, so that robots can be mixed; without it they stay as recorded",
+        help="the gripper's value when fully open and fully closed: numbers of the state named 'gripper' (or the "
+        "seventh of a pose) are rescaled to 0 and 1, so that robots can be mixed; without it they stay as recorded",
     )  # fmt: skip
 
 
 def _add_lerobot(kinds) -> None:
     sub = _subcommand(
         kinds, "lerobot", "trajectories", "lerobot", 32, "robot trajectories of LeRobot data sets; their folders",
-        "SRC is the folder of a LeRobot data set, version 2.0, 2.1 or 3.x (meta/info.json), or a folder above several.\n"
+        "SRC is a LeRobot data set, version 2.0, 2.1 or 3.x (meta/info.json), or a folder above several.\n"
         "Recorded actions are stored as they are. Training derives actions from the states unless the robot of its\n"
         "config says source='recorded'.",
     )  # fmt: skip
     _add_robot_options(sub)
-    sub.add_argument("--views", default=(), type=names(), metavar="NAME,...", help="cameras to keep (default all but depth)")
+    sub.add_argument(
+        "--views", default=(), type=names(), metavar="NAME,...", help="cameras to keep (default all but depth)"
+    )
     sub.add_argument(
         "--state", default=("observation.state",), type=names(), metavar="COLUMN,...",
         help="columns that make up the state (default observation.state)",
@@ -235,8 +241,8 @@ def _add_lerobot(kinds) -> None:
 def _add_rlds(kinds) -> None:
     sub = _subcommand(
         kinds, "rlds", "trajectories", "rlds", 32, "robot episodes as RLDS (DROID, Open X-Embodiment); their folder",
-        "SRC is a folder (searched for *.tfrecord* and *.array_record* of --split), a glob in quotes or a file; of several\n"
-        "versions of one data set name one. --preset says\n"
+        "SRC is a folder (searched for *.tfrecord* and *.array_record* of --split), a glob in quotes or a file; of\n"
+        "several versions of one data set name one. --preset says\n"
         "which features mean what; the other options change it. Names of features are\n"
         "those in features.json, without 'steps/'.",
     )  # fmt: skip

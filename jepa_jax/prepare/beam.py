@@ -47,10 +47,10 @@ def write_shards(
                 pipeline | beam.Create(elements) | beam.Reshuffle() | beam.Map(work)
         # Runners wrap what a worker raised in a RuntimeError of their own.
         except RuntimeError as error:
-            raise shards.ShardError(f"the Beam pipeline failed: {error}") from error
+            raise claims.ShardError(f"the Beam pipeline failed: {error}") from error
         total, left, _ = shards.begin(items, plan)
         if left:
-            raise shards.ShardError(
+            raise claims.ShardError(
                 f"the Beam pipeline ended, but {len(left)} of {count} shards are not in {plan.folder}: it must be the "
                 "same folder on every worker"
             )

@@ -11,6 +11,7 @@ import tqdm
 
 from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data import listing, shards
+from jepa_jax.data.claims import ShardError
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.publish import check_folder
 from jepa_jax.data.remote import UrlError
@@ -34,10 +35,12 @@ def main(argv: list[str] | None = None) -> int:
         # First: looking through the sources may take long.
         check_folder(args.output)
         items, spec = args.plan(args)
+        if not items:
+            raise listing.ListError(f"{', '.join(args.sources)}: lists no {args.units}")
         plan = shards.ShardPlan(args.output, args.name, args.per_shard, spec)
         counts = _write(items, plan, args)
         lines, status = report.finish(counts, plan, args.units, args.max_skip_fraction)
-    except (listing.ListError, shards.ShardError, UrlError, DataError, OSError) as error:
+    except (listing.ListError, ShardError, UrlError, DataError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt:

@@ -30,7 +30,8 @@ which was written. Without --scenes every scene of every cluster with a target s
 weights decide nothing: the column `weight` in scenes.csv is for samplers of your own, `prepare videos` and
 training do not read it.
 Cuts are those of PySceneDetect's adaptive detector: of two cuts less than 0.6 s apart it keeps the first,
-so a scene may hold another cut shortly after its start. Lists of files are held in memory, about 0.5 GB for a million.
+so a scene may hold another cut shortly after its start. Lists of files are held in memory, about 0.5 GB
+for a million.
 Run the same command again to go on after a stop. On several machines with one file system, start it with
 --part 0/4, --part 1/4 and so on, then once without."""
 
@@ -162,8 +163,15 @@ def _targets(given: list[tuple[str, float, str]]) -> tuple[dict, dict]:
 
 def _list_videos(sources: list[str]) -> list:
     """List videos by absolute paths, so that the manifest can be read from anywhere."""
-    found = manifest.list_videos(sources)
-    return [item if isinstance(item, Rejected) else item._replace(path=remote.absolute(item.path)) for item in found]
+    return [item if isinstance(item, Rejected) else _placed(item) for item in manifest.list_videos(sources)]
+
+
+def _placed(item: listing.Item | listing.Scene) -> listing.Item | listing.Scene | Rejected:
+    try:
+        item.path.encode()
+    except UnicodeEncodeError:
+        return Rejected(item.name, "name is not UTF-8", f"{item.name}: no manifest can hold this name; rename the file")
+    return item._replace(path=remote.absolute(item.path))
 
 
 def _work_folder(args: argparse.Namespace) -> str:

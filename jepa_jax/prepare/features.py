@@ -16,6 +16,7 @@ from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data import publish, remote, shards, trajectory_frames
 from jepa_jax.data.errors import DataError, RecordError
 from jepa_jax.data.trajectory_frames import ALL_FRAMES, Estimate, FrameSpec
+from jepa_jax.data.workers import usable_cores
 from jepa_jax.prepare import report
 
 _DETAIL = """SRC are shards of robot trajectories, as `prepare droid`, `lerobot` and `rlds` make them. Their states,
@@ -57,7 +58,7 @@ def add(kinds) -> None:
     arg("--dtype", choices=("float32", "bfloat16"),
         help="the encoder computes in (default: bfloat16, float32 on a CPU); stored is always bfloat16")  # fmt: skip
     arg("--batch", type=types.positive, default=32, help="frames encoded together (default %(default)s)")
-    arg("--workers", type=types.count, default=os.cpu_count(),
+    arg("--workers", type=types.count, default=usable_cores(),
         help="processes that decode; 0 for none (default: one per core)")  # fmt: skip
     arg("--per-shard", type=types.positive, default=16, help="trajectories per shard (default %(default)s)")
     arg("--max-skip-fraction", default=0.1, type=types.fraction,

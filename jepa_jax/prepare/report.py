@@ -37,7 +37,8 @@ def finish(
     lines = [f"{report.written} of {total} {units} in {plan.folder}{timed}, {report.bytes / 1e6:.1f} MB"]
     if report.split:
         lines = [f"{report.written} of {total} records of {report.items} {units}" + lines[0].partition(units)[2]]
-        lines.append(f"note: {report.split} long {units} are stored as {report.parts} records")
+        divided = f"{report.split} {units} in {report.parts} parts"
+        lines.append(f"note: longer than --max-seconds, so stored in parts: {divided}")
     if report.rates:
         lines.append(f"frames/s: {_rates_text(report.rates)}")
     lines += [f"note: {note}: {count} {units}" for note, count in sorted(report.notes.items())]

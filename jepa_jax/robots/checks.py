@@ -119,7 +119,7 @@ def _check_gripper(spec: RobotSpec, record: TrajectoryRecord) -> None:
     stated = record.gripper_range
     if stated is not None and tuple(stated) != (low, high):
         found = f"{stated[0]:g} for open and {stated[1]:g} for closed"
-        needed = f"{low:g} for open and {high:g} for closed (gripper_range); shards made now hold 0 and 1 where it is known"
+        needed = f"{low:g} for open and {high:g} for closed; `prepare` now stores 0 and 1 where it is told the range"
         raise _refusal("other gripper range", spec, record, "gripper_range", found, needed)
     slack = _GRIPPER_SLACK * (high - low)
     numbers = record.states[:, spec.gripper]

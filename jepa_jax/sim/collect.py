@@ -15,9 +15,11 @@ import tqdm
 from jepa_jax.commandline import types
 from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data import remote, shards
+from jepa_jax.data.claims import ShardError
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.publish import check_folder, write_json
 from jepa_jax.data.records import ShardSource
+from jepa_jax.data.workers import usable_cores
 from jepa_jax.sim.cameras import CAMERAS
 from jepa_jax.sim.episodes import SPLITS, Draw, TabletopSpec, phase_shares
 from jepa_jax.sim.nuisance import Nuisance
@@ -60,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
                 draws, plan, workers=args.workers, overwrite=args.overwrite, on_item=lambda count, _: bar.update(count)
             )
         lines = _finish(counts, plan, earlier, time.monotonic() - begun)
-    except (shards.ShardError, remote.UrlError, DataError, OSError) as error:
+    except (ShardError, remote.UrlError, DataError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt:
@@ -117,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     arg("--crf", default=TabletopSpec.crf, type=types.crf,
         help="x264 quality, 0 (best) to 51 (default %(default)s)")  # fmt: skip
     arg("--per-shard", default=64, type=types.positive, metavar="N", help="episodes per shard (default %(default)s)")
-    arg("--workers", default=os.cpu_count(), type=types.count, help="processes; 0 for none (default: one per core)")
+    arg("--workers", default=usable_cores(), type=types.count, help="processes; 0 for none (default: one per core)")
     arg("--overwrite", action="store_true", help="remove the shards of that name and begin again")
     return parser
 

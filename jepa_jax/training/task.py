@@ -16,8 +16,8 @@ class Task(NamedTuple):
       tensor_names: names behind `guard/first_bad`, from `optim.checked_names`.
       clips_per_step: clips of the global batch.
       flops_per_step: operations of one step on the global batch, without recomputation.
-      data_state: JSON-able description of the data order, saved with every checkpoint and
-        compared at resume.
+      data_state: texts and numbers by name that describe the data order, saved with every checkpoint
+        and compared at resume.
       model_card: JSON-able description of the networks, saved with every checkpoint, so that it
         can be read without the config; see `jepa_jax.weights.runs.model_card`.
       read_weights: path -> (params, target_params) of foreign weights, nested dicts of host arrays, to

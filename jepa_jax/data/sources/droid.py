@@ -20,14 +20,29 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jepa_jax.data import remote
+from jepa_jax.data import folders, remote
+from jepa_jax.data.conversion import Noted
 from jepa_jax.data.copies import local_copy
 from jepa_jax.data.errors import DataError
-from jepa_jax.data.listing import LIST_SUFFIXES, ListError, Rejected, place_in_list, read_list
+from jepa_jax.data.listing import (
+    LIST_SUFFIXES,
+    ListError,
+    Rejected,
+    place_in_list,
+    read_list,
+)
 from jepa_jax.data.manifest import reject_duplicates
 from jepa_jax.data.poses import GRIPPER_RANGE
 from jepa_jax.data.sources.libraries import need
-from jepa_jax.data.sources.robots import POSE_NAMES, POSE_UNITS, TrajectorySpec, check_rows, median_rate
+from jepa_jax.data.sources.robots import (
+    POSE_NAMES,
+    POSE_UNITS,
+    TrajectorySpec,
+    check_rows,
+    is_same_rate,
+    median_rate,
+    snap_rate,
+)
 from jepa_jax.data.trajectories import TrajectoryRecord, View
 from jepa_jax.data.transcode import encode_file
 from jepa_jax.data.video import probe
@@ -50,7 +65,7 @@ class Trajectory(NamedTuple):
     @property
     def name(self) -> str:
         """Name the trajectory in reports and records."""
-        return self.path
+        return folders.printable(self.path)
 
 
 def list_droid(sources: Sequence[str]) -> list[Trajectory | Rejected]:
@@ -71,21 +86,32 @@ def list_droid(sources: Sequence[str]) -> list[Trajectory | Rejected]:
     Source: app/vjepa_droid/droid.py
     """
     need("h5py", "sources")
-    folders: list[str] = []
+    paths: list[str] = []
     for source in sources:
         found = _walk(source) if remote.is_folder(source) else _read_index(source)
         if not found:
             raise ListError(
                 f"{source!r} holds no {_H5}; name the folder of the raw DROID release, or a list of folders"
             )
-        folders += found
+        paths += found
     seen: dict[str, str] = {}
     items: list[Trajectory | Rejected] = []
-    for folder in folders:
-        first = seen.setdefault(folder if remote.is_remote(folder) else os.path.realpath(folder), folder)
-        alias = first != folder
-        items.append(Rejected(folder, "duplicate id", f"{folder} is {first} again") if alias else Trajectory(folder))
+    for path in paths:
+        first = seen.setdefault(path if remote.is_remote(path) else folders.real_path(path), path)
+        alias, item = first != path, Trajectory(path)
+        items.append(Rejected(item.name, "duplicate id", f"{item.name} is {first} again") if alias else item)
     return reject_duplicates(items)
+
+
+def index_text(items: Sequence[Trajectory | Rejected], absolute: bool) -> str:
+    """Write the list of folders that `list_droid` reads, so that they need not be searched for again.
+
+    Args:
+        items: of `list_droid`.
+        absolute: for a list that is read elsewhere.
+    """
+    names = [item.path if isinstance(item, Trajectory) else item.name for item in items]
+    return "".join(f"{remote.absolute(name) if absolute else name}\n" for name in names)
 
 
 def _walk(source: str) -> list[str]:
@@ -93,8 +119,7 @@ def _walk(source: str) -> list[str]:
         return [os.path.dirname(file) for file in remote.find(source, lambda name: name == _H5)]
     # Trajectories have many folders below them that need not be looked into.
     found = []
-    for folder, below, names in os.walk(source, followlinks=True):
-        below.sort()
+    for folder, below, names in folders.walk(source):
         if _H5 in names:
             found.append(folder)
             below.clear()
@@ -106,7 +131,12 @@ def _read_index(source: str) -> list[str]:
         raise ListError(f"{source!r} is no folder and no list of folders ({', '.join(LIST_SUFFIXES)}); check the path")
     lines = [line.strip() for line in read_list(source).splitlines() if line.strip()]
     # A folder with spaces in its name is taken whole where it exists.
-    return [place_in_list(source, line if os.path.isdir(line) else line.split(" ")[0]) for line in lines]
+    return [_place(source, line) for line in lines]
+
+
+def _place(source: str, line: str) -> str:
+    whole = place_in_list(source, line)
+    return whole if " " not in line or remote.is_folder(whole) else place_in_list(source, line.split(" ")[0])
 
 
 @dataclass(frozen=True)
@@ -114,25 +144,27 @@ class DroidSpec(TrajectorySpec):
     """Say how trajectories of the raw DROID release are read and stored.
 
     Args:
-        size, gop, crf, min_frames, max_turn: as in `TrajectorySpec`.
+        size, gop, crf, min_frames, max_turn, max_gap: as in `TrajectorySpec`.
         views: of 'left', 'right' and 'wrist', in the order they are stored.
         rate: what sampling counts with: 'header' (what the mp4 states, the official
             rule), 'true' (measured from time stamps), or a number of Hz as text.
-        row_tolerance: rows and frames whose numbers differ by so many are cut to the
-            shorter; more are refused.
+        row_tolerance: so many rows beyond the last frame are cut off, and then one frame beyond
+            the last row is too; what differs by more is refused.
     """
 
     views: tuple[str, ...] = ("left",)
     rate: str = "header"
-    row_tolerance: int = 0
+    # The exporter of the release leaves out the last frame of many recordings; row k still belongs to frame k.
+    row_tolerance: int = 2
 
-    def convert(self, item: Trajectory) -> TrajectoryRecord:
+    def convert(self, item: Trajectory) -> Noted:
         """Make the record of one folder.
 
         Raises:
             DataError: 'missing json', 'unreadable json', 'json lacks a view', 'missing h5', 'unreadable h5',
-                'h5 lacks data', 'missing mp4', 'no time stamps', 'rows do not match frames', as in
-                `TrajectorySpec.checked`, or as in `transcode.encode_file` and `copies.local_copy`.
+                'h5 lacks data', 'missing mp4', 'no time stamps', 'rows do not match frames', 'views differ in rate',
+                as in `TrajectorySpec.checked` and `check_times`, or as in `transcode.encode_file` and
+                `copies.local_copy`.
         """
         metadata = _read_metadata(item.path, self.views)
         places = {view: _video_path(item.path, metadata[_key(view)]) for view in self.views}
@@ -140,15 +172,17 @@ class DroidSpec(TrajectorySpec):
             files = {view: stack.enter_context(local_copy(place)) for view, place in places.items()}
             return self._convert(item, metadata, files)
 
-    def _convert(self, item: Trajectory, metadata: dict, files: dict[str, str]) -> TrajectoryRecord:
+    def _convert(self, item: Trajectory, metadata: dict, files: dict[str, str]) -> Noted:
         """Make the record from the metadata and the videos by view."""
-        states, extrinsics, measured = _read_h5(item.path, {view: _camera(file) for view, file in files.items()})
+        states, extrinsics, stamps = _read_h5(item.path, {view: _camera(file) for view, file in files.items()})
         frames = {view: _count_frames(file) for view, file in files.items()}
+        counts = [count for count, _ in frames.values()]
         for view, (count, _) in frames.items():
-            check_rows(item.path, view, len(states), count, self.row_tolerance)
-        length = min(len(states), *(count for count, _ in frames.values()))
-        header = frames[self.views[0]][1]
-        control = self._control_rate(item.path, header, measured)
+            check_rows(item.name, view, len(states), count, self.row_tolerance)
+        length = min(len(states), *counts)
+        header = self._header_rate(item.name, frames)
+        control, notes = self._control_rate(item.name, header, stamps)
+        notes += _cut_notes(len(states), counts)
         videos = {view: encode_file(file, self, control, limit=length)[0] for view, file in files.items()}
         views = tuple(
             View(view, video.data, video.height, video.width, _first(extrinsics[view], length))
@@ -159,18 +193,46 @@ class DroidSpec(TrajectorySpec):
             TrajectoryRecord(
                 views, states[:length], None, control, header, "header" if self.rate == "header" else "true",
                 POSE_NAMES, POSE_UNITS, (), (), "robot base", "xyz euler", GRIPPER_RANGE,
-                instruction if isinstance(instruction, str) else None, item.path, {},
-            )
+                instruction if isinstance(instruction, str) else None, item.name, {},
+            ),
+            notes,
         )  # fmt: skip
 
-    def _control_rate(self, name: str, header: float, measured: float | None) -> float:
-        if self.rate == "header":
-            return measured or header
-        if self.rate != "true":
-            return float(self.rate)
-        if measured is None:
-            raise DataError("no time stamps", f"{name}: {_H5} holds no usable time stamps; give --rate header or in Hz")
-        return measured
+    def _header_rate(self, name: str, frames: dict[str, tuple[int, float]]) -> float:
+        """Return the rate that the headers state, frames per second: sampling by it needs one for all views."""
+        rates = {view: rate for view, (_, rate) in frames.items()}
+        first = rates[self.views[0]]
+        if self.rate == "header" and not all(is_same_rate(rate, first) for rate in rates.values()):
+            stated = ", ".join(f"{view} {rate:g}" for view, rate in rates.items())
+            raise DataError(
+                "views differ in rate",
+                f"{name}: the video headers state {stated} frames/s, and --rate header samples by one of them: give "
+                "--rate true, a rate in Hz, or fewer --views",
+            )
+        return first
+
+    def _control_rate(self, name: str, header: float, stamps: np.ndarray | None) -> tuple[float, list[str]]:
+        """Return rows per second, and notes on how sure that is."""
+        measured = None if stamps is None else median_rate(stamps)
+        if not measured or measured >= _MAX_RATE:
+            if self.rate == "true":
+                raise DataError(
+                    "no time stamps", f"{name}: {_H5} holds no usable time stamps; give --rate header or in Hz"
+                )
+            given = self.rate != "header"
+            taken = "--rate" if given else "the rate of the video header"
+            return float(self.rate) if given else header, [f"no time stamps, {taken} taken for the robot's"]
+        notes = self.check_times(name, stamps, measured)
+        return (float(self.rate) if self.rate not in ("header", "true") else snap_rate(measured, header)), notes
+
+
+def _cut_notes(rows: int, counts: Sequence[int]) -> list[str]:
+    notes = []
+    if (more := rows - min(counts)) > 0:
+        notes.append(f"{more} row{'s' * (more > 1)} more than frames, cut at the end")
+    if max(counts) > rows:
+        notes.append("1 frame more than rows, cut at the end")
+    return notes
 
 
 def _key(view: str) -> str:
@@ -224,8 +286,10 @@ def _count_frames(file: str) -> tuple[int, float]:
     return info.num_frames, info.fps
 
 
-def _read_h5(folder: str, cameras: dict[str, str]) -> tuple[np.ndarray, dict[str, np.ndarray | None], float | None]:
-    """Read states float32 `[L, 7]`, extrinsics float32 `[L, 6]` by view, and the rate of the time stamps, Hz."""
+def _read_h5(
+    folder: str, cameras: dict[str, str]
+) -> tuple[np.ndarray, dict[str, np.ndarray | None], np.ndarray | None]:
+    """Read states float32 `[L, 7]`, extrinsics float32 `[L, 6]` by view, and time stamps float64 `[L]`, seconds."""
     h5py = need("h5py", "sources")
     path = os.path.join(folder, _H5)
     if not remote.is_file(path):
@@ -239,9 +303,9 @@ def _read_h5(folder: str, cameras: dict[str, str]) -> tuple[np.ndarray, dict[str
                 else None
                 for view, camera in cameras.items()
             }
-            rate = _measured_rate(file)
-    # h5py reports damage as either.
-    except (OSError, RuntimeError) as error:
+            stamps = _read_stamps(file)
+    # h5py reports damage as any of them.
+    except (OSError, RuntimeError, ValueError) as error:
         raise DataError("unreadable h5", f"{path}: {error}") from error
     except (KeyError, AttributeError, TypeError) as error:
         raise DataError("h5 lacks data", f"{path}: {error}") from error
@@ -251,17 +315,18 @@ def _read_h5(folder: str, cameras: dict[str, str]) -> tuple[np.ndarray, dict[str
             "h5 lacks data",
             f"{path}: poses are {list(pose.shape)} and grippers {list(gripper.shape)}; expected [L, 6] and [L]",
         )
-    return np.concatenate([pose, gripper], 1).astype(np.float32), extrinsics, rate
+    if stamps is not None and stamps.shape != (len(pose),):
+        raise DataError("h5 lacks data", f"{path}: {list(stamps.shape)} time stamps for {len(pose)} rows")
+    return np.concatenate([pose, gripper], 1).astype(np.float32), extrinsics, stamps
 
 
-def _measured_rate(file) -> float | None:
-    """Return rows per second by the robot's clock, or else by the control loop's; None if neither is usable."""
+def _read_stamps(file) -> np.ndarray | None:
+    """Read when rows were recorded by the robot's clock, or else by the control loop's; None if there is neither."""
     if _CLOCK + "seconds" in file and _CLOCK + "nanos" in file:
         seconds, nanos = (np.asarray(file[_CLOCK + part][()], np.float64) for part in ("seconds", "nanos"))
-        stamps = (seconds - seconds[:1]) + nanos * 1e-9
-    elif _STEP_START in file:
-        stamps = np.asarray(file[_STEP_START][()], np.float64) * 1e-3
-    else:
-        return None
-    rate = median_rate(stamps)
-    return rate if rate and rate < _MAX_RATE else None
+        if seconds.shape != nanos.shape:
+            raise KeyError(f"{list(seconds.shape)} seconds and {list(nanos.shape)} nanos of the clock")
+        return (seconds - seconds[:1]) + nanos * 1e-9
+    if _STEP_START in file:
+        return np.asarray(file[_STEP_START][()], np.float64) * 1e-3
+    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from array_record.python import array_record_module
 
-from jepa_jax.data import remote
+from jepa_jax.data import folders, remote
 from jepa_jax.data.copies import DEFAULT_CACHE
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.listing import ListError, Rejected
@@ -20,6 +21,10 @@ from jepa_jax.data.records import count_records
 from jepa_jax.data.sources.libraries import need
 
 _TFRECORD, _ARRAY_RECORD = ".tfrecord", ".array_record"
+# As TensorFlow Datasets names its files, and the folders of versions.
+_SPLIT = re.compile(r"-([^-.]+)\.(?:tfrecord|array_record)")
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+ALL_SPLITS = "all"
 # ArrayRecord has an index of its own.
 _NO_OFFSET = -1
 
@@ -40,17 +45,18 @@ class Example(NamedTuple):
     @property
     def name(self) -> str:
         """Name the example in reports and records."""
-        return f"{self.path}#{self.number}"
+        return f"{folders.printable(self.path)}#{self.number}"
 
 
-def list_examples(sources: Sequence[str], part: str = "") -> list[Example | Rejected]:
+def list_examples(sources: Sequence[str], split: str = ALL_SPLITS) -> list[Example | Rejected]:
     """Find the records in files.
 
     Args:
         sources: folders, searched for files with '.tfrecord' or '.array_record' in
             their names, globs, or files, also behind URLs. There, an ArrayRecord file is kept
             in the cache of `copies` once an example of it is read.
-        part: what the names of files in folders must hold, such as '-train.'.
+        split: the part of data sets in folders that is wanted, by the names of files such as
+            NAME-train.tfrecord-00000-of-00002, or ALL_SPLITS. Files whose names state none are too.
 
     Returns:
         Examples in the order of the files; a place where a file cannot be read
@@ -58,33 +64,59 @@ def list_examples(sources: Sequence[str], part: str = "") -> list[Example | Reje
         example that is listed again as 'duplicate id'.
 
     Raises:
-        ListError: a source does not exist or holds no such file.
+        ListError: a source does not exist, holds no such file or not that split, or two
+            versions of one data set are found.
     """
+    files = [file for source in sources for file in _files(source, split)]
+    _check_versions(files)
     items: list[Example | Rejected] = []
-    for source in sources:
-        files = _files(source, part)
-        if not files:
-            wanted = (
-                f"{part!r} and {_TFRECORD!r} or {_ARRAY_RECORD!r}" if part else f"{_TFRECORD!r} or {_ARRAY_RECORD!r}"
-            )
-            raise ListError(f"{source!r} holds no file with {wanted} in its name, and is none; check the path")
-        for file in files:
-            number = 0
-            try:
-                places = _array_places(file) if _ARRAY_RECORD in os.path.basename(file) else record_places(file)
-                for number, place in enumerate(places, 1):
-                    items.append(Example(file, number - 1, *place))
-            except DataError as error:
-                items.append(Rejected(f"{file}#{number}", error.reason, str(error)))
+    for file in files:
+        number = 0
+        try:
+            places = _array_places(file) if _ARRAY_RECORD in os.path.basename(file) else record_places(file)
+            for number, place in enumerate(places, 1):
+                items.append(Example(file, number - 1, *place))
+        except DataError as error:
+            items.append(Rejected(f"{folders.printable(file)}#{number}", error.reason, str(error)))
     return reject_duplicates(items)
 
 
-def _files(source: str, part: str) -> list[str]:
+def _files(source: str, split: str) -> list[str]:
     if remote.is_file(source):
         return [source]
     if remote.is_folder(source):
-        return remote.find(source, lambda name: part in name and (_TFRECORD in name or _ARRAY_RECORD in name))
-    return [file for file in remote.glob(source) if remote.is_file(file)]
+        files = remote.find(source, lambda name: _TFRECORD in name or _ARRAY_RECORD in name)
+    else:
+        files, split = [file for file in remote.glob(source) if remote.is_file(file)], ALL_SPLITS
+    if not files:
+        raise ListError(
+            f"{source!r} holds no file with {_TFRECORD!r} or {_ARRAY_RECORD!r} in its name, and is none; check the path"
+        )
+    splits = {file: _split_of(file) for file in files}
+    wanted = [file for file in files if split == ALL_SPLITS or splits[file] in (split, None)]
+    if not wanted:
+        known = ", ".join(sorted({name for name in splits.values() if name}))
+        raise ListError(f"{source!r} has no split {split!r}; it has {known}: choose by --split, or {ALL_SPLITS!r}")
+    return wanted
+
+
+def _split_of(file: str) -> str | None:
+    found = _SPLIT.search(os.path.basename(file))
+    return found and found[1]
+
+
+def _check_versions(files: Sequence[str]) -> None:
+    """Refuse to mix versions of one data set, which mostly hold the same episodes."""
+    versions: dict[str, set[str]] = {}
+    for folder in {os.path.dirname(file) for file in files}:
+        parent, name = os.path.split(folder)
+        if _VERSION.fullmatch(name):
+            versions.setdefault(parent, set()).add(name)
+    for parent, names in sorted(versions.items()):
+        if len(names) > 1:
+            raise ListError(
+                f"{parent} holds several versions of one data set, {', '.join(sorted(names))}: name the folder of one"
+            )
 
 
 def _array_places(path: str) -> Iterator[tuple[int, int]]:

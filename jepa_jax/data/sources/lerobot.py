@@ -7,6 +7,7 @@ meta/info.json                        version, fps, features and the patterns of
 
 from __future__ import annotations
 
+import functools
 import glob
 import json
 import os
@@ -17,19 +18,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jepa_jax.data import remote, scenes
+from jepa_jax.data import folders, remote, scenes
+from jepa_jax.data.conversion import Noted
 from jepa_jax.data.copies import local_copy
 from jepa_jax.data.encoding import Encoded, encode_video, rgb_frames, storable_rate
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.listing import ListError, Rejected
 from jepa_jax.data.manifest import reject_duplicates
 from jepa_jax.data.sources.libraries import need
-from jepa_jax.data.sources.robots import POSE_UNITS, TrajectorySpec, check_rows
+from jepa_jax.data.sources.robots import TrajectorySpec, check_rows, units_of
 from jepa_jax.data.trajectories import TrajectoryRecord, View
 from jepa_jax.data.transcode import encode_file
 from jepa_jax.data.video import decode_image
 
 _INFO = os.path.join("meta", "info.json")
+_EPISODE, _FRAME, _STAMPS = "episode_index", "frame_index", "timestamp"
+# As far as LeRobot itself lets time stamps be off, seconds.
+_STAMP_TOLERANCE = 1e-4
 
 
 class Episode(NamedTuple):
@@ -45,7 +50,7 @@ class Episode(NamedTuple):
     @property
     def name(self) -> str:
         """Name the episode in reports and records."""
-        return f"{self.root}#{self.number}"
+        return f"{folders.printable(self.root)}#{self.number}"
 
 
 def list_lerobot(sources: Sequence[str], views: Sequence[str] = ()) -> list[Episode | Rejected]:
@@ -78,7 +83,7 @@ def _roots(source: str) -> list[str]:
         return [file.removesuffix(f"/{_INFO}") for file in files if file.endswith(f"/{_INFO}")]
     # Data sets have many files that need not be looked at.
     found = []
-    for folder, below, _ in os.walk(source, followlinks=True):
+    for folder, below, _ in folders.walk(source):
         if os.path.isfile(os.path.join(folder, _INFO)):
             found.append(folder)
             below.clear()
@@ -104,14 +109,20 @@ def read_info(root: str) -> dict:
 
 
 def view_keys(info: Mapping, views: Sequence[str], root: str) -> list[str]:
-    """Choose camera features of a data set by name or last part of the name; all if `views` is empty."""
+    """Choose camera features of a data set by name or last part of the name; all but depth maps if `views` is empty."""
     keys = [key for key, feature in info["features"].items() if feature.get("dtype") in ("video", "image")]
     if not views:
-        return keys
+        return [key for key in keys if not is_depth(info["features"][key])]
     chosen = [key for view in views for key in keys if view in (key, short_name(key))]
     if len(chosen) != len(views):
         raise ListError(f"{root}: views {', '.join(views)} asked for, but its cameras are {', '.join(keys) or 'none'}")
     return chosen
+
+
+def is_depth(feature: Mapping) -> bool:
+    """Tell whether the pictures of a camera feature are distances, which are no pictures to a network for RGB."""
+    said = [feature.get(place) or {} for place in ("info", "video_info")]
+    return any(place.get(name) for place in said for name in ("is_depth_map", "video.is_depth_map"))
 
 
 def short_name(key: str) -> str:
@@ -173,8 +184,7 @@ def _new_rows(root: str) -> list[dict]:
             with local_copy(file) as copy:
                 names = [name for name in parquet.read_schema(copy).names if not name.startswith("stats/")]
                 rows += parquet.read_table(copy, columns=names).to_pylist()
-        # Errors of Arrow are ValueErrors or OSErrors.
-        except (OSError, ValueError) as error:
+        except _arrow_errors() as error:
             raise ListError(f"{file} cannot be read: {error}") from error
     return rows
 
@@ -184,13 +194,14 @@ class LeRobotSpec(TrajectorySpec):
     """Say how LeRobot episodes are read and stored.
 
     Args:
-        size, gop, crf, min_frames, max_turn: as in `TrajectorySpec`.
-        views: names of cameras, or last parts of them; all if empty.
+        size, gop, crf, min_frames, max_turn, max_gap: as in `TrajectorySpec`.
+        views: names of cameras, or last parts of them; all but depth maps if empty.
         state: columns that make up the state, in order.
         action: column of recorded actions; '' for none.
         rotation: 'xyz euler' if the state is x y z (m), three extrinsic xyz angles
             (rad) and what else there is; 'none' for joints.
-        gripper_range: value when fully open and fully closed, if known.
+        gripper_range: value when fully open and fully closed, if known; numbers named 'gripper' are
+            then rescaled to 0 and 1, in states only.
     """
 
     views: tuple[str, ...] = ()
@@ -199,13 +210,13 @@ class LeRobotSpec(TrajectorySpec):
     rotation: str = "none"
     gripper_range: tuple[float, float] | None = None
 
-    def convert(self, item: Episode) -> TrajectoryRecord:
+    def convert(self, item: Episode) -> Noted:
         """Make the record of one episode.
 
         Raises:
             DataError: 'missing parquet', 'unreadable parquet', 'parquet lacks data', 'no video', 'rows do not match
-                frames', or as in `TrajectorySpec.checked`, `transcode.encode_file`, `scenes.read_scene` and
-                `copies.local_copy`.
+                frames', or as in `TrajectorySpec.checked` and `check_times`, `transcode.encode_file`,
+                `scenes.read_scene` and `copies.local_copy`.
         """
         try:
             info = read_info(item.root)
@@ -221,29 +232,56 @@ class LeRobotSpec(TrajectorySpec):
         states = np.concatenate(list(columns.values()), 1)
         actions = _column(table, self.action, item.name) if action else None
         rate = float(info["fps"])
+        notes = self._check_stamps(table.get(_STAMPS), rate, item.name)
+        if not self.views and any(is_depth(feature) for feature in info["features"].values()):
+            notes.append("depth cameras left out (--views keeps them)")
+        views, headers = self._encode_views(item, {key: table.get(key) for key in keys}, pictures, len(states), rate)
+        state_names = tuple(name for key, column in columns.items() for name in _names(info, key, column))
+        action_names = tuple(_names(info, self.action, actions)) if actions is not None else ()
+        posed = self.rotation != "none"
+        return self.checked(
+            TrajectoryRecord(
+                views, states, actions, rate, headers[0] if headers else rate, "true", state_names,
+                units_of(state_names, posed), action_names, ("",) * len(action_names),
+                "robot base" if posed else "unknown", self.rotation, self.gripper_range,
+                item.instruction, item.name, {},
+            ),
+            notes,
+        )  # fmt: skip
+
+    def _check_stamps(self, stamps: list | None, rate: float, name: str) -> list[str]:
+        """Compare time stamps with the rate; returns notes."""
+        if stamps is None:
+            return []
+        try:
+            seconds = np.asarray(stamps, np.float64).reshape(len(stamps))
+        except (TypeError, ValueError) as error:
+            raise DataError("parquet lacks data", f"{name}: column {_STAMPS!r} holds no numbers: {error}") from error
+        notes = self.check_times(name, seconds, rate)
+        off = np.abs(np.diff(seconds) - 1 / rate)
+        # Stamps are stored as float32.
+        if not notes and (off > _STAMP_TOLERANCE + np.abs(seconds[1:]) * np.finfo(np.float32).eps).any():
+            notes.append("time stamps are not one frame apart")
+        return notes
+
+    def _encode_views(
+        self, item: Episode, shots: Mapping[str, list | None], pictures: Sequence[str], rows: int, rate: float
+    ) -> tuple[tuple[View, ...], list[float]]:
+        """Encode every camera, from pictures or from files; returns the rates that headers state too."""
         files = {key: (file, start) for key, file, start in item.videos}
-        header, views = rate, []
-        for key in keys:
+        headers, views = [], []
+        for key, column in shots.items():
             if key in pictures:
-                video = self._encode_pictures(table[key], rate, item.name)
+                video = self._encode_pictures(column, rate, item.name)
             else:
                 file, start = files[key]
                 # Several episodes are in one file.
                 with local_copy(file, reused=start >= 0) as copy:
                     video, header = self._encode_video(copy, start, rate, item)
-            check_rows(item.name, short_name(key), len(states), video.num_frames)
+                headers.append(header)
+            check_rows(item.name, short_name(key), rows, video.num_frames)
             views.append(View(short_name(key), video.data, video.height, video.width))
-        units = POSE_UNITS[:6] if self.rotation != "none" else ()
-        state_names = tuple(name for key, column in columns.items() for name in _names(info, key, column))
-        action_names = tuple(_names(info, self.action, actions)) if actions is not None else ()
-        return self.checked(
-            TrajectoryRecord(
-                tuple(views), states, actions, rate, header, "true", state_names,
-                units + ("",) * (len(state_names) - len(units)), action_names, ("",) * len(action_names),
-                "robot base" if self.rotation != "none" else "unknown", self.rotation, self.gripper_range,
-                item.instruction, item.name, {},
-            )
-        )  # fmt: skip
+        return tuple(views), headers
 
     def _encode_video(self, file: str, start: float, rate: float, item: Episode) -> tuple[Encoded, float]:
         """Encode a file, or the part of it that holds the episode; returns the rate its header states too."""
@@ -275,23 +313,35 @@ def _read_table(item: Episode, columns: Sequence[str]) -> dict[str, list]:
 def _read_columns(item: Episode, columns: Sequence[str], parquet: ModuleType, file: str) -> dict[str, list]:
     try:
         known = parquet.read_schema(file).names
-        lacking = [name for name in (*columns, "episode_index") if name not in known]
+        lacking = [name for name in (*columns, _EPISODE) if name not in known]
         if lacking:
             raise DataError(
                 "parquet lacks data", f"{item.table}: no column {', '.join(lacking)}; it has {', '.join(known)}"
             )
-        order = [name for name in ("frame_index",) if name in known]
-        table = parquet.read_table(file, columns=[*columns, *order], filters=[("episode_index", "=", item.number)])
-        table = table.sort_by(order[0]) if order else table
+        more = [name for name in (_FRAME, _STAMPS) if name in known and name not in columns]
+        whole = _open_table(file, os.stat(file).st_mtime_ns, (*columns, *more, _EPISODE))
+        numbers = whole[_EPISODE].to_numpy()
+        table = whole.take(np.flatnonzero(numbers == item.number))
+        table = table.sort_by(_FRAME) if _FRAME in more else table
         content = table.to_pydict()
-    # Errors of Arrow are ValueErrors or OSErrors.
-    except (OSError, ValueError) as error:
+    except _arrow_errors() as error:
         raise DataError("unreadable parquet", f"{item.table}: {error}") from error
     if table.num_rows != item.length:
         raise DataError(
             "rows do not match frames", f"{item.name}: {table.num_rows} rows, but its metadata say {item.length} frames"
         )
     return content
+
+
+@functools.lru_cache(maxsize=1)
+def _open_table(file: str, changed: int, columns: tuple[str, ...]):
+    """Read a table; the last one is kept, since version 3 puts thousands of episodes into one."""
+    return need("pyarrow.parquet", "sources").read_table(file, columns=list(dict.fromkeys(columns)))
+
+
+def _arrow_errors() -> tuple[type[BaseException], ...]:
+    """List what Arrow raises on files that it cannot use."""
+    return OSError, ValueError, need("pyarrow", "sources").ArrowException
 
 
 def _column(table: Mapping[str, list], key: str, name: str) -> np.ndarray:

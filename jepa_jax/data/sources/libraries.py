@@ -27,5 +27,5 @@ def need(module: str, extra: str) -> ModuleType:
         if error.name is None or not (module == error.name or module.startswith(error.name + ".")):
             raise
         raise ListError(
-            f"this source needs {module}, which is not installed: pip install 'jepa_jax[{extra}]'"
+            f"this source needs {module}, which is not installed; `bash launch/setup.sh {extra}` installs it"
         ) from error

@@ -11,11 +11,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from jepa_jax.data.conversion import Noted
 from jepa_jax.data.encoding import encode_video, rgb_frames, storable_rate
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.listing import ListError
 from jepa_jax.data.sources.examples import Example, read_example
-from jepa_jax.data.sources.robots import POSE_NAMES, POSE_UNITS, TrajectorySpec, check_rows
+from jepa_jax.data.sources.robots import (
+    POSE_NAMES,
+    TrajectorySpec,
+    check_rows,
+    units_of,
+)
 from jepa_jax.data.trajectories import TrajectoryRecord, View
 from jepa_jax.data.video import decode_image
 
@@ -34,7 +40,8 @@ class Fields:
         instruction: the task in words, the first that is not empty counts.
         rate: steps per second; RLDS does not store it. 0.0 if it must be given.
         rotation: as in `trajectories.ROTATIONS`.
-        gripper_range: value when fully open and fully closed, if known.
+        gripper_range: value when fully open and fully closed, if known; numbers named 'gripper', or
+            the seventh of a pose, are then rescaled to 0 and 1, in states only.
     """
 
     views: tuple[tuple[str, str], ...] = ()
@@ -76,7 +83,7 @@ class RldsSpec(TrajectorySpec):
     """Say how RLDS episodes are read and stored.
 
     Args:
-        size, gop, crf, min_frames, max_turn: as in `TrajectorySpec`.
+        size, gop, crf, min_frames, max_turn, max_gap: as in `TrajectorySpec`.
         fields: which features mean what.
 
     Raises:
@@ -98,7 +105,7 @@ class RldsSpec(TrajectorySpec):
         if lacking:
             raise ListError(f"give {', '.join(lacking)}, or a --preset of {', '.join(sorted(set(PRESETS) - {'none'}))}")
 
-    def convert(self, item: Example) -> TrajectoryRecord:
+    def convert(self, item: Example) -> Noted:
         """Make the record of one episode.
 
         Raises:
@@ -120,12 +127,11 @@ class RldsSpec(TrajectorySpec):
         posed = fields.rotation != "none"
         if posed and states.shape[1] == len(POSE_NAMES):
             names = POSE_NAMES
-        units = POSE_UNITS[:6] if posed else ()
         action_names = tuple(f"action.{k}" for k in range(actions.shape[1])) if actions is not None else ()
         return self.checked(
             TrajectoryRecord(
                 views, states, actions, fields.rate, fields.rate, "true",
-                names, units + ("",) * (len(names) - len(units)),
+                names, units_of(names, posed),
                 action_names, ("",) * len(action_names), "robot base" if posed else "unknown", fields.rotation,
                 fields.gripper_range, _instruction(values, fields.instruction), item.name, {},
             )

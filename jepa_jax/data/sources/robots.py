@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from jepa_jax.data import poses, trajectories
+from jepa_jax.data import trajectories
+from jepa_jax.data.conversion import Noted
 from jepa_jax.data.encoding import Encoding
 from jepa_jax.data.errors import DataError, RecordError
+from jepa_jax.data.poses import GRIPPER_RANGE
+from jepa_jax.data.sources.angles import check_turns, seems_reversed
 from jepa_jax.data.trajectories import TrajectoryRecord
+from jepa_jax.data.trajectory_clips import trajectory_step
 
 POSE_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 POSE_UNITS = ("m", "m", "m", "rad", "rad", "rad", "closedness")
-# Beyond this an angle is in degrees, or no angle.
-_MAX_ANGLE = 2 * np.pi + 0.1
-# A guess must explain the jumps this much better to be named.
-_BETTER = 0.5
+# Rates that differ by a smaller part are the same: clocks of robots jitter.
+_SAME_RATE = 0.02
+# A step between rows that is so many times longer than usual is a gap.
+_GAP = 2.0
+# What the released recipe samples: frames, and frames per second.
+_USUAL_FRAMES, _USUAL_FPS = 8, 4.0
 
 
 @dataclass(frozen=True)
@@ -29,18 +35,24 @@ class TrajectorySpec(Encoding):
         size, gop, crf: of the videos, as in `Encoding`.
         min_frames: shorter trajectories are skipped.
         max_turn: fastest believable rotation of the end effector, rad/s.
+        max_gap: longest believable time between two rows, seconds.
     """
 
     kind: ClassVar[str] = trajectories.KIND
     min_frames: int = 8
     max_turn: float = 10.0
+    max_gap: float = 1.0
 
-    def checked(self, record: TrajectoryRecord) -> TrajectoryRecord:
-        """Return a record that is fit for training.
+    def checked(self, record: TrajectoryRecord, notes: Sequence[str] = ()) -> Noted:
+        """Return a record that is fit for training, with what is odd about it.
+
+        Args:
+            record: of a source; with a gripper_range, its gripper is as recorded, and will be a closedness.
+            notes: what the source found odd.
 
         Raises:
-            DataError: 'too short', 'states not finite', 'actions not finite', 'extrinsics not finite',
-                'angles not in radians', 'implausible rotation', 'inconsistent trajectory'.
+            DataError: 'too short', 'states not finite', 'actions not finite', 'angles not in radians',
+                'implausible rotation', 'unknown gripper', 'inconsistent trajectory'.
         """
         name = record.source_id
         if record.num_frames < self.min_frames:
@@ -50,15 +62,102 @@ class TrajectorySpec(Encoding):
             )
         check_finite(name, "states", record.states)
         check_finite(name, "actions", record.actions)
-        for view in record.views:
-            check_finite(f"{name}, view {view.name}", "extrinsics", view.extrinsics)
+        notes = list(notes)
         if record.rotation != "none":
-            _check_turns(name, record.states[:, 3:6].astype(np.float64), record.control_rate, self.max_turn)
+            angles = record.states[:, 3:6].astype(np.float64)
+            check_turns(name, angles, record.control_rate, self.max_turn)
+            if seems_reversed(angles):
+                notes.append("the third angle stays near pi as a roll does: is their order yaw, pitch, roll?")
+        if record.num_frames <= _USUAL_FRAMES * trajectory_step(record.sampling_fps, _USUAL_FPS):
+            notes.append(f"too short for samples of {_USUAL_FRAMES} frames at {_USUAL_FPS:g}/s")
+        views = tuple(
+            view if view.extrinsics is None or np.isfinite(view.extrinsics).all() else view._replace(extrinsics=None)
+            for view in record.views
+        )
+        if any(new is not old for new, old in zip(views, record.views, strict=True)):
+            notes.append("extrinsics of a view are not finite, so left out")
+        record = _with_closedness(record._replace(views=views))
         try:
             trajectories.to_fields(record)
         except RecordError as error:
             raise DataError("inconsistent trajectory", str(error)) from error
+        return Noted(record, tuple(notes))
+
+    def check_times(self, name: str, seconds: np.ndarray, rate: float) -> list[str]:
+        """Look for gaps between rows.
+
+        Args:
+            name: of the trajectory, for messages.
+            seconds: float64 `[L]`, time of each row.
+            rate: rows per second.
+
+        Returns:
+            Notes.
+
+        Raises:
+            DataError: 'time gap'.
+        """
+        steps = np.diff(seconds)
+        longest = int(steps.argmax()) if len(steps) else 0
+        limit = max(self.max_gap, _GAP / rate)
+        if len(steps) and not steps[longest] <= limit:
+            raise DataError(
+                "time gap",
+                f"{name}: {steps[longest]:.3g} s lie between rows {longest} and {longest + 1} by their time stamps, at "
+                f"{rate:g} rows per second (at most {limit:g} s is believed, --max-gap)",
+            )
+        notes = []
+        if (steps * rate > _GAP).any():
+            notes.append(f"time stamps have gaps of more than {_GAP:g} steps")
+        if (steps < 0).any():
+            notes.append("time stamps go back")
+        return notes
+
+
+def _with_closedness(record: TrajectoryRecord) -> TrajectoryRecord:
+    """Rescale the gripper's number to 0 for open, 1 for closed, so that robots agree; unknown ranges stay unknown."""
+    if record.gripper_range is None:
         return record
+    places = [place for place, name in enumerate(record.state_names) if "gripper" in name.lower()]
+    if not places and record.rotation != "none" and len(record.state_names) == len(POSE_NAMES):
+        places = [len(POSE_NAMES) - 1]
+    if not places:
+        raise DataError(
+            "unknown gripper",
+            f"{record.source_id}: the gripper's range is given, but no number of the state is named 'gripper': "
+            f"{', '.join(record.state_names)}",
+        )
+    opened, closed = record.gripper_range
+    states, units = record.states.copy(), list(record.state_units)
+    for place in places:
+        states[:, place] = (states[:, place] - opened) / (closed - opened)
+        units[place] = POSE_UNITS[-1]
+    return record._replace(states=states, state_units=tuple(units), gripper_range=GRIPPER_RANGE)
+
+
+def units_of(names: Sequence[str], posed: bool) -> tuple[str, ...]:
+    """Return the units of a state: of a pose where it is one, unknown otherwise."""
+    units = POSE_UNITS[:6] if posed else ()
+    return units + ("",) * (len(names) - len(units))
+
+
+def is_same_rate(rate: float, other: float) -> bool:
+    """Tell whether two rates are one, but for the jitter of clocks."""
+    return abs(rate / other - 1) <= _SAME_RATE
+
+
+def snap_rate(measured: float, stated: float) -> float:
+    """Return the rate that a clock meant, rows per second, so that one robot has one rate.
+
+    Args:
+        measured: by time stamps.
+        stated: by a video's header; a quarter of it is usual too.
+
+    Returns:
+        A stated or whole rate that is within 2 percent, the nearest of them, or else the measured one.
+    """
+    nominal = min((stated, stated / 4, float(round(measured))), key=lambda rate: abs(rate - measured))
+    return nominal if is_same_rate(nominal, measured) else measured
 
 
 def check_finite(name: str, what: str, array: np.ndarray | None) -> None:
@@ -80,9 +179,9 @@ def check_rows(name: str, view: str, rows: int, frames: int, tolerance: int = 0)
         view: name of the view.
         rows: of states.
         frames: of the video.
-        tolerance: largest difference that may be cut off.
+        tolerance: rows that may be there beyond the last frame; if any may, so may one frame beyond the last row.
     """
-    if abs(rows - frames) > tolerance:
+    if not -min(1, tolerance) <= rows - frames <= tolerance:
         raise DataError(
             "rows do not match frames",
             f"{name}: {rows} rows of states, but view {view} has {frames} frames; row k must belong to frame k",
@@ -101,49 +200,3 @@ def median_rate(seconds: np.ndarray) -> float | None:
     steps = np.diff(seconds)
     step = float(np.median(steps)) if len(steps) else 0.0
     return 1 / step if np.isfinite(step) and step > 0 else None
-
-
-def _check_turns(name: str, angles: np.ndarray, rate: float, limit: float) -> None:
-    largest = float(np.abs(angles).max())
-    if largest > _MAX_ANGLE:
-        raise DataError(
-            "angles not in radians", f"{name}: an angle is {largest:.4g}; radians lie within {_MAX_ANGLE:.2f}: degrees?"
-        )
-    if len(angles) < 2:
-        return
-    turns = poses.rotation_steps(angles)
-    worst = int(turns.argmax())
-    if turns[worst] * rate <= limit:
-        return
-    guess = _better_reading(angles, float(turns[worst]))
-    raise DataError(
-        "implausible rotation",
-        f"{name}: between rows {worst} and {worst + 1} the end effector turns by {turns[worst]:.2f} rad, "
-        f"{turns[worst] * rate:.3g} rad/s (at most {limit:g} is believed, --max-turn): the angles are damaged or are "
-        f"not extrinsic xyz radians{guess}",
-    )
-
-
-def _better_reading(angles: np.ndarray, worst: float) -> str:
-    """Name another reading of the numbers under which they turn smoothly, if there is one.
-
-    Another order of the three rotations is not among them: every order repeats itself at its own
-    lock in the same way, so it never makes jumps.
-    """
-    readings = {
-        f"angles about x, y, z in columns {', '.join(map(str, order))}": poses.euler_to_matrix(angles[:, order])
-        for order in itertools.permutations(range(3))
-    }
-    readings["rotation vectors"] = _vectors_to_matrices(angles)
-    turns = {reading: float(poses.matrix_steps(matrices).max()) for reading, matrices in readings.items()}
-    best = min(turns, key=turns.get)
-    return f"; read as {best} they turn by at most {turns[best]:.2f} rad a row" if turns[best] < worst * _BETTER else ""
-
-
-def _vectors_to_matrices(vectors: np.ndarray) -> np.ndarray:
-    """Turn rotation vectors `[L, 3]`, rad, into matrices `[L, 3, 3]`."""
-    angle = np.linalg.norm(vectors, axis=1)[:, None, None]
-    x, y, z = (vectors / np.maximum(angle[:, 0], 1e-12)).T
-    zero = np.zeros_like(x)
-    cross = np.stack([np.stack(row, -1) for row in ([zero, -z, y], [z, zero, -x], [-y, x, zero])], -2)
-    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross

@@ -46,7 +46,7 @@ def list_tfds(sources: Sequence[str], split: str) -> list[Example | Rejected]:
 
     Args:
         sources: folders with features.json.
-        split: such as 'train'.
+        split: such as 'train', or 'all'.
 
     Returns:
         As `examples.list_examples`.
@@ -54,7 +54,7 @@ def list_tfds(sources: Sequence[str], split: str) -> list[Example | Rejected]:
     Raises:
         ListError: a source is no data set or has no such split.
     """
-    return list_examples(sources, f"-{split}.")
+    return list_examples(sources, split)
 
 
 def read_fields(sources: Sequence[str], picture: str | None, label: str | None) -> Fields:
