@@ -22,7 +22,7 @@ from jepa_jax.data.masks import MaskSampler, MaskSpec
 from jepa_jax.data.mixing import Mixture, open_sources
 from jepa_jax.data.skips import MAX_BAD_FRACTION
 from jepa_jax.data.transcode import VideoSpec
-from jepa_jax.data.workers import one_thread_per_image, reuse_memory, silence_resource_tracker
+from jepa_jax.data.workers import one_thread_per_image, reuse_memory, silence_resource_tracker, usable_cores
 from jepa_jax.models.encoder import token_grid
 
 _SHORT_SIDE, _GOP, _CRF, _MIN_FRAMES = 256, 12, 18, 8

@@ -5,7 +5,7 @@ This file imports no JAX, whose memory would then count as theirs.
 
 import importlib
 
-from jepa_jax.bench import report
+from jepa_jax.data.workers import usable_cores
 
 _DEVICES = {"cpu": "cpu", "gpu": "cuda"}
 

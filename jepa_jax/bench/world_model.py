@@ -19,6 +19,7 @@ from jepa_jax.data.encoding import Encoding, encode_video, rgb_frame
 from jepa_jax.data.publish import read_json
 from jepa_jax.data.sources.robots import POSE_NAMES, POSE_UNITS
 from jepa_jax.data.trajectories import KIND, TrajectoryRecord, View
+from jepa_jax.data.workers import usable_cores
 from jepa_jax.models import make_encoder
 from jepa_jax.tasks import world_model
 from jepa_jax.training import sharding
