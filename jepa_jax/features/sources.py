@@ -4,7 +4,6 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
-import os
 import queue
 import threading
 from typing import NamedTuple
