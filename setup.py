@@ -9,6 +9,7 @@ requirements = [line for line in (here / "requirements.txt").read_text().splitli
 sources = ["h5py>=3.11", "pyarrow>=15", "google-crc32c>=1.5", "protobuf>=4.21"]
 curate = ["scenedetect-headless>=0.7.2,<0.8"]
 beam = ["apache-beam>=2.60"]
+http = ["aiohttp>=3.9"]
 
 setuptools.setup(
     name="jepa_jax",
@@ -20,16 +21,17 @@ setuptools.setup(
     extras_require={
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
-        "test": ["chex>=0.1.90", "pytest>=8", "pytest-xdist>=3.6", *sources, *curate],
+        "test": ["chex>=0.1.90", "pytest>=8", "pytest-xdist>=3.6", *sources, *curate, *http],
         # To prepare robot data and TensorFlow Datasets: HDF5, Parquet, TFRecord.
         "sources": sources,
         # To cut videos into scenes: `prepare curate`. The variant without a window system, as ours of OpenCV.
         "curate": curate,
         # To prepare on a cluster: `prepare ... --beam`.
         "beam": beam,
-        # Remote paths: gs:// and s3://.
+        # Remote paths: gs://, s3:// and https://.
         "gcs": ["gcsfs>=2024.6"],
         "s3": ["s3fs>=2024.6"],
+        "http": http,
         # To read official .pt files; every other format needs no PyTorch.
         "torch": ["torch>=2.6"],
         # What tests and benchmarks compare with, or run on, besides the package itself. This PyTorch has CPU wheels of ordinary size.

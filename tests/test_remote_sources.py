@@ -189,7 +189,6 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
 
 def test_files_of_a_web_server(tmp_path):
-    pytest.importorskip("aiohttp", reason="http:// needs aiohttp, which gcsfs and s3fs install")
     (tmp_path / "in").mkdir()
     media.write_video(tmp_path / "in" / "a.mp4", frames=30, fps=10)
     (tmp_path / "in" / "list.csv").write_text("a.mp4 1\nlost.mp4 2\n")

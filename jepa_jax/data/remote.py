@@ -22,7 +22,7 @@ from jepa_jax.data.errors import DataError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # Packages that fsspec needs for a protocol, as extras of ours.
-_EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
+_EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3", "http": "http", "https": "http"}
 _CLIENT_ERRORS = (("aiohttp", "ClientError"), ("gcsfs.retry", "HttpError"), ("botocore.exceptions", "BotoCoreError"))
 # Of those, the ones that another attempt does not help.
 _REFUSALS = (
