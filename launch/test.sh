@@ -11,4 +11,4 @@ if [ "${1:-}" = --torch ]; then
   export JEPA_JAX_TEST_PEERS=1
 fi
 bash launch/setup.sh "${extras[@]}"
-exec .venv/bin/python -m pytest -n 2 --dist loadscope --durations 10 -rs tests "$@"
+exec .venv/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder --durations 10 -rs tests "$@"

@@ -14,8 +14,8 @@ import pytest
 from compiling import fast_jit
 from jepa_jax.models import MaskedPredictor, VideoEncoder, gather_tokens
 from jepa_jax.tasks import pretrain
-from jepa_jax.tasks.step import make_train_step
 from jepa_jax.tasks.losses import latent_loss
+from jepa_jax.tasks.step import make_train_step
 from jepa_jax.training import monitors, optim, schedules, sharding
 from jepa_jax.training.state import Guard, create_state, tensor_names
 
@@ -77,10 +77,12 @@ def _batch(groups, seed=0):
 
 @functools.cache
 def _step(groups, accumulate=1, spike_factor=0.0):
-    optimizer = _optimizer(_init().params, groups)
-    return fast_jit(make_train_step(
-        _loss(groups), optimizer, _schedules(), accumulate=accumulate, spike_factor=spike_factor,
-        target_key="encoder"))
+    return fast_jit(_plain_step(groups, accumulate, spike_factor))
+
+
+def _plain_step(groups, accumulate=1, spike_factor=0.0):
+    fields = {"accumulate": accumulate, "spike_factor": spike_factor, "target_key": "encoder"}
+    return make_train_step(_loss(groups), _optimizer(_init().params, groups), _schedules(), **fields)
 
 
 @functools.cache
@@ -114,10 +116,8 @@ def test_sharded_step_equals_single_device_step(data, fsdp):
     mesh = sharding.make_mesh(fsdp)
     assert dict(mesh.shape) == {"data": data, "fsdp": fsdp}
     shardings = sharding.state_sharding(jax.eval_shape(lambda x: x, _init()), mesh)
-    step = make_train_step(
-        _loss(VIDEO), _optimizer(_init().params, VIDEO), _schedules(), accumulate=1, spike_factor=0.0, target_key="encoder")
     with sharding.use_mesh(mesh):
-        step = fast_jit(step, out_shardings=(shardings, sharding.replicated(mesh), None))
+        step = fast_jit(_plain_step(VIDEO), out_shardings=(shardings, sharding.replicated(mesh), None))
         state = jax.device_put(_init(), shardings)
         for seed in range(2):
             state, metrics, _ = step(state, sharding.put_batch(_batch(VIDEO, seed), mesh))
@@ -167,8 +167,7 @@ def test_accumulation_in_two_parts_equals_one():
 
 def test_steps_compile_once():
     traces = []
-    step = make_train_step(
-        _loss(VIDEO), _optimizer(_init().params, VIDEO), _schedules(), accumulate=1, spike_factor=2.0, target_key="encoder")
+    step = _plain_step(VIDEO, spike_factor=2.0)
 
     @fast_jit
     def counted(state, batch):

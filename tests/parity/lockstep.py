@@ -101,7 +101,7 @@ def _run(arrays, config, dtype):
     return metrics, _official(encoder, state.params, state.target_params)
 
 
-def _check(arrays, config, metrics, final):
+def check_run(arrays, config, metrics, final):
     """Compare what does not depend on the precision of the gradient norm."""
     assert not metrics["guard/skipped"].any()
     np.testing.assert_allclose(metrics["train/loss"], arrays["out/loss"], atol=2e-5)
@@ -129,7 +129,7 @@ class TestLockstepInFloat64:
         with jax.enable_x64(True):
             metrics, final = _run(arrays, config, jnp.float64)
         assert metrics["train/loss"].dtype == np.float64
-        _check(arrays, config, metrics, final)
+        check_run(arrays, config, metrics, final)
         np.testing.assert_allclose(metrics["train/loss"], arrays["out/loss64"], rtol=1e-6)
         assert _norm_errors(arrays, metrics).max() < 1e-4
 
@@ -140,7 +140,7 @@ class TestLockstepInFloat32:
     def test_ten_steps(self, golden, name):
         arrays, config = load(golden, name)
         metrics, final = _run(arrays, config, jnp.float32)
-        _check(arrays, config, metrics, final)
+        check_run(arrays, config, metrics, final)
         errors = _norm_errors(arrays, metrics).max(axis=1)
         assert np.mean(errors < 1e-4) >= 0.7 and errors.max() < 1e-2, errors
 
