@@ -181,5 +181,8 @@ def optim_section():
         "b2": 0.999,
         "eps": 1e-8,
         "loss_exponent": 1.0,
+        # Ours: weight of a loss that keeps latents from collapsing to a few directions, which short runs on
+        # few scenes do; see `correlation_loss`. Officially there is none.
+        "decorrelation": 0.0,
         "accumulate": 1,  # parts a batch is cut into, one after the other
     })

@@ -58,6 +58,7 @@ def _robot_section(preset):
         "action_low": (), "action_high": (), "planned": (),  # for planning
         "frame": "",  # base | camera | tool
         "mode": "",  # delta | absolute
+        "absolute": (),  # names of actions that are absolute though mode is delta, such as a gripper's
         "source": "",  # states (actions are derived from them) | recorded
         "rotation": "",  # none | yaw | xyz euler | axis angle | quaternion
         "position": unset(int), "rotation_at": unset(int), "gripper": unset(int),  # places in a state

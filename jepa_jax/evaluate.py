@@ -1,38 +1,42 @@
 """Judge trained models on held-out data: `python -m jepa_jax.evaluate rollout SHARDS --model RUN --output DIR`."""
 
 import argparse
-import dataclasses
 import os
 import sys
 
 import jax
 from tqdm import tqdm
 
-from jepa_jax.commandline import types
+from jepa_jax import evaluate_robot
+from jepa_jax.commandline import interrupt, types
 from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data import DataError, ShardSource
 from jepa_jax.data.errors import RecordError
 from jepa_jax.data.publish import check_folder, new_file, write_json
 from jepa_jax.data.trajectories import KIND
-from jepa_jax.evals import rollout_report, samples
-from jepa_jax.evals.readout import decode_positions
-from jepa_jax.evals.rollouts import measure
+from jepa_jax.evals import controls, rollout_report, samples
+from jepa_jax.evals.readout import Frames, decode_positions
+from jepa_jax.evals.rollouts import measure, read_latents
 from jepa_jax.robots.presets import PRESETS, make_spec
 from jepa_jax.robots.world import bind_model
 from jepa_jax.training.checkpoint import CheckpointError
 from jepa_jax.viz import canvas, rollouts
+from jepa_jax.weights import store
 from jepa_jax.weights.bundle import WeightsError
-from jepa_jax.weights.load import load
+from jepa_jax.weights.load import load_with_encoder
 
 _EXAMPLES = """examples:
   python -m jepa_jax.evaluate rollout shards/heldout --model runs/ac --output reports/ac
   python -m jepa_jax.evaluate rollout shards/heldout --model runs/ac --output reports/ac --decode --extra box_position
+  python -m jepa_jax.evaluate controls --model runs/encoder --output runs/controls
   python -m jepa_jax.evaluate rollout shards/droid --model vjepa2-ac-vitg.pt --output reports/released --samples 50"""
 _ROLLOUT = """Say whether a world model uses actions at all: how far its predictions are from the frames that came,
 one step from true frames and in open loop, beside what copying the last frame, the mean action and actions
 of other trajectories reach, and what each action number changes. Give trajectories that training has not seen.
 DIR gets report.json and report.png. Exit status: 0; 1 if too many trajectories could not be used; 2 if
 nothing could be judged."""
+_CONTROLS = """Write the frozen encoders that a trained one must beat: DIR/random, the same network newly initialised, and
+DIR/patches, which hands on the pixels of every patch. Train a world model on each, as on the trained one."""
 REPORT, PICTURE = "report.json", "report.png"
 _POSITION = "position"
 # Records that may be unreadable before it is known whether shards hold frames or features.
@@ -48,7 +52,7 @@ def main(argv=None):
       argv: arguments without the program's name; those of the process if None.
 
     Returns:
-      Exit status: 0; 1 if too much of the data could not be used; 2 if nothing could be judged.
+      Exit status: 0; 1 if too much of the data could not be used; 2 if nothing could be judged; 130 when stopped.
     """
     args = _parser().parse_args(argv)
     try:
@@ -57,6 +61,8 @@ def main(argv=None):
         # Foreseen: the message says what to do, and a stack trace would bury it.
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        return interrupt.stop("stopped; no report was written")
 
 
 def _rollout(args):
@@ -65,7 +71,8 @@ def _rollout(args):
     source = ShardSource(args.shards, KIND)
     record = _first_record(source)
     stored = any(view.latents for view in record.views if not args.view or view.name in args.view)
-    model, params = _load(args, stored)
+    networks = ("action_predictor",) if stored and not args.encoder else ("encoder", "action_predictor")
+    model, params = load_with_encoder(args.model, args.encoder, networks)
     robot = make_spec({"preset": args.robot}, record) if args.robot else None
     trained = bind_model(model, robot, args.fps)
     if args.view:
@@ -79,16 +86,37 @@ def _rollout(args):
         found = samples.read_samples(source, maker, args.samples, seed=args.seed, extras=args.extra, on_sample=bar.update)
     if len(found) < args.samples:
         notes.append(f"{len(found)} samples instead of {args.samples}: the data hold no more different ones")
-    targets = {name: found.extras[name] for name in args.extra}
-    if args.decode:
-        targets = {_POSITION: found.arrays["states"][..., _position_part(world.robot)]} | targets
+    targets = _positions(found, world.robot, args)
     with tqdm(total=len(found), desc="predicting (compiles first)", unit=" samples", dynamic_ncols=True) as bar:
         measured = measure(world, params, found, context=args.context, batch_size=args.batch, seed=args.seed,
                            keep_latents=bool(targets), on_samples=bar.update)
-    decoded = {name: decode_positions(measured.read, positions, found.trajectory, context=args.context, seed=args.seed)
-               for name, positions in targets.items()}
+    decoded = {}
+    if targets:
+        fit_on = _fitting(trained, params, args, stored) if args.fit else None
+        decoded = decode_positions(measured.read, targets, found.trajectory, context=args.context, fit_on=fit_on, seed=args.seed)
     report = rollout_report.summarize(measured, found, world.robot, decoded=decoded, seed=args.seed)
     return _write(report, measured, found, trained, model, notes, args)
+
+
+def _positions(found, robot, args):
+    """Return what is to be read off latents: dict from a name to `[N, F, K]`, m."""
+    positions = {name: found.extras[name] for name in args.extra}
+    if args.decode:
+        positions = {_POSITION: found.arrays["states"][..., _position_part(robot)]} | positions
+    return positions
+
+
+def _fitting(trained, params, args, stored):
+    """Read the frames that the readout is fitted on, pairs from as many trajectories as there are; `Frames`."""
+    maker = samples.make_maker(trained, args.fit, 2, latents=stored)
+    with tqdm(total=args.fit_samples, desc="reading to fit", unit=" samples", dynamic_ncols=True) as bar:
+        found = samples.read_samples(ShardSource(args.fit, KIND), maker, args.fit_samples, seed=args.seed, extras=args.extra,
+                                     on_sample=bar.update)
+    with tqdm(total=len(found), desc="encoding to fit", unit=" samples", dynamic_ncols=True) as bar:
+        latents = read_latents(trained.world, params, found, batch_size=8 * args.batch, on_samples=bar.update)
+    flat = lambda values: values.reshape(-1, *values.shape[2:])
+    positions = _positions(found, trained.world.robot, args)
+    return Frames(flat(latents), {name: flat(values) for name, values in positions.items()}, found.trajectories)
 
 
 def _write(report, measured, found, trained, model, notes, args):
@@ -123,20 +151,6 @@ def _write(report, measured, found, trained, model, notes, args):
     return status
 
 
-def _load(args, stored):
-    """Load action predictor and encoder, as far as they are needed: (model, params)."""
-    if not args.encoder:
-        return load(args.model, networks=("action_predictor",) if stored else ("encoder", "action_predictor"))
-    model, params = load(args.model, networks=("action_predictor",))
-    other, weights = load(args.encoder, networks=("encoder",))
-    joined = dataclasses.replace(
-        model, networks=model.networks | other.networks, sha256=model.sha256 | other.sha256,
-        preprocessing=other.preprocessing if model.world_model is None else model.preprocessing,
-        notes=(*model.notes, *other.notes),
-    )
-    return joined, params | weights
-
-
 def _first_record(source):
     """Read the first record that can be read."""
     problems = []
@@ -166,7 +180,28 @@ def _parser():
     commands = parser.add_subparsers(dest="command", required=True)
     _add_rollout(commands.add_parser("rollout", help="whether a world model uses actions, and how far it predicts",
                                      description=_ROLLOUT, epilog=_EXAMPLES, formatter_class=parser.formatter_class))
+    evaluate_robot.add_robot(commands.add_parser(
+        "robot", help="whether policies reach goals in closed loop, in a simulator", description=evaluate_robot.DESCRIPTION,
+        epilog=evaluate_robot.EXAMPLES, formatter_class=parser.formatter_class))
+    add = commands.add_parser("controls", help="encoders that have learnt nothing, to compare with", description=_CONTROLS,
+                              formatter_class=parser.formatter_class)
+    add.set_defaults(run=_controls)
+    add.add_argument("--model", required=True, metavar="PATH", help="run or weights with the encoder to compare with")
+    add.add_argument("--output", required=True, metavar="DIR", help="folder for the weights, DIR/random and DIR/patches")
+    add.add_argument("--seed", type=types.count, default=0, help="of the random encoder (default %(default)s)")
     return parser
+
+
+def _controls(args):
+    """Write encoders to compare with; returns the exit status."""
+    bundle = store.read(args.model)
+    paths = [os.path.join(args.output, kind) for kind in controls.KINDS]
+    for path in paths:
+        store.check_destination(path, "native")
+    for kind, path in zip(controls.KINDS, paths):
+        store.write(controls.make_control(bundle, kind, args.seed), path, "native")
+    write_lines(f"wrote {path}" for path in paths)
+    return 0
 
 
 def _add_rollout(parser):
@@ -187,6 +222,8 @@ def _add_rollout(parser):
     add("--decode", action="store_true", help="also read the robot's position off latents, in cm")
     add("--extra", action="append", default=[], metavar="NAME",
         help="also read this extra of the records off latents, in m there, such as box_position of jepa_jax.sim; may be repeated")
+    add("--fit", nargs="+", metavar="SHARDS", help="fit what reads positions on these, such as the training data (default: on half of the trajectories)")
+    add("--fit-samples", type=types.positive, default=6000, help="pairs of frames of --fit that are used (default %(default)s)")
     add("--max-skip-fraction", type=types.fraction, default=0.1,
         help="exit with status 1 when more of the trajectories cannot be used (default %(default)s)")
 

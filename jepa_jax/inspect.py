@@ -2,14 +2,13 @@
 
 import argparse
 import itertools
-import multiprocessing
 import os
 import sys
 
 import numpy as np
 import tqdm
 
-from jepa_jax.commandline import types
+from jepa_jax.commandline import interrupt, types
 from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data import DataError, ShardSource, publish, remote, resolve_shards
 from jepa_jax.data.conversion import convert_all
@@ -61,10 +60,7 @@ def main(argv=None):
         sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt:
-        for child in multiprocessing.active_children():
-            child.kill()
-        sys.stderr.write("stopped\n")
-        return 130
+        return interrupt.stop("stopped")
     return 1 if tally.damage else 0
 
 

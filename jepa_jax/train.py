@@ -53,11 +53,12 @@ def main(argv):
     import jax
 
     from jepa_jax.data import DataError, WorkerDied
-    from jepa_jax.training.checkpoint import CheckpointError
+    from jepa_jax.training.checkpoint import CheckpointError, quiet_writers
     from jepa_jax.training.loop import Preempted, TrainingStopped
 
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; fields are set with --config.section.field=value")
+    quiet_writers()
     try:
         _run(_CONFIG.value, _WORKDIR.value)
     except Preempted as stop:

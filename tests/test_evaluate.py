@@ -211,6 +211,16 @@ def test_another_robot_is_named(run, tmp_path):
     assert status == 2 and "state_names[0]: found 'x'; robot 'droid' needs 'q1'" in error
 
 
+def test_stopped(run, tmp_path, monkeypatch):
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "measure", stop)
+    status, _, error = run()
+    assert status == 130 and error.endswith("stopped; no report was written\n")
+    assert not list((tmp_path / "out").glob("report*"))
+
+
 def test_one_trajectory_is_not_enough(run, shards, tmp_path):
     source = ShardSource([shards], "trajectory")
     (tmp_path / "one").mkdir()

@@ -7,6 +7,7 @@ from parity.data import *  # noqa: F403
 from parity.lockstep import *  # noqa: F403
 from parity.masks import *  # noqa: F403
 from parity.networks import *  # noqa: F403
+from parity.planning import *  # noqa: F403
 from parity.poses import *  # noqa: F403
 from parity.probes import *  # noqa: F403
 from parity.schedules import *  # noqa: F403

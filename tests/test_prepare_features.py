@@ -165,7 +165,7 @@ def test_rows_and_numbers(videos, encoder, tmp_path, more, offsets):
         (view,) = record.views
         assert view.name == "wrist" and view.data == b"" and (view.height, view.width) == (64, 96)
         assert view.latents.frames == tuple(n for n in range(before.num_frames) if n % STEP in offsets)
-        assert len(view.latents.tokens) == len(view.latents.frames) * np.prod(TOKEN_SHAPE) * 2
+        assert view.latents.num_bytes == len(view.latents.frames) * np.prod(TOKEN_SHAPE) * 2
         np.testing.assert_array_equal(record.states, before.states)
         np.testing.assert_array_equal(view.extrinsics, before.views[1].extrinsics)
         assert record._replace(views=(), states=None) == before._replace(views=(), states=None)
@@ -203,7 +203,7 @@ def test_workers_and_batch_change_nothing(videos, encoder, stored, tmp_path):
 def test_a_killed_run_is_finished_by_the_same_command(videos, encoder, stored, tmp_path):
     argv = arguments(videos, encoder, tmp_path, "--all-frames")
     process = subprocess.Popen([sys.executable, "-m", "jepa_jax.prepare", *argv], stderr=subprocess.PIPE)
-    first = tmp_path / f"features-00000-of-{COUNT:05d}.array_record"
+    first = tmp_path / f"features-00000-of-{COUNT:05d}.frames.array_record"
     while not first.exists() and process.poll() is None:
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
@@ -353,7 +353,7 @@ def test_inspect_shows_features(stored, tmp_path, capsys):
 def test_inspect_finds_numbers_that_are_not_finite(stored, tmp_path, capsys):
     def damage(number, record):
         view = record.views[0]
-        tokens = np.frombuffer(view.latents.tokens, ml_dtypes.bfloat16).copy()
+        tokens = view.latents.rows(view.latents.frames).reshape(-1).copy()
         tokens[-1] = np.nan if number else tokens[-1]
         view = view._replace(latents=view.latents._replace(tokens=tokens.tobytes()))
         return record._replace(views=(view, *record.views[1:]))

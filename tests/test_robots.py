@@ -278,6 +278,28 @@ def test_recorded_actions_of_another_layout():
     np.testing.assert_array_equal(derive_actions(speeds, np.zeros((2, 7)), np.ones((4, 7))), np.full((1, 7), 4))
 
 
+@pytest.mark.parametrize("frame", ["base", "tool"])
+def test_changes_of_pose_beside_an_absolute_gripper(frame):
+    """As recorded data often have it: the pose by changes, the gripper by where it shall be."""
+    spec, delta = _droid(frame=frame, absolute=["gripper"]), _droid(frame=frame)
+    states = _states(spec, 11)
+    actions = derive_actions(spec, states)
+    np.testing.assert_array_equal(actions[:, :6], derive_actions(delta, states)[:, :6])
+    np.testing.assert_array_equal(actions[:, 6], states[1:, 6])
+    np.testing.assert_allclose(
+        _comparable(spec, apply_action(spec, states[:-1], actions)), _comparable(spec, states[1:]), atol=1e-12
+    )
+    # Of five rows the changes are joined, and the last gripper counts.
+    joined = derive_actions(_droid(frame=frame, absolute=["gripper"], source="recorded"), states[::5], actions)
+    np.testing.assert_allclose(
+        _comparable(spec, joined), _comparable(spec, derive_actions(spec, states[::5])), atol=1e-12
+    )
+    # Nothing else changes where actions are no changes of states.
+    other = generic(("a", "b", "c"), ("turn", "grip"), source="recorded", absolute=("grip",))
+    np.testing.assert_array_equal(derive_actions(other, np.zeros((2, 3)), np.arange(6.0).reshape(3, 2)), [[6, 5]])
+    assert (DROID.absolute_dims, spec.absolute_dims, _droid(mode="absolute").absolute_dims) == ((), (6,), tuple(range(7)))
+
+
 def test_wrong_arrays_are_named():
     recorded = generic(("a", "b"), source="recorded")
     camera = _droid(frame="camera")

@@ -52,8 +52,10 @@ def test_a_description_survives_json(spec):
 
 def test_descriptions_in_another_form_are_refused():
     fields = DROID.to_json()
-    with pytest.raises(ValueError, match="'droid' has unknown colour; it must have the fields action_high, "):
+    with pytest.raises(ValueError, match="'droid' has unknown colour; it must have the fields absolute, action_high, "):
         RobotSpec.from_json(fields | {"colour": 1})
+    # One from before a field was added is what it was.
+    assert RobotSpec.from_json({name: value for name, value in fields.items() if name != "absolute"}) == DROID
     del fields["mode"], fields["frame"]
     with pytest.raises(ValueError, match="'droid' lacks frame, mode and has unknown colour"):
         RobotSpec.from_json(fields | {"colour": 1})
@@ -92,6 +94,10 @@ _WRONG = {
     "planned is .*without repetition": {"planned": ["x", "x"]},
     "frame is 'world'; it must be one of 'base', 'camera', 'tool'": {"frame": "world"},
     "mode is 'velocity'; it must be one of 'delta', 'absolute'": {"mode": "velocity"},
+    r"absolute is \('grip',\); it must be of x, y, z": {"absolute": ["grip"]},
+    r"absolute is \('gripper',\); it must be \(\), as mode is 'absolute'": {"absolute": ["gripper"], "mode": "absolute"},
+    r"absolute is \('x',\); it must be with all of x, y, z, the position, or none": {"absolute": ["x"]},
+    "absolute is .* without x, y, z: in frame 'tool' poses are relative": {"absolute": ["x", "y", "z"], "frame": "tool"},
     "source is 'log'; it must be one of 'states', 'recorded'": {"source": "log"},
     "rotation is 'zyx'; it must be one of 'none', 'yaw', 'xyz euler', 'axis angle', 'quaternion'": {"rotation": "zyx"},
     "rotation_at is 3; it must be None, as rotation is 'none'": {"rotation": "none"},

@@ -11,18 +11,19 @@ from compiling import fast_jit
 from weight_bundles import random_network
 
 from jepa_jax.data.latents import DTYPE
-from jepa_jax.evals import readout, rollout_report
+from jepa_jax.evals import controls, readout, rollout_report
 from jepa_jax.evals.intervals import Bootstrap
 from jepa_jax.evals.rollouts import (
     COPY_LAST, MEAN_ACTION, MODEL, ONE_STEP, OPEN_LOOP, ROWS, SHUFFLED, TRUE, measure, pooling,
 )
 from jepa_jax.evals.samples import Samples
-from jepa_jax.models import ActionPredictor
+from jepa_jax.models import ActionPredictor, VideoEncoder
 from jepa_jax.models.norms import normalize_latents
 from jepa_jax.robots.algebra import derive_actions
 from jepa_jax.robots.presets import DROID, generic
 from jepa_jax.robots.world import WorldModel
 from jepa_jax.viz.rollouts import draw_report
+from jepa_jax.weights.bundle import Bundle, Network, Preprocessing
 
 PREDICTOR = ActionPredictor(24, 32, 1, 2, grid=(4, 4))
 COUNT, FRAMES, CONTEXT = 10, 6, 2
@@ -179,9 +180,9 @@ def test_results_do_not_depend_on_the_batch(seen, judged):
 
 def test_positions_are_read_off_predicted_latents(seen):
     measured = measure(Oracle(), {}, seen, context=CONTEXT, keep_latents=True)
-    assert measured.pooled == (1, 1) and measured.read[TRUE].shape == (COUNT, FRAMES, 16 * 24)
+    assert measured.pooled == (1, 1) and measured.read[TRUE].shape == (COUNT, FRAMES, 16, 24)
     positions = seen.arrays["states"]
-    decoded = readout.decode_positions(measured.read, positions, seen.trajectory, context=CONTEXT)
+    decoded = readout.decode_positions(measured.read, {"gripper": positions}, seen.trajectory, context=CONTEXT)["gripper"]
     assert decoded.fitted_trajectories == decoded.tested_trajectories == len(decoded.tested) == COUNT // 2
     held = positions[decoded.tested]
     far = np.linalg.norm(held[:, CONTEXT:] - held[:, CONTEXT - 1 : CONTEXT], axis=-1) * 100
@@ -196,18 +197,35 @@ def test_positions_are_read_off_predicted_latents(seen):
     report = rollout_report.summarize(measured, seen, POINT, decoded={"gripper": decoded})
     assert report["verdicts"][-1].startswith("gripper: predictions beat copying the last frame; ")
     with pytest.raises(ValueError, match="3 trajectories; a readout needs at least 4"):
-        readout.decode_positions(measured.read, positions, seen.trajectory % 3, context=CONTEXT)
+        readout.decode_positions(measured.read, {"gripper": positions}, seen.trajectory % 3, context=CONTEXT)
 
 
-def test_ridge_finds_a_linear_map_in_few_rows():
+def test_the_readout_points_at_a_thing_wherever_it_is():
     rng = np.random.default_rng(0)
-    features = rng.normal(size=(60, 5)) @ rng.normal(size=(5, 300))
-    targets = features @ rng.normal(size=(300, 2)) * 0.01 + [3, -2]
-    ridge = readout.fit_ridge(features[:40], targets[:40], np.arange(40) // 4)
-    np.testing.assert_allclose(ridge.apply(features[40:]), targets[40:], atol=2e-3)
-    # What is noise is not followed.
-    noise = readout.fit_ridge(features[:40], rng.normal(size=(40, 1)), np.arange(40) // 4)
-    assert noise.penalty > 100 * ridge.penalty
+    place = rng.integers(0, 16, 3000)
+    latents = rng.normal(size=(3000, 16, 8)).astype(np.float32)
+    # The thing is known by what its token holds, not by where it is.
+    latents[np.arange(3000), place] += 6 * np.float32([1, -1] * 4)
+    targets = np.stack([place // 4, place % 4, rng.normal(size=3000)], 1) * [0.1, 0.1, 1.0] + [3.0, 0.0, 0.0]
+    fitted = readout.fit_readout(latents[:2000], targets[:2000])
+    error = np.abs(fitted.apply(latents[2000:].reshape(10, 100, 16, 8)).reshape(1000, 3) - targets[2000:]).mean(0)
+    # A guess of the mean would be 0.1 off.
+    assert error[:2].max() < 0.045 and error[2] > 0.6
+
+
+def test_controls_have_learnt_nothing():
+    encoder = VideoEncoder(width=24, depth=2, num_heads=2, patch_size=8)
+    clip = np.random.default_rng(0).normal(size=(1, 2, 16, 16, 3)).astype(np.float32)
+    params = encoder.init(jax.random.key(5), clip)["params"]
+    bundle = Bundle({"encoder": Network(encoder, params)}, Preprocessing(crop_size=16, short_side=16, frames=4))
+    (patches,) = controls.make_control(bundle, controls.PATCHES).networks.values()
+    found = patches.module.apply({"params": patches.params}, clip)[0].reshape(2, 2, -1)
+    pixels = clip[0].reshape(2, 2, 8, 2, 8, 3).transpose(1, 3, 0, 2, 4, 5).reshape(2, 2, -1)
+    expected = (pixels - pixels.mean(-1, keepdims=True)) / pixels.std(-1, keepdims=True)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    first, second = (controls.make_control(bundle, controls.RANDOM, seed).networks["encoder"].params for seed in (0, 1))
+    assert jax.tree.map(np.shape, first) == jax.tree.map(np.shape, params)
+    assert np.abs(first["patch_embed"]["kernel"] - second["patch_embed"]["kernel"]).max() > 0.01
 
 
 def test_intervals_are_over_trajectories():
@@ -238,6 +256,8 @@ def test_pictures_without_frames_or_with_one_step(seen, judged):
     with_frames = draw_report(report, judged[False].example, np.zeros((FRAMES, 32, 32, 3), np.uint8), **options)
     without = draw_report(report, judged[False].example, None, **options)
     assert len(with_frames.subfigs[1].axes) == len(without.subfigs[1].axes) + 9
+    captions = [panel.get_title() for panel in without.subfigs[1].axes[: HORIZON + 1]]
+    assert captions == ["last context frame", "step 1, +0.25 s", "step 2, +0.5 s", "step 3, +0.75 s", "step 4, +1 s"]
 
 
 @pytest.mark.parametrize("context, message", [(0, "context 0 of 6 frames"), (6, "it must leave at least one to predict")])

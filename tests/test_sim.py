@@ -10,7 +10,7 @@ from compiling import fast_jit
 
 from jepa_jax import sim
 from jepa_jax.data import poses
-from jepa_jax.sim import bodies
+from jepa_jax.sim import bodies, contacts
 
 BOX, CUP = 0, 1
 _step, _reset = fast_jit(sim.step), fast_jit(sim.reset)
@@ -84,6 +84,36 @@ def test_the_tool_stays_in_its_workspace_and_above_the_table():
     tilted = _move(corner, roll=0.5)
     spread = bodies.FINGER_STROKE + bodies.FINGER_HALF[1] * 2
     assert tilted.pose[2] - 0.479 * spread - 0.877 * bodies.FINGER_BELOW > -2e-3
+
+
+def test_whatever_is_commanded_things_stay_apart_and_above_the_table():
+    def episode(key):
+        # The same random action for some steps, mostly downward, from a start with or without an object.
+        start = sim.reset(key)
+        number = jax.random.randint(key, (), 0, 4)
+        held = sim.holding(start, jnp.minimum(number, CUP))
+        start = jax.tree.map(lambda one, other: jnp.where(number < 2, one, other), held, start)
+        actions = jax.random.uniform(jax.random.fold_in(key, 1), (6, 7), minval=-1, maxval=1) * sim.MAX_ACTION
+        actions = jnp.repeat(actions.at[:, 2].add(-0.02).at[:, 6].mul(0.3), 6, axis=0)
+        return jax.lax.scan(lambda state, action: (sim.step(state, action), state), start, actions)[1]
+
+    states = fast_jit(jax.vmap(episode))(jax.random.split(jax.random.key(9), 150))
+    gripped = jnp.take_along_axis(states.objects, jnp.maximum(states.held, 0)[..., None, None], 2)[:, :, 0]
+    discs = fast_jit(jax.vmap(jax.vmap(contacts.pushers)))(states.pose, states.held, gripped)
+    discs, objects, held = jax.tree.map(np.asarray, (discs, states.objects, states.held))
+    assert (held >= 0).mean() > 0.1 and (held < 0).mean() > 0.3
+    exists = discs.radii > 0
+    assert discs.bottoms[exists].min() > -1e-5
+    for number in (BOX, CUP):
+        places, middle = objects[:, :, None, number, :2], objects[:, :, None, number, 2]
+        aside = discs.radii + bodies.OBJECT_RADII[number] - np.linalg.norm(discs.places - places, axis=-1)
+        half = bodies.OBJECT_HALF_HEIGHTS[number]
+        inside = np.minimum(aside, np.minimum(middle + half - discs.bottoms, discs.tops - middle + half))
+        inside = inside[exists & (held != number)[..., None]]
+        # A finger may sink a little into a top before it counts as pushing the side.
+        assert inside.max() < 0.015 and (inside > 0.005).mean() < 2e-3
+        # Nothing jumps: what is pushed goes no farther than a step and the width of what pushes.
+        assert np.linalg.norm(np.diff(objects[:, :, number, :2], axis=1), axis=-1).max() < 0.12
 
 
 @pytest.mark.parametrize("number", [BOX, CUP])

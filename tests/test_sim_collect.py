@@ -8,7 +8,7 @@ import pytest
 from jepa_jax import data
 from jepa_jax.data.trajectory_clips import sample_trajectory
 from jepa_jax.data.video import decode_frames
-from jepa_jax.sim import PHASES, cameras, collect
+from jepa_jax.sim import PHASES, cameras, collect, episodes
 
 _ARGUMENTS = ("--episodes", "5", "--frames", "12", "--size", "32", "--per-shard", "2", "--workers", "0")
 
@@ -55,6 +55,23 @@ def test_shards_hold_what_was_simulated(folder):
     assert set(report["steps_by_phase"]) == set(PHASES) and sum(report["steps_by_phase"].values()) == pytest.approx(1)
 
 
+def test_stored_frames_look_like_the_drawn_ones(monkeypatch):
+    drawn, encode = [], episodes.encode_video
+
+    def keep(frames, *more):
+        drawn.extend(frames := list(frames))
+        return encode(frames, *more)
+
+    monkeypatch.setattr(episodes, "encode_video", keep)
+    # The settings of the other tests: nothing new is compiled.
+    spec = episodes.TabletopSpec(min_frames=1, frames=12, size=32, cameras=("front", "wrist"))
+    record = spec.convert(episodes.Draw("train", 0, 0)).record
+    stored = np.concatenate([decode_frames(view.data, range(12)).astype(int) for view in record.views])
+    errors = np.abs(stored - np.stack([frame.to_ndarray(format="rgb24") for frame in drawn]))
+    # Few pixels are far off; where colors are stored at half the resolution, it is 40.
+    assert errors.mean() < 4 and np.quantile(errors, 0.99) < 24, (errors.mean(), np.quantile(errors, 0.99))
+
+
 def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(folder, tmp_path, capsys):
     whole = {path.name: path.read_bytes() for path in sorted(folder.glob("*.array_record"))}
     for path in folder.glob("*"):
@@ -84,7 +101,9 @@ def test_splits_and_seeds_differ(folder, tmp_path):
         (("--size", "33"), "33 is odd"),
         (("--camera", "back"), "give distinct names of front, left, right, top, wrist"),
         (("--nuisance", "2"), "'2' is no strength from 0 to 1"),
-        (("--nuisance", "fog=1"), "there is no nuisance"),
+        (("--nuisance", "fog=1"), "there is no nuisance fog; kinds: table, light, distractors, camera"),
+        (("--nuisance", "light="), "'light=' is not NAME=VALUE"),
+        (("--nuisance", "light=1,light=0.5"), "gives a kind of nuisance twice"),
     ],
 )
 def test_wrong_arguments_are_named(wrong, message, tmp_path, capsys):

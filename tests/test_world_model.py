@@ -15,7 +15,7 @@ from configs import world_model as configs
 from jepa_jax import prepare
 from jepa_jax.data import ClipRecord, DataError, ShardSource, SkipCounter
 from jepa_jax.models import VideoEncoder
-from jepa_jax.tasks import world_model
+from jepa_jax.tasks import continuing, world_model
 from jepa_jax.training import loop, sharding
 from jepa_jax.viz import __main__ as viz
 from jepa_jax.viz import curves
@@ -134,6 +134,30 @@ def test_another_encoder_in_the_same_workdir_is_refused(config, finished, tmp_pa
         train(changed(config, encoder=other, optim__total_steps=9), finished[0], 9)
 
 
+@pytest.mark.parametrize("fields, message", [
+    ({"robot__frame": "tool"}, "checkpoints/4 and this config describe different robots; frame: 'base', 'tool'; go on with"),
+    ({"data__crop_aspect": (1.0, 1.0)}, r"data.crop_aspect: \[0.75, 1.35\] in the checkpoint, \[1.0, 1.0\] in this config"),
+    ({"model__predictor__num_heads": 4}, "action_predictor.num_heads: 2 in the weights, 4 in this config"),
+])
+def test_a_run_goes_on_as_the_model_that_it_was(config, finished, fields, message):
+    """Tensors of these have the shapes of those that were saved."""
+    with pytest.raises(WeightsError, match=message):
+        train(changed(config, **fields), finished[0], total_steps=9)
+
+
+def test_weights_of_another_robot_and_of_another_network(config, finished, tmp_path, monkeypatch):
+    fields = {"start__mode": "weights", "start__checkpoint": str(finished[0]), "optim__total_steps": 1}
+    with pytest.raises(WeightsError, match="action_predictor.rope_layout: 'tiled' in the weights, 'interleaved' in this"):
+        train(changed(config, model__rope_layout="interleaved", **fields), tmp_path / "layout", total_steps=1)
+    # To go over to another robot is what such weights are for.
+    task, _ = make_task(changed(config, robot__absolute=("gripper",), **fields))
+    said = []
+    monkeypatch.setattr(continuing.logging, "warning", lambda text, *args: said.append(text % args))
+    task.check_card(finished[0], make_task(config)[0].model_card, False)
+    task.read_weights(str(finished[0]))
+    assert sum("absolute: (), ('gripper',): the predictor has to learn these numbers anew" in line for line in said) == 2
+
+
 def one_step(config, devices=1):
     """Return the metrics of the first step."""
     task, mesh = make_task(config, devices)
@@ -186,6 +210,8 @@ def test_clip_among_trajectories_is_skipped(config, shards, tmp_path):
     ({"robot__action_low": (0.0,)}, "action_low is .* it must be .* 7 long"),
     ({"data__size": 30}, "30"),
     ({"data__frames": 1}, "auto_steps"),
+    ({"data__frames": 20}, r"raw/0: 30 frames at 15/s; 20 frames at 5/s .* need more than 60 \(data.frames, data.fps\)"),
+    ({"data__fps": 20.0}, r"raw/0: 15 frames per second were recorded, 20 are wanted.*\(data.frames, data.fps\)"),
     ({"model__predictor__conditioning": "film"}, "conditioning 'film' is unknown"),
 ])
 def test_bad_settings_are_refused_before_anything_is_compiled(config, fields, message):

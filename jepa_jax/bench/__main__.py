@@ -17,7 +17,10 @@ _EXAMPLES = """examples:
   python -m jepa_jax.bench encode --model vit_large --frames 16 64 --against transformers
   python -m jepa_jax.bench data --videos ~/videos --against decord
   python -m jepa_jax.bench data --shards data/ssv2 --workers 8
-  python -m jepa_jax.bench world_model --config configs/world_model.py:droid_vitg --encoder vitg.pt --shards data/droid"""
+  python -m jepa_jax.bench world_model --config configs/world_model.py:droid_vitg --encoder vitg.pt --shards data/droid
+  python -m jepa_jax.bench plan --against torch
+  python -m jepa_jax.bench plan --size full --horizons 1 2 4 --against torch
+  python -m jepa_jax.bench plan --model runs/ac --shards shards/heldout"""
 
 
 def main(argv=None):
@@ -37,7 +40,8 @@ def main(argv=None):
         # Before any library starts its threads, so that all of them get the same cores.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     try:
-        record, name = {"step": _step, "encode": _encode, "data": _data, "world_model": _world_model}[args.what](args)
+        record, name = {"step": _step, "encode": _encode, "data": _data, "world_model": _world_model,
+                        "plan": _plan}[args.what](args)
     except (ValueError, OSError, ImportError, DataError, ShardError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -131,11 +135,37 @@ def _world_model(args):
     return record, f"{name}-{os.path.basename(args.encoder or args.size)}-b{config.data.batch_size}-{kind}"
 
 
+def _plan(args):
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    import jax
+
+    device = jax.devices()[0]
+    if args.model:
+        from jepa_jax.bench.planners import measure_planners
+
+        if not args.shards:
+            raise ValueError("--model compares planners on trajectories; give --shards DIR")
+        record = measure_planners(args.model, args.shards, encoder=args.encoder, states=args.states, apart=args.apart,
+                                  horizon=args.horizons[0])
+        return record, f"planners-{os.path.basename(os.path.normpath(args.model))}-h{args.horizons[0]}-{device.device_kind}"
+    from jepa_jax.bench.planning import measure_planning
+
+    dtype = args.dtype or ("float32" if device.platform == "cpu" else "bfloat16")
+    record = measure_planning(args.size, samples=args.samples, iterations=args.iterations, horizons=args.horizons, dtype=dtype,
+                              repeats=args.repeats, chunk=args.chunk, against=args.against)
+    peer = f"-{args.against}" if args.against else ""
+    return record, f"plan-{args.size}-{dtype}-{device.device_kind}{peer}"
+
+
 def _lines(record):
     if record["benchmark"] == "data":
         return list(_data_lines(record))
     if record["benchmark"] == "world_model":
         return list(_world_model_lines(record))
+    if record["benchmark"] == "plan":
+        return list(_plan_lines(record))
+    if record["benchmark"] == "planners":
+        return list(_planners_lines(record))
     if record["benchmark"] == "encode":
         return [line for run in record["runs"] for line in _encode_lines(run)]
     lines = [
@@ -185,6 +215,28 @@ def _world_model_lines(record):
            f"data, and trajectories {ratio['bytes_per_trajectory']:.3g} times the bytes")
 
 
+def _plan_lines(record):
+    budget = record["budget"]
+    yield (f"{record['size']} model, {record['dtype']}, {budget['samples']} candidates x {budget['iterations']} iterations; encoding a frame "
+           f"{record['encode']['encode_ms']['median']:.1f} ms")
+    for run in record["runs"]:
+        line = (f"horizon {run['horizon']}  {run['plan_ms']['median']:10.1f} ms per plan (mad {run['plan_ms']['mad']:.1f}), "
+                f"{run['time_over_first_horizon']:.2f} of the first's; {run['model_tflop_per_s']:.3g} TFLOP/s; compiled in "
+                f"{run['compile_s']:.1f} s" + (f"; {run['chunk']} at once" if run["chunk"] else ""))
+        if "torch" in run:
+            line += (f"; PyTorch {run['torch']['plan_ms']['median']:.1f} ms, {run['speedup_over_torch']:.2f} times ours "
+                     f"({run['cpu_speedup_over_torch']:.2f} times the CPU time); actions differ by {run['max_action_difference']:.1g} at most")
+        yield line
+
+
+def _planners_lines(record):
+    yield f"{record['states']} test states, {record['apart']} steps from their goals, horizon {record['horizon']}"
+    for name, row in record["planners"].items():
+        yield (f"{name:10} {row['evaluations_per_plan']:6d} calls of the model ({row['evaluations_over_reference']:.3f} of "
+               f"{record['reference']}'s), mean energy {row['energy'][-1]:.4f}, no worse than {record['reference']} on "
+               f"{row['share_no_worse']:.0%} of the states")
+
+
 def _encode_lines(run):
     for side in ("ours", "transformers"):
         if side in run:
@@ -229,6 +281,7 @@ def _parser():
     data.add_argument("--batch", type=_positive, default=4, help="clips per batch (default %(default)s)")
     data.add_argument("--workers", type=int, default=2, help="worker processes (default %(default)s)")
     _add_world_model(kinds)
+    _add_plan(kinds)
     for sub in kinds.choices.values():
         sub.add_argument("--cores", type=_positive, help="use only this many processor cores")
         sub.add_argument("--output", metavar="FILE", help=f"default: a name under {report.DEFAULT_FOLDER}")
@@ -260,6 +313,24 @@ def _add_world_model(kinds):
     add("--encode-batch", type=_positive, default=32, help="frames encoded at once while storing (default %(default)s)")
     add("--steps", type=_positive, default=10, help="timed steps of each kind (default %(default)s)")
     add("--scratch", metavar="DIR", help="disk for the features (default: the system's folder for temporary files)")
+
+
+def _add_plan(kinds):
+    planning = kinds.add_parser("plan", help="time planning with random weights, or compare planners on a trained model")
+    add = planning.add_argument
+    add("--size", choices=("tiny", "full"), default="tiny", help="of the model; full is the released one (default %(default)s)")
+    add("--samples", type=_positive, help="candidates (default: 64 tiny, 800 full)")
+    add("--iterations", type=_positive, help="of the search (default: 4 tiny, 10 full)")
+    add("--horizons", type=_positive, nargs="+", default=[1, 2], help="steps ahead, each measured by itself (default 1 2)")
+    add("--dtype", choices=("float32", "bfloat16"), help="default: float32 on CPU, else bfloat16")
+    add("--chunk", type=_positive, help="candidates at once, on both sides (default: as many as fit)")
+    add("--repeats", type=_positive, default=3, help="timed plans (default %(default)s)")
+    add("--against", choices=("torch",), help="time the official planner in PyTorch too, in turn with ours")
+    add("--model", metavar="PATH", help="compare all planners on this trained world model instead")
+    add("--encoder", metavar="PATH", help="its encoder, where PATH lacks it")
+    add("--shards", nargs="+", metavar="DIR", help="held-out trajectories for --model")
+    add("--states", type=_positive, default=64, help="test states for --model (default %(default)s)")
+    add("--apart", type=_positive, default=4, help="steps from a state to its goal for --model (default %(default)s)")
 
 
 def _positive(text):

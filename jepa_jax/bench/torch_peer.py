@@ -45,11 +45,11 @@ class _Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x, rotary):
+    def forward(self, x, rotary, mask=None):
         batch, length, width = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         q, k = _rotate(qkv[0], rotary), _rotate(qkv[1], rotary)
-        out = F.scaled_dot_product_attention(q, k, qkv[2])
+        out = F.scaled_dot_product_attention(q, k, qkv[2], attn_mask=mask)
         return self.proj(out.transpose(1, 2).reshape(batch, length, width))
 
 
@@ -71,12 +71,13 @@ class _Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = _Mlp(width, hidden)
 
-    def forward(self, x, rotary):
-        x = x + self.attn(self.norm1(x), rotary)
+    def forward(self, x, rotary, mask=None):
+        x = x + self.attn(self.norm1(x), rotary, mask)
         return x + self.mlp(self.norm2(x))
 
 
-def _blocks(module):
+def make_blocks(module):
+    """Make the blocks of one of our networks in PyTorch."""
     hidden = int(module.width * module.mlp_ratio)
     return nn.ModuleList(_Block(module.width, module.num_heads, hidden, module.norm_eps) for _ in range(module.depth))
 
@@ -96,7 +97,7 @@ class _Encoder(nn.Module):
     def __init__(self, module):
         super().__init__()
         self.patch_embed = _Patches(module)
-        self.blocks = _blocks(module)
+        self.blocks = make_blocks(module)
         self.norm = nn.LayerNorm(module.width, eps=module.norm_eps)
 
     def forward(self, patches, rotary):
@@ -111,7 +112,7 @@ class _Predictor(nn.Module):
         super().__init__()
         self.predictor_embed = nn.Linear(module.output_dim, module.width)
         self.mask_tokens = nn.ParameterList(torch.zeros(1, 1, module.width) for _ in range(module.num_mask_tokens))
-        self.predictor_blocks = _blocks(module)
+        self.predictor_blocks = make_blocks(module)
         self.predictor_norm = nn.LayerNorm(module.width, eps=module.norm_eps)
         self.predictor_proj = nn.Linear(module.width, module.output_dim)
 
@@ -144,7 +145,8 @@ def _cut_patches(video, frames, module):
     return x.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(batch, -1, 3 * u * p * p)
 
 
-def _load(module, state):
+def load_state(module, state):
+    """Fill a PyTorch module with arrays under official names; returns it."""
     state = {name: torch.from_numpy(np.array(value)).reshape(module.state_dict()[name].shape)
              for name, value in state.items()}
     module.load_state_dict(state)
@@ -173,9 +175,9 @@ class TorchPeer:
                              f"got {encoder.positions!r} and {encoder.activation!r}")
         self._groups, self._half, self._device, self._sizes = groups, half, device, (encoder, predictor)
         self._exponent = optim.loss_exponent
-        self.encoder = _load(_Encoder(encoder), convert.encoder_to_official(params["encoder"], encoder)).to(device)
+        self.encoder = load_state(_Encoder(encoder), convert.encoder_to_official(params["encoder"], encoder)).to(device)
         self.target = copy.deepcopy(self.encoder).requires_grad_(False)
-        self.predictor = _load(_Predictor(predictor), convert.predictor_to_official(params["predictor"])).to(device)
+        self.predictor = load_state(_Predictor(predictor), convert.predictor_to_official(params["predictor"])).to(device)
         interleaved = encoder.rope_layout == "interleaved"
         self._rotary = [
             [_rotary_table(group.grid, module.width // module.num_heads, interleaved, device) for group in groups]

@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass
 import av
 import cv2
 
-from jepa_jax.data import remote
+from jepa_jax.data import divided, remote
 from jepa_jax.data.conversion import ItemSpec, PlannedItem
 from jepa_jax.data.publish import PARTIAL, new_file, read_json, remove, write_json
-from jepa_jax.data.records import schema_version
+from jepa_jax.data.records import SUFFIX, schema_version, shard_name
 
 # What a system says when a disk, a quota or a file is full.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -44,17 +44,24 @@ class ShardPlan:
         name: first part of every shard's name.
         per_shard: items per shard; skipped ones leave their shard smaller.
         spec: makes a record of each item.
+        divided: frames of features are records of their own, as in `divided`.
     """
 
     folder: str
     name: str
     per_shard: int
     spec: ItemSpec
+    divided: bool = False
 
     @property
     def report(self) -> str:
         """Name the report on all shards."""
         return os.path.join(self.folder, f"{self.name}-report.json")
+
+    def shard(self, index: int, count: int) -> str:
+        """Name shard `index` of `count`."""
+        suffix = divided.SUFFIX if self.divided else SUFFIX
+        return os.path.join(self.folder, shard_name(self.name, index, count, suffix))
 
     @property
     def state(self) -> str:
@@ -172,6 +179,7 @@ def settle(plan: ShardPlan) -> None:
 
 def _manifest(items: Sequence[PlannedItem], plan: ShardPlan, count: int) -> dict:
     return {
+        **({"divided": True} if plan.divided else {}),
         "schema_version": schema_version(plan.spec.kind),
         "kind": plan.spec.kind,
         "items": len(items),

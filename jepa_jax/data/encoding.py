@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import av
 import numpy as np
@@ -29,8 +29,12 @@ class Encoding:
         size: short side, pixels; smaller videos keep their size.
         gop: frames from one key frame to the next.
         crf: x264 quality; lower is better and larger.
+
+    Attributes:
+        pixel_format: FFmpeg's name of how colors are stored; here at half the resolution, as cameras do.
     """
 
+    pixel_format: ClassVar[str] = "yuv420p"
     size: int = 256
     gop: int = 12
     crf: int = 18
@@ -124,7 +128,7 @@ class _Encoder:
         self._scaler = VideoReformatter()
         self.count = 0
         context = self._stream.codec_context
-        context.width, context.height, context.pix_fmt = width, height, "yuv420p"
+        context.width, context.height, context.pix_fmt = width, height, spec.pixel_format
         context.time_base = self._time_base
         context.thread_count = 1
         # Colours are stored as they came, so their description must come along.
@@ -147,7 +151,9 @@ class _Encoder:
     def add(self, frame: av.VideoFrame) -> None:
         """Encode one frame, whatever its size and time stamp."""
         context = self._stream.codec_context
-        scaled = self._scaler.reformat(frame, context.width, context.height, "yuv420p", interpolation="AREA", threads=1)
+        scaled = self._scaler.reformat(
+            frame, context.width, context.height, context.pix_fmt, interpolation="AREA", threads=1
+        )
         scaled.pts, scaled.time_base = self.count, self._time_base
         # Otherwise the source's own key frames would be key frames here too.
         scaled.pict_type = 0

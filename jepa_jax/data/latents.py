@@ -2,7 +2,8 @@
 
 A map:
 
-    tokens          bytes  bfloat16 [n, N, D], little-endian, row-major; before any normalization
+    tokens          bytes  bfloat16 [n, N, D], little-endian, row-major; before any normalization. Or int, in
+                           shards as in `divided`: the record of the first frame, [N, D], others following
     frames          list   n rows of the trajectory that were encoded, ascending
     grid            list   [h, w]; N = h * w
     width           int    D
@@ -12,13 +13,13 @@ A map:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from jepa_jax.data.errors import RecordError
+from jepa_jax.data.errors import DataError, RecordError
 
 DTYPE = np.dtype(ml_dtypes.bfloat16)
 
@@ -41,9 +42,13 @@ class Origin(NamedTuple):
 
 
 class Latents(NamedTuple):
-    """Hold features of the frames of one view; the module docstring explains the fields."""
+    """Hold features of the frames of one view; the module docstring explains the fields.
 
-    tokens: bytes
+    Where frames are records of their own, `tokens` is a function that reads them: of places among
+    `frames`, it returns the bytes of each.
+    """
+
+    tokens: bytes | int | Callable[[Sequence[int]], list[bytes]]
     frames: tuple[int, ...]
     grid: tuple[int, int]
     width: int
@@ -60,6 +65,16 @@ class Latents(NamedTuple):
         """Count the tokens N of a frame."""
         return self.grid[0] * self.grid[1]
 
+    @property
+    def frame_bytes(self) -> int:
+        """Return what one frame takes, bytes."""
+        return self.num_tokens * self.width * DTYPE.itemsize
+
+    @property
+    def num_bytes(self) -> int:
+        """Return what all frames take, bytes."""
+        return len(self.frames) * self.frame_bytes
+
     def rows(self, indices: Sequence[int]) -> np.ndarray:
         """Take the features of some rows of the trajectory.
 
@@ -68,9 +83,23 @@ class Latents(NamedTuple):
 
         Returns:
             bfloat16 `[len(indices), N, D]`.
+
+        Raises:
+            DataError: 'corrupt record', or as in `ShardSource`, for frames that lie elsewhere.
         """
-        stored = np.frombuffer(self.tokens, DTYPE).reshape(len(self.frames), self.num_tokens, self.width)
-        return stored[np.searchsorted(self.frames, indices)]
+        places = np.searchsorted(self.frames, indices)
+        shape = (self.num_tokens, self.width)
+        if not callable(self.tokens):
+            return np.frombuffer(self.tokens, DTYPE).reshape(-1, *shape)[places]
+        found = self.tokens(places)
+        if wrong := next((part for part in found if len(part) != self.frame_bytes), None):
+            raise DataError("corrupt record", f"a frame of features has {len(wrong)} bytes, expected {shape} of bfloat16")
+        return np.stack([np.frombuffer(part, DTYPE).reshape(shape) for part in found])
+
+    def packed(self) -> dict:
+        """Return the fields as msgpack can write them; frames that lie elsewhere are read."""
+        fields = self._asdict()
+        return fields | {"tokens": self.rows(self.frames).tobytes()} if callable(self.tokens) else fields
 
 
 def unpack(fields: Mapping | None, length: int, name: str) -> Latents | None:
@@ -91,7 +120,7 @@ def unpack(fields: Mapping | None, length: int, name: str) -> Latents | None:
     try:
         latents = Latents(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
         sizes = len(latents.frames), latents.num_tokens, latents.width
-        fits = len(latents.tokens) == int(np.prod(sizes)) * DTYPE.itemsize
+        fits = isinstance(latents.tokens, int) or len(latents.tokens) == latents.num_bytes
         ordered = bool(latents.frames) and (np.diff((-1, *latents.frames, length)) > 0).all()
     except (TypeError, IndexError, ValueError) as error:
         raise RecordError(f"latents of view {name!r} have a field of the wrong type: {error}") from error

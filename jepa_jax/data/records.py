@@ -2,7 +2,7 @@
 
 A shard is an ArrayRecord file written with one record per chunk, so that a
 damaged byte costs one record. Robot trajectories are described in `trajectories`;
-a clip is a msgpack map:
+shards of their features in `divided`; a clip is a msgpack map:
 
     version      int    schema version, SCHEMA_VERSION
     kind         str    'video' (H.264 in mp4) or 'image' (jpeg, or a small file as it was: png, webp, bmp, tiff, ppm)
@@ -16,6 +16,7 @@ a clip is a msgpack map:
 
 from __future__ import annotations
 
+import functools
 import glob
 import math
 import os
@@ -31,7 +32,7 @@ from typing import NamedTuple
 import msgpack
 from array_record.python import array_record_module
 
-from jepa_jax.data import remote, trajectories
+from jepa_jax.data import divided, remote, trajectories
 from jepa_jax.data.copies import DEFAULT_CACHE, FileCache
 from jepa_jax.data.errors import DataError, RecordError
 from jepa_jax.data.trajectories import TrajectoryRecord
@@ -40,8 +41,8 @@ SCHEMA_VERSION = 1
 KINDS = ("video", "image")
 # One record per chunk; the payload is already compressed video.
 WRITER_OPTIONS = "group_size:1,uncompressed"
-_SUFFIX = ".array_record"
-_SHARD_NAME = re.compile(r"^(?P<name>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.array_record$")
+SUFFIX = ".array_record"
+_SHARD_NAME = re.compile(r"^(?P<name>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffix>(\.frames)?\.array_record)$")
 # Open files kept per process: a large data set has more shards than a process may open.
 _MAX_OPEN = 256
 # Remote shards whose ends are read at the same time.
@@ -164,9 +165,9 @@ def as_clip(record: TrajectoryRecord, view: int = 0) -> ClipRecord:
     )
 
 
-def shard_name(name: str, index: int, count: int) -> str:
+def shard_name(name: str, index: int, count: int, suffix: str = SUFFIX) -> str:
     """Name shard `index` of `count`, e.g. clips-00003-of-00017.array_record."""
-    return f"{name}-{index:05d}-of-{count:05d}{_SUFFIX}"
+    return f"{name}-{index:05d}-of-{count:05d}{suffix}"
 
 
 def resolve_shards(paths: Sequence[str], made_by: str = "videos") -> list[str]:
@@ -191,7 +192,7 @@ def resolve_shards(paths: Sequence[str], made_by: str = "videos") -> list[str]:
         matches = _match(os.fspath(path))
         if not matches:
             raise FileNotFoundError(
-                f"no shards found at {path!r} (looked for *{_SUFFIX}); make them with "
+                f"no shards found at {path!r} (looked for *{SUFFIX}); make them with "
                 f"`python -m jepa_jax.prepare {made_by} SRC --output DIR`"
             )
         _check_complete(matches)
@@ -203,10 +204,10 @@ def resolve_shards(paths: Sequence[str], made_by: str = "videos") -> list[str]:
 
 def _match(path: str) -> list[str]:
     if remote.is_folder(path):
-        return remote.glob(os.path.join(glob.escape(path), f"*{_SUFFIX}"))
+        return remote.glob(os.path.join(glob.escape(path), f"*{SUFFIX}"))
     if remote.is_file(path):
         return [path]
-    return [name for name in remote.glob(path) if name.endswith(_SUFFIX)]
+    return [name for name in remote.glob(path) if name.endswith(SUFFIX)]
 
 
 def _check_complete(files: Sequence[str]) -> None:
@@ -214,9 +215,9 @@ def _check_complete(files: Sequence[str]) -> None:
     sets = {}
     for file in files:
         if match := _SHARD_NAME.match(os.path.basename(file)):
-            sets[os.path.dirname(file), match["name"], int(match["count"])] = True
-    for folder, name, count in sets:
-        expected = [os.path.join(folder, shard_name(name, i, count)) for i in range(count)]
+            sets[os.path.dirname(file), match["name"], int(match["count"]), match["suffix"]] = True
+    for folder, name, count, suffix in sets:
+        expected = [os.path.join(folder, shard_name(name, i, count, suffix)) for i in range(count)]
         absent = set(expected).difference(files)
         missing = [os.path.basename(file) for file in sorted(absent) if not remote.is_file(file)]
         if missing:
@@ -251,18 +252,37 @@ def _reader_of(file: str) -> array_record_module.ArrayRecordReader:
 
 
 def count_records(path: str, cache: FileCache = DEFAULT_CACHE) -> int:
-    """Count the records of an ArrayRecord file; of a remote one only the end is fetched.
+    """Count the clips or trajectories of an ArrayRecord file; of a remote one only the end is fetched.
 
     Raises:
         FileNotFoundError, DataError: as in `FileCache.open_path`, or 'unreadable shard'.
     """
+    return len(_record_numbers(path, cache))
+
+
+def _record_numbers(path: str, cache: FileCache) -> Sequence[int]:
+    """Say at which numbers of a file its clips or trajectories are; as `count_records`."""
     if remote.is_remote(path):
         with cache.open_tail(path) as file:
             reader = _reader_of(file)
-            if reader.ok():
-                return reader.num_records()
+            if reader.ok() and (numbers := _listed(path, reader)) is not None:
+                return numbers
     # The index of a shard of very many records is longer than its tail.
-    return _open(path, cache).reader.num_records()
+    numbers = _listed(path, _open(path, cache).reader)
+    if numbers is None:
+        raise DataError("unreadable shard", f"{path}: its last record, which lists its trajectories, is damaged; delete "
+                        "the file and run the same `python -m jepa_jax.prepare features` command again")
+    return numbers
+
+
+def _listed(path: str, reader: array_record_module.ArrayRecordReader) -> Sequence[int] | None:
+    count = reader.num_records()
+    if not divided.is_divided(path):
+        return range(count)
+    try:
+        return divided.unpack_index(reader.read([count - 1])[0], count)
+    except (RuntimeError, RecordError):
+        return None
 
 
 class ShardSource:
@@ -289,7 +309,8 @@ class ShardSource:
         self._kind, self._cache = kind, cache
         self._files = resolve_shards(paths, made_by)
         with ThreadPoolExecutor(_MAX_REQUESTS) as pool:
-            self._ends = list(accumulate(pool.map(count_records, self._files, repeat(cache))))
+            self._numbers = list(pool.map(_record_numbers, self._files, repeat(cache)))
+        self._ends = list(accumulate(map(len, self._numbers)))
         self._reset()
 
     def _reset(self) -> None:
@@ -297,10 +318,11 @@ class ShardSource:
         self._lock = threading.Lock()
 
     def __getstate__(self):
-        return {"files": self._files, "ends": self._ends, "kind": self._kind, "cache": self._cache}
+        return {"files": self._files, "numbers": self._numbers, "kind": self._kind, "cache": self._cache}
 
     def __setstate__(self, state):
-        self._files, self._ends = state["files"], state["ends"]
+        self._files, self._numbers = state["files"], state["numbers"]
+        self._ends = list(accumulate(map(len, self._numbers)))
         self._kind, self._cache = state["kind"], state["cache"]
         self._reset()
 
@@ -331,18 +353,14 @@ class ShardSource:
             DataError: the stored bytes fail their checksum or are no record, a remote
                 shard cannot be fetched, or a clip lies where trajectories are wanted.
         """
-        shard, record = self._place(index)
-        try:
-            payload = self._reader(shard).read([record])[0]
-        except FileNotFoundError as error:
-            raise DataError("lost shard", f"{self.locate(index)}: {error}") from error
-        # ArrayRecord reports every kind of damage as a RuntimeError.
-        except RuntimeError as error:
-            raise DataError("corrupt record", f"{self.locate(index)} cannot be read: {error}") from error
+        shard, place = self._place(index)
+        (payload,) = self._read(shard, self.locate(index), [int(self._numbers[shard][place])])
         try:
             record = decode_record(payload)
         except RecordError as error:
             raise DataError("corrupt record", f"{self.locate(index)}: {error}") from error
+        if isinstance(record, TrajectoryRecord):
+            record = divided.find_frames(record, functools.partial(self._read, shard, self.locate(index)))
         if self._kind == "clip" and isinstance(record, TrajectoryRecord):
             return as_clip(record)
         if self._kind == trajectories.KIND and isinstance(record, ClipRecord):
@@ -352,6 +370,15 @@ class ShardSource:
                 "shards made by `python -m jepa_jax.prepare droid`, `rlds` or `lerobot`",
             )
         return record
+
+    def _read(self, shard: int, name: str, numbers: Sequence[int]) -> list[bytes]:
+        try:
+            return self._reader(shard).read(numbers)
+        except FileNotFoundError as error:
+            raise DataError("lost shard", f"{name}: {error}") from error
+        # ArrayRecord reports every kind of damage as a RuntimeError.
+        except RuntimeError as error:
+            raise DataError("corrupt record", f"{name} cannot be read: {error}") from error
 
     def _reader(self, shard: int) -> array_record_module.ArrayRecordReader:
         with self._lock:

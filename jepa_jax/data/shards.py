@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 
 from array_record.python import array_record_module
 
-from jepa_jax.data import remote
+from jepa_jax.data import divided, remote
 from jepa_jax.data.claims import ShardPlan, claim_folder, claimed, settle, writing
 from jepa_jax.data.conversion import (
     AHEAD,
@@ -24,7 +24,7 @@ from jepa_jax.data.conversion import (
 )
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.publish import new_file, read_json, write_json
-from jepa_jax.data.records import WRITER_OPTIONS, Record, encode_record, shard_name
+from jepa_jax.data.records import WRITER_OPTIONS, Record, encode_record
 
 # As `conversion.convert_all` yields them.
 Results = Iterator[tuple[PlannedItem, Result]]
@@ -191,14 +191,14 @@ def write_one(part: Sequence[PlannedItem], plan: ShardPlan, index: int, count: i
 
 def _write_shard(plan, index, count, results, items, on_item) -> ShardReport:
     """Write one shard from the results of so many items, then its report, then give it its name."""
-    final = os.path.join(plan.folder, shard_name(plan.name, index, count))
+    final = plan.shard(index, count)
     report = ShardReport()
     parts = 0
     with contextlib.ExitStack() as stack:
         # What goes wrong in a source is no failure of writing.
         with writing(final):
             partial = stack.enter_context(new_file(final))
-            writer = array_record_module.ArrayRecordWriter(partial, WRITER_OPTIONS)
+            writer = _Writer(partial, plan.divided)
         while items or parts:
             item, result = next(results)
             done = int(not parts)
@@ -213,9 +213,9 @@ def _write_shard(plan, index, count, results, items, on_item) -> ShardReport:
                 report.skips.append([item.name, result.reason, str(result)])
             else:
                 record, notes = result if isinstance(result, Noted) else (result, ())
-                payload = encode_record(record)
+                payloads = writer.encode(record)
                 with writing(final):
-                    writer.write(payload)
+                    writer.write(payloads)
                 report.count(record, notes)
             on_item(done, int(isinstance(result, DataError)))
         with writing(final):
@@ -227,9 +227,36 @@ def _write_shard(plan, index, count, results, items, on_item) -> ShardReport:
     return report
 
 
+class _Writer:
+    """Write records to a file; with `divided`, their frames before them and an index at the end."""
+
+    def __init__(self, path: str, divide: bool):
+        self._writer = array_record_module.ArrayRecordWriter(path, WRITER_OPTIONS)
+        self._divide, self._count = divide, 0
+        self._numbers: list[int] = []
+
+    def encode(self, record: Record) -> list[bytes]:
+        """Return what is to be written next of a record; damage in it is no failure of writing."""
+        frames = []
+        if self._divide:
+            frames, record = divided.split_frames(record, self._count)
+        self._numbers.append(self._count + len(frames))
+        return [*frames, encode_record(record)]
+
+    def write(self, payloads: Sequence[bytes]) -> None:
+        for payload in payloads:
+            self._writer.write(payload)
+        self._count += len(payloads)
+
+    def close(self) -> None:
+        if self._divide:
+            self._writer.write(divided.pack_index(self._numbers))
+        self._writer.close()
+
+
 def _finished(plan: ShardPlan, index: int, count: int) -> ShardReport | None:
     """Return the report of a shard that an earlier run finished."""
-    size = remote.size(os.path.join(plan.folder, shard_name(plan.name, index, count)))
+    size = remote.size(plan.shard(index, count))
     stored = None if size is None else read_json(_report_path(plan, index))
     return ShardReport(**stored) if stored is not None and stored["bytes"] == size else None
 

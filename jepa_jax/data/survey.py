@@ -107,14 +107,14 @@ def _look(source: ShardSource, index: int, pictured: bool) -> Facts:
 def _encoded_bytes(record: Record) -> int:
     if isinstance(record, ClipRecord):
         return len(record.data)
-    return sum(len(view.data) + (len(view.latents.tokens) if view.latents else 0) for view in record.views)
+    return sum(len(view.data) + (view.latents.num_bytes if view.latents else 0) for view in record.views)
 
 
 def _feature_facts(record: TrajectoryRecord) -> FeatureFacts | None:
     stored = [view.latents for view in record.views if view.latents]
     if not stored:
         return None
-    return FeatureFacts(stored[0].origin, record.num_features, sum(len(latents.tokens) for latents in stored))
+    return FeatureFacts(stored[0].origin, record.num_features, sum(latents.num_bytes for latents in stored))
 
 
 def check_record(record: Record, pictured: bool = False) -> np.ndarray | None:

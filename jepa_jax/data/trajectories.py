@@ -177,7 +177,7 @@ def from_fields(fields: Mapping) -> TrajectoryRecord:
 
 
 def _pack_view(view: View) -> dict:
-    stored = None if view.latents is None else view.latents._asdict()
+    stored = None if view.latents is None else view.latents.packed()
     return {**view._asdict(), "extrinsics": _pack_array(view.extrinsics), "latents": stored}
 
 

@@ -13,6 +13,10 @@ from jepa_jax.data.trajectories import TrajectoryRecord
 from jepa_jax.data.video import decode_frame_list
 
 
+# Part by which a trajectory may be slower than what is asked of it: rates are measured, and rounded.
+_RATE_TOLERANCE = 0.1
+
+
 class TrajectoryClip(NamedTuple):
     """Hold one sample of T frames, its numbers as recorded.
 
@@ -46,8 +50,15 @@ def trajectory_step(native_fps: float, fps: float) -> int:
     Returns:
         The step, at least 1.
 
+    Raises:
+        DataError: 'rate too low', for a trajectory that has fewer frames per second.
+
     Source: app/vjepa_droid/droid.py
     """
+    if native_fps * (1 + _RATE_TOLERANCE) < fps:
+        raise DataError(
+            "rate too low", f"{native_fps:g} frames per second were recorded, {fps:g} are wanted; take no more than that"
+        )
     # Parity: the ratio is rounded up; pretraining rounds the native rate up and the ratio down.
     return max(1, math.ceil(native_fps / fps))
 
@@ -76,7 +87,7 @@ def trajectory_indices(
 
     Raises:
         DataError: 'too short', for a trajectory that is not longer than the window; 'rate not
-            stored', where frames at that rate are not among those stored.
+            stored', where frames at that rate are not among those stored; or as in `trajectory_step`.
 
     Source: app/vjepa_droid/droid.py
     """
@@ -119,7 +130,7 @@ def sample_trajectory(
         The sample.
 
     Raises:
-        DataError: 'missing view', 'too short', 'rate not stored'; or the video cannot be decoded.
+        DataError: 'missing view', 'too short', 'rate not stored', 'rate too low'; or the video cannot be decoded.
 
     Source: app/vjepa_droid/droid.py
     """

@@ -1,4 +1,4 @@
-"""Means and ratios with the interval that other trajectories of the same kind would give."""
+"""Means, ratios and rates with the interval that other trajectories of the same kind would give."""
 
 from typing import NamedTuple
 
@@ -6,6 +6,8 @@ import numpy as np
 
 _DRAWS = 1000
 _PERCENT = (2.5, 97.5)
+# Half the width of the middle 95 % of the normal distribution.
+_NORMAL_95 = 1.959964
 
 
 class Estimate(NamedTuple):
@@ -50,3 +52,19 @@ class Bootstrap:
         sums = np.zeros((self._counts.shape[1], *values.shape[1:]))
         np.add.at(sums, self._group, values)
         return sums
+
+
+def wilson(successes, trials):
+    """Estimate a rate of success, with Wilson's interval, which holds for few trials and near 0 and 1.
+
+    Args:
+      successes: how many trials succeeded.
+      trials: how many there were, at least 1.
+
+    Returns:
+      `Estimate` of a float.
+    """
+    rate, spread = successes / trials, _NORMAL_95**2 / trials
+    middle = (rate + spread / 2) / (1 + spread)
+    half = np.sqrt(rate * (1 - rate) * spread + spread**2 / 4) / (1 + spread)
+    return Estimate(rate, max(0.0, middle - half), min(1.0, middle + half))

@@ -1,31 +1,53 @@
-"""Positions read off latents by a linear map that was fitted on true ones: errors in centimetres."""
+"""Positions read off latents by a small attentive readout that was fitted on true ones: errors in centimetres."""
 
+import functools
+import math
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jepa_jax.evals.rollouts import MODES, TRUE
+from jepa_jax.models.norms import normalize_latents
 
-_FOLDS = 4
-# Penalties tried, in mean squared lengths of the features.
-_PENALTIES = 10.0 ** np.arange(-5, 3)
 _CENTIMETRES = 100.0
-# More rows cost minutes and change little.
-_MAX_ROWS = 3000
 TRUE_LATENTS, COPY_LAST, MEAN_POSITION = "true_latents", "copy_last", "mean_position"
+# Every query points at a place: what is there and where it is goes through a layer of its own.
+_QUERIES, _PLACE, _VALUE, _HIDDEN = 16, 32, 32, 256
+_STEPS, _MIN_STEPS, _BATCH, _CHUNK = 4000, 300, 64, 256
+# Updates per frame at most: few frames are learnt by heart.
+_ROUNDS = 30
+_RATE, _DECAY, _WARMUP, _HUBER = 1e-3, 0.05, 100, 0.3
 
 
-class Ridge(NamedTuple):
-    """A linear map with the means that it works around; `penalty` is one of `_PENALTIES`."""
+class Frames(NamedTuple):
+    """Frames to fit a readout on.
 
-    weights: np.ndarray
-    feature_mean: np.ndarray
-    target_mean: np.ndarray
-    penalty: float
+    Attributes:
+      latents: float `[n, N, D]`.
+      positions: dict from a name to `[n, K]`, m.
+      trajectories: how many they are of.
+    """
 
-    def apply(self, features):
-        """Turn features `[..., P]` into targets `[..., K]`."""
-        return (features - self.feature_mean) @ self.weights + self.target_mean
+    latents: np.ndarray
+    positions: dict[str, np.ndarray]
+    trajectories: int
+
+
+class Readout(NamedTuple):
+    """A fitted readout; `mean` and `scale` of the targets are float64 `[K]`."""
+
+    params: dict
+    mean: np.ndarray
+    scale: np.ndarray
+
+    def apply(self, latents):
+        """Turn latents `[..., N, D]` into targets `[..., K]`."""
+        rows = latents.reshape(-1, *latents.shape[-2:])
+        found = [np.asarray(_read(self.params, rows[first : first + _CHUNK])) for first in range(0, len(rows), _CHUNK)]
+        return (np.concatenate(found) * self.scale + self.mean).reshape(*latents.shape[:-2], -1)
 
 
 class Decoded(NamedTuple):
@@ -36,96 +58,109 @@ class Decoded(NamedTuple):
         (what is read off the last context frame) and `MEAN_POSITION` (of the fitted part).
       tested: int64 `[n]`, numbers of these samples.
       fitted_trajectories, tested_trajectories: how many.
-      penalty: of the ridge, in mean squared lengths of the features.
+      fitted_frames: how many.
     """
 
     errors: dict[str, np.ndarray]
     tested: np.ndarray
     fitted_trajectories: int
     tested_trajectories: int
-    penalty: float
+    fitted_frames: int
 
 
-def decode_positions(read, positions, trajectory, *, context, seed=0):
-    """Fit a readout on the true latents of half of the trajectories and apply it to those of the others.
+def decode_positions(read, positions, trajectory, *, context, fit_on=None, seed=0):
+    """Fit a readout on true latents and apply it to those of other trajectories, true and predicted.
 
     Args:
       read: as in `rollouts.Measured`.
-      positions: `[N, F, K]`, m.
+      positions: dict from a name to `[N, F, K]`, m.
       trajectory: int `[N]`, the trajectory of every sample.
       context: frames before the first prediction.
-      seed: of the halves.
+      fit_on: `Frames` of other trajectories. Without them half of these serve, and only the others are tested.
+      seed: of the halves and of the readout.
 
     Returns:
-      `Decoded`.
+      dict from the names to `Decoded`.
 
     Raises:
-      ValueError: fewer than four trajectories.
+      ValueError: fewer than four trajectories, where half of them are to be fitted.
     """
-    numbers = np.random.default_rng(seed).permutation(np.unique(trajectory))
-    if len(numbers) < 4:
-        raise ValueError(f"{len(numbers)} trajectories; a readout needs at least 4 (two to fit it, two to test it)")
-    fitted = np.isin(trajectory, numbers[: len(numbers) // 2])
-    positions = np.asarray(positions, np.float64)
-    frames = positions.shape[1]
-    ridge = fit_ridge(
-        read[TRUE][fitted].reshape(-1, read[TRUE].shape[-1]), positions[fitted].reshape(-1, positions.shape[-1]),
-        np.repeat(trajectory[fitted], frames),
-    )
-    targets = positions[~fitted, context:]
-    seen = ridge.apply(read[TRUE][~fitted])
-    guesses = {TRUE_LATENTS: seen[:, context:]} | {mode: ridge.apply(read[mode][~fitted]) for mode in MODES}
-    guesses[COPY_LAST] = seen[:, context - 1 : context]
-    guesses[MEAN_POSITION] = positions[fitted].mean((0, 1))
-    errors = {name: np.linalg.norm(guess - targets, axis=-1) * _CENTIMETRES for name, guess in guesses.items()}
-    return Decoded(errors, np.flatnonzero(~fitted), len(numbers) // 2, len(numbers) - len(numbers) // 2, ridge.penalty)
+    numbers = np.unique(trajectory)
+    tested = np.ones(len(trajectory), bool)
+    if fit_on is None:
+        numbers = np.random.default_rng(seed).permutation(numbers)
+        if len(numbers) < 4:
+            raise ValueError(f"{len(numbers)} trajectories; a readout needs at least 4 (two to fit it, two to test it)")
+        half = len(numbers) // 2
+        tested = ~np.isin(trajectory, numbers[:half])
+        flat = lambda values: values[~tested].reshape(-1, *values.shape[2:])
+        fit_on = Frames(flat(read[TRUE]), {name: flat(values) for name, values in positions.items()}, half)
+        numbers = numbers[half:]
+    ends = np.cumsum([values.shape[-1] for values in positions.values()])
+    means = {name: fit_on.positions[name].mean(0) for name in positions}
+    readout = fit_readout(fit_on.latents, np.concatenate([fit_on.positions[name] for name in positions], -1), seed=seed)
+    apply = lambda latents: dict(zip(positions, np.split(readout.apply(latents), ends[:-1], axis=-1)))
+    seen, guesses = apply(read[TRUE][tested]), {mode: apply(read[mode][tested]) for mode in MODES}
+    found = {}
+    for name, truth in positions.items():
+        rows = {TRUE_LATENTS: seen[name][:, context:]} | {mode: guess[name] for mode, guess in guesses.items()}
+        rows |= {COPY_LAST: seen[name][:, context - 1 : context], MEAN_POSITION: means[name]}
+        truth = np.asarray(truth, np.float64)[tested, context:]
+        errors = {row: np.linalg.norm(guess - truth, axis=-1) * _CENTIMETRES for row, guess in rows.items()}
+        found[name] = Decoded(errors, np.flatnonzero(tested), fit_on.trajectories, len(numbers), len(fit_on.latents))
+    return found
 
 
-def fit_ridge(features, targets, groups):
-    """Fit a ridge regression, its penalty chosen on groups left out.
+def fit_readout(latents, targets, *, seed=0):
+    """Fit an attentive readout: queries that point at tokens, and a small network on what they find there.
 
     Args:
-      features: `[n, P]`; P may be far larger than n. Of very many rows some are taken, evenly spaced.
+      latents: float `[n, N, D]`; normalised before use.
       targets: `[n, K]`.
-      groups: `[n]`: rows of one group are left out together.
+      seed: of weights and batches.
 
     Returns:
-      `Ridge`.
+      `Readout`.
     """
-    rows = np.unique(np.linspace(0, len(features) - 1, min(len(features), _MAX_ROWS)).astype(int))
-    targets, groups = np.asarray(targets, np.float64)[rows], groups[rows]
-    mean, target_mean = features[rows].mean(0, dtype=np.float64), targets.mean(0)
-    features = features[rows] - mean
-    names = np.unique(groups)
-    folds = min(_FOLDS, len(names))
-    fold = np.searchsorted(names, groups) % folds
-    # Products of all rows with each other are all that is needed, however wide the rows are.
-    products = features @ features.T
-    losses = np.zeros(len(_PENALTIES))
-    for number in range(folds):
-        train, test = fold != number, fold == number
-        centered, across = _center(products, train, test)
-        base = targets[train].mean(0)
-        for place, alpha in enumerate(_solve(centered, targets[train] - base)):
-            losses[place] += np.square(across @ alpha + base - targets[test]).sum()
-    best = int(losses.argmin())
-    alpha = _solve(products, targets - target_mean)[best]
-    return Ridge(features.T @ alpha, mean, target_mean, float(_PENALTIES[best]))
+    targets = np.asarray(targets, np.float64)
+    mean, scale = targets.mean(0), np.maximum(targets.std(0), 1e-6)
+    steps = int(np.clip(_ROUNDS * len(latents) // _BATCH, _MIN_STEPS, _STEPS))
+    rate = optax.warmup_cosine_decay_schedule(0.0, _RATE, _WARMUP, steps)
+    optimizer = optax.adamw(rate, weight_decay=_DECAY)
+    params = _init(jax.random.key(seed), *latents.shape[1:], targets.shape[1])
+    state, rng = optimizer.init(params), np.random.default_rng(seed)
+    step = jax.jit(functools.partial(_step, optimizer), donate_argnums=(0, 1))
+    scaled = ((targets - mean) / scale).astype(np.float32)
+    for _ in range(steps):
+        rows = rng.integers(0, len(latents), _BATCH)
+        params, state = step(params, state, latents[rows], scaled[rows])
+    return Readout(params, mean, scale)
 
 
-def _center(products, train, test):
-    """Return products of rows less the mean of the training rows: of these, and of test rows with these."""
-    inner, across = products[np.ix_(train, train)], products[np.ix_(test, train)]
-    means = inner.mean(0)
-    return (
-        inner - means - means[:, None] + means.mean(),
-        across - across.mean(1, keepdims=True) - means + means.mean(),
-    )
+def _init(key, tokens, width, outputs):
+    keys = jax.random.split(key, 5)
+    draw = lambda number, *shape, fan_in: jax.random.normal(keys[number], shape) / math.sqrt(fan_in)
+    return {
+        "query": draw(0, width, _QUERIES, fan_in=width), "where": jnp.zeros((_QUERIES, tokens)),
+        "place": draw(1, tokens, _PLACE, fan_in=1), "value": draw(2, _QUERIES, width + _PLACE, _VALUE, fan_in=width + _PLACE),
+        "hidden": draw(3, _QUERIES * _VALUE, _HIDDEN, fan_in=_QUERIES * _VALUE), "hidden_bias": jnp.zeros(_HIDDEN),
+        "out": 0.1 * draw(4, _HIDDEN, outputs, fan_in=_HIDDEN), "out_bias": jnp.zeros(outputs),
+    }
 
 
-def _solve(products, targets):
-    """Solve (products + penalty) alpha = targets for every penalty."""
-    values, vectors = np.linalg.eigh(products)
-    turned = vectors.T @ targets
-    scale = max(float(np.trace(products)) / len(products), 1e-12)
-    return [vectors @ (turned / (np.maximum(values, 0) + penalty * scale)[:, None]) for penalty in _PENALTIES]
+@jax.jit
+def _read(params, latents):
+    """Map `[b, N, D]` to scaled targets `[b, K]`."""
+    tokens = normalize_latents(jnp.asarray(latents, jnp.float32))
+    weights = jax.nn.softmax(jnp.einsum("bnd,dq->bqn", tokens, params["query"]) + params["where"], axis=-1)
+    found = [jnp.einsum("bqn,bnd->bqd", weights, tokens), jnp.einsum("bqn,np->bqp", weights, params["place"])]
+    values = jnp.einsum("bqd,qdv->bqv", jnp.concatenate(found, axis=-1), params["value"])
+    hidden = jax.nn.gelu(values.reshape(len(tokens), -1) @ params["hidden"] + params["hidden_bias"])
+    return hidden @ params["out"] + params["out_bias"]
+
+
+def _step(optimizer, params, state, latents, targets):
+    """Make one step of AdamW on the Huber loss."""
+    loss = lambda params: optax.huber_loss(_read(params, latents), targets, delta=_HUBER).mean()
+    updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+    return optax.apply_updates(params, updates), state

@@ -106,7 +106,7 @@ def _positions(decoded, samples, seed):
              "true_latents_to_mean_position": (readout.TRUE_LATENTS, readout.MEAN_POSITION)}
     return {
         "unit": "cm", "fitted_trajectories": decoded.fitted_trajectories, "tested_trajectories": decoded.tested_trajectories,
-        "penalty": decoded.penalty, "errors": errors,
+        "fitted_frames": decoded.fitted_frames, "errors": errors,
         "ratios": {name: bootstrap.ratio(last[a], last[b]).to_json() for name, (a, b) in pairs.items()},
     }
 
@@ -155,7 +155,7 @@ def _position_verdict(name, found):
     read, moved = (Estimate(**found["ratios"][key]) for key in ("true_latents_to_mean_position", "open_loop_to_copy_last"))
     median = {row: values["median"][-1] for row, values in found["errors"].items()}
     if read.high > 1 - _SAME:
-        return f"{name}: a linear readout does not find it in the true latents, so predictions cannot be judged by it"
+        return f"{name}: the readout does not find it in the true latents, so predictions cannot be judged by it"
     if moved.high < 1 - _SAME:
         said = "predictions beat copying the last frame"
     else:

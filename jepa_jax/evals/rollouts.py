@@ -35,7 +35,7 @@ class Measured(NamedTuple):
       sensitivity: float32 `[N, A]`: mean |change| of the next latents for a change of one action number
         by its standard deviation.
       deviations: float64 `[A]`, those deviations, in the robot's units.
-      read: dict from `TRUE` (`[N, F, P]`) and the modes (`[N, H, P]`) to float32 latents in few
+      read: dict from `TRUE` (`[N, F, n, D]`) and the modes (`[N, H, n, D]`) to float32 latents in few
         numbers, for readouts; empty where not asked for.
       pooled: (rows, columns) of tokens that were averaged to get there.
       example: `Example`.
@@ -105,6 +105,28 @@ def measure(world, params, samples, *, context=1, batch_size=8, seed=0, keep_lat
     return Measured(errors, sensitivity, deviations, read, factors, example)
 
 
+def read_latents(world, params, samples, *, batch_size=8, on_samples=lambda count: None):
+    """Compute the latents of samples in as few numbers as those of `Measured.read`.
+
+    Args:
+      world, params, batch_size, on_samples: as in `measure`.
+      samples: `Samples`; of a single trajectory too.
+
+    Returns:
+      float32 `[N, F, n, D]`.
+    """
+    factors, total = pooling(world.predictor.grid, world.predictor.output_dim), len(samples)
+    run = jax.jit(lambda params, batch: _pool(_latents(world, params, batch), world.predictor.grid, factors))
+    seen = {name: samples.arrays[name] for name in ("video", "latents") if name in samples.arrays}
+    found = []
+    for first in range(0, total, batch_size):
+        rows = np.minimum(np.arange(first, first + batch_size), total - 1)
+        count = min(batch_size, total - first)
+        found.append(np.asarray(run(params, {name: value[rows] for name, value in seen.items()}))[:count])
+        on_samples(count)
+    return np.concatenate(found)
+
+
 def pooling(grid, width):
     """Return (rows, columns) of tokens to average for readouts: the fewest that leave few enough numbers."""
     divisors = [[n for n in range(1, side + 1) if side % n == 0] for side in grid]
@@ -125,7 +147,7 @@ def _check_finite(errors):
 
 def _measure(world, context, factors, params, batch, mean_action, deviations, show):
     """Measure one batch: ((errors, sensitivity, read), latents of the sample to show)."""
-    latents = normalize_latents(batch["latents"]) if "latents" in batch else world.encode(params, batch["video"])
+    latents = _latents(world, params, batch)
     actions, states = batch["actions"], batch["states"]
     cameras = [batch["extrinsics"][:, :-1]] if "extrinsics" in batch else []
     horizon = actions.shape[1] + 1 - context
@@ -171,11 +193,15 @@ def _sensitivity(world, params, deviations, latents, actions, *told):
     return jax.lax.map(change, jnp.diag(deviations)).T
 
 
+def _latents(world, params, batch):
+    return normalize_latents(batch["latents"]) if "latents" in batch else world.encode(params, batch["video"])
+
+
 def _pool(latents, grid, factors):
-    """Average `[B, F, h*w, D]` over rectangles of tokens; `[B, F, P]`."""
+    """Average `[B, F, h*w, D]` over rectangles of tokens; `[B, F, n, D]`."""
     (h, w), (down, across) = grid, factors
     parts = latents.reshape(*latents.shape[:2], h // down, down, w // across, across, -1)
-    return parts.mean((3, 5)).reshape(*latents.shape[:2], -1).astype(jnp.float32)
+    return parts.mean((3, 5)).reshape(*latents.shape[:2], -1, latents.shape[-1]).astype(jnp.float32)
 
 
 def _other_samples(trajectory, rng):

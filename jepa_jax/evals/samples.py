@@ -69,6 +69,24 @@ def make_maker(trained, paths, frames, *, latents):
     )
 
 
+def frame_maker(paths, frames, conditions, *, fps, size, views):
+    """Build what cuts clips of square frames, without a model to say how.
+
+    Args:
+      paths: of the shards, for messages.
+      frames: F.
+      conditions: `ConditionMaker`.
+      fps: frames per second.
+      size: side of the frames, pixels.
+      views: names of the cameras to choose from.
+
+    Returns:
+      `SampleMaker`.
+    """
+    group = GroupSpec("trajectory", "video", frames, fps, 1, (SourceSpec(tuple(paths), 1.0),))
+    return SampleMaker(group, CropSpec(size, CENTERED, (1.0, 1.0), 0.0), conditions, views=views, extrinsics=False, latents=False)
+
+
 def read_samples(source, maker, count, *, seed=0, extras=(), on_sample=lambda: None):
     """Cut samples out of trajectories in random order: one of each, then others of the same.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import sys
 from collections.abc import Sequence
 
 import tqdm
 
+from jepa_jax.commandline import interrupt
 from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data import listing, shards
 from jepa_jax.data.claims import ShardError
@@ -44,11 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt:
-        # Without this, leaving would wait for the files now being converted.
-        for child in multiprocessing.active_children():
-            child.kill()
-        sys.stderr.write("stopped; finished shards are kept, run the same command again to go on\n")
-        return 130
+        return interrupt.stop(interrupt.SHARDS_KEPT)
     write_lines(lines)
     return status
 

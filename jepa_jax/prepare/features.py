@@ -114,7 +114,7 @@ def _encode(args: argparse.Namespace, items: Sequence, model, spec: FrameSpec, e
     from jepa_jax.features.trajectories import Meter, encode_trajectories, warm_up
 
     batch = -(-args.batch // model.devices) * model.devices
-    plan = shards.ShardPlan(args.output, args.name, args.per_shard, spec)
+    plan = shards.ShardPlan(args.output, args.name, args.per_shard, spec, divided=True)
     seconds = warm_up(model, spec, batch)
     meter = Meter()
     with tqdm.tqdm(total=len(items), unit=f" {_UNITS}", dynamic_ncols=True, smoothing=0.05) as bar:
@@ -149,7 +149,6 @@ def _measure(counts: shards.ShardReport, spec: FrameSpec, meter) -> dict:
         "feature_bytes": counts.features * spec.frame_bytes,
         "bytes_per_clip": _CLIP_FRAMES * spec.frame_bytes,
         "clip_frames": _CLIP_FRAMES,
-        "bytes_per_trajectory": counts.bytes / counts.written if counts.written else None,
         "this_run": {"frames": meter.frames} | (meter.rates() if meter.frames else {}),
     }
 
@@ -170,11 +169,7 @@ def _expected_lines(expected: Estimate, items: Sequence, spec: FrameSpec, args: 
 
 def _measured_lines(measured: dict, spec: FrameSpec) -> list[str]:
     lines = [f"{measured['frames']} frames as {spec.origin}: {_size(measured['feature_bytes'])}"]
-    if measured["bytes_per_trajectory"]:
-        lines.append(
-            f"{_size(measured['bytes_per_clip'])} per clip of {_CLIP_FRAMES} frames; training reads a whole trajectory "
-            f"for each, {_size(measured['bytes_per_trajectory'])}"
-        )
+    lines.append(f"training reads {_size(measured['bytes_per_clip'])} of them for each clip of {_CLIP_FRAMES} frames")
     rates = measured["this_run"]
     if rates["frames"]:
         lines.append(

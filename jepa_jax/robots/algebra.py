@@ -8,12 +8,14 @@ results are those of `data.poses`, bit for bit.
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Iterator
 
 import numpy as np
 
 from jepa_jax.data.poses import euler_to_matrix, product
 from jepa_jax.robots.rotations import ROTATIONS
-from jepa_jax.robots.spec import RobotSpec
+from jepa_jax.robots.spec import Part, RobotSpec
 
 
 def to_frame(spec: RobotSpec, states, extrinsics=None, xp=np):
@@ -122,7 +124,7 @@ def _between(spec: RobotSpec, now, then, xp):
     relative, tool = _is_relative(spec), spec.frame == "tool"
     old, new = (_matrices(spec, states, xp) if relative else None for states in (now, then))
     actions = []
-    for part in spec.parts:
+    for part, absolute in _spans(spec):
         start, goal = now[..., part.where], then[..., part.where]
         if part.kind == "rotation" and relative:
             back = xp.swapaxes(old, -1, -2)
@@ -131,7 +133,7 @@ def _between(spec: RobotSpec, now, then, xp):
         elif part.kind == "position" and tool:
             actions.append(_turn(xp.swapaxes(old, -1, -2), goal - start))
         else:
-            actions.append(goal - start if spec.mode == "delta" else goal)
+            actions.append(goal if absolute else goal - start)
     return xp.concatenate(actions, -1)
 
 
@@ -140,7 +142,7 @@ def _move(spec: RobotSpec, states, actions, xp):
     relative, tool = _is_relative(spec), spec.frame == "tool"
     old, turn = (_matrices(spec, numbers, xp) if relative else None for numbers in (states, actions))
     moved = []
-    for part in spec.parts:
+    for part, absolute in _spans(spec):
         start, change = states[..., part.where], actions[..., part.where]
         if part.kind == "rotation" and relative:
             new = product(old, turn) if tool else product(turn, old)
@@ -148,7 +150,7 @@ def _move(spec: RobotSpec, states, actions, xp):
         elif part.kind == "position" and tool:
             moved.append(start + _turn(old, change))
         else:
-            moved.append(start + change if spec.mode == "delta" else change)
+            moved.append(change if absolute else start + change)
     return xp.concatenate(moved, -1)
 
 
@@ -167,12 +169,25 @@ def _compose(spec: RobotSpec, recorded, steps: int, xp):
     if spec.integrable:
         each = (split[..., row, :] for row in range(split.shape[-2]))
         return functools.reduce(lambda joined, action: _move(spec, joined, action, xp), each)
-    return split.sum(-2) if spec.mode == "delta" else split[..., -1, :]
+    columns = [
+        split[..., -1, at] if at in spec.absolute_dims else split[..., at].sum(-1) for at in range(spec.action_dim)
+    ]
+    return xp.stack(columns, -1)
+
+
+def _spans(spec: RobotSpec) -> Iterator[tuple[Part, bool]]:
+    """Yield the parts of an action laid out like a state, and whether they are absolute; 'other' ones divided by that."""
+    absolute = set(spec.absolute_dims)
+    for part in spec.parts:
+        for said, places in itertools.groupby(range(part.start, part.stop), absolute.__contains__):
+            start, *rest = places
+            yield Part(part.kind, start, start + 1 + len(rest)), said
 
 
 def _is_relative(spec: RobotSpec) -> bool:
     """Say whether rotations of actions are relative to those of states."""
-    return spec.part("rotation") is not None and (spec.mode == "delta" or spec.frame == "tool")
+    rotation = spec.part("rotation")
+    return rotation is not None and (spec.frame == "tool" or rotation.start not in spec.absolute_dims)
 
 
 def _matrices(spec: RobotSpec, states, xp):

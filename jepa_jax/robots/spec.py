@@ -13,7 +13,7 @@ from jepa_jax.robots.rotations import NO_ROTATION, ROTATIONS
 FRAMES = ("base", "camera", "tool")
 MODES = ("delta", "absolute")
 SOURCES = ("states", "recorded")
-_TEXTS = ("state_names", "state_units", "action_names", "action_units", "planned")
+_TEXTS = ("state_names", "state_units", "action_names", "action_units", "planned", "absolute")
 _NUMBERS = ("state_scale", "action_scale", "action_low", "action_high", "gripper_range")
 _PLACES = ("position", "rotation_at", "gripper")
 
@@ -49,6 +49,7 @@ class RobotSpec:
             'tool', which is the pose that the action starts from.
         mode: 'delta' is a change, 'absolute' the value to arrive at. In frame 'tool' a pose is
             relative in both modes.
+        absolute: names of actions that are absolute though `mode` is 'delta', such as a gripper's.
         source: 'states' derives actions from states; 'recorded' takes those of the record,
             deltas composed over all rows between two samples, absolute ones from the last row.
         position: place of the first of 3 coordinates (2 with rotation 'yaw'), or None.
@@ -79,6 +80,7 @@ class RobotSpec:
     rotation_at: int | None
     gripper: int | None
     gripper_range: tuple[float, float]
+    absolute: tuple[str, ...] = ()
 
     def __post_init__(self):
         """Bring fields into their types and check them."""
@@ -94,6 +96,7 @@ class RobotSpec:
         self._check_bounds()
         self._check_places()
         self._check_frame()
+        self._check_absolute()
         if self.source == "states":
             self._check_derivable()
 
@@ -116,6 +119,12 @@ class RobotSpec:
     def planned_dims(self) -> tuple[int, ...]:
         """Return the places of the actions that a planner may move, ascending."""
         return tuple(at for at, name in enumerate(self.action_names) if not self.planned or name in self.planned)
+
+    @property
+    def absolute_dims(self) -> tuple[int, ...]:
+        """Return the places of the actions that say a value to arrive at, ascending."""
+        every = self.mode == "absolute"
+        return tuple(at for at, name in enumerate(self.action_names) if every or name in self.absolute)
 
     @property
     def pose_dim(self) -> int:
@@ -151,7 +160,8 @@ class RobotSpec:
             ValueError: a field is missing, unknown or wrong.
         """
         known = {field.name for field in dataclasses.fields(cls)}
-        missing, unknown = sorted(known - set(fields)), sorted(set(fields) - known)
+        needed = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
+        missing, unknown = sorted(needed - set(fields)), sorted(set(fields) - known)
         if missing or unknown:
             wrong = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(
                 unknown
@@ -242,6 +252,19 @@ class RobotSpec:
             self._require(self.rotation != "yaw", "rotation", "another, not of the plane, as frame is 'camera'")
             self._require(self.position is not None, "position", "a place, as frame is 'camera'")
             self._require(self.source == "states", "source", "'states', as frame is 'camera'")
+
+    def _check_absolute(self) -> None:
+        self._require(self.mode == "delta" or not self.absolute, "absolute", "(), as mode is 'absolute' for all actions")
+        self._require(set(self.absolute) <= set(self.action_names), "absolute", f"of {', '.join(self.action_names)}")
+        if not self.integrable:
+            return
+        for part in self._known_parts():
+            names = self.action_names[part.where]
+            chosen = [name for name in names if name in self.absolute]
+            if part.kind != "gripper" and self.frame == "tool":
+                self._require(not chosen, "absolute", f"without {', '.join(chosen)}: in frame 'tool' poses are relative")
+            whole = len(chosen) in (0, len(names))
+            self._require(whole, "absolute", f"with all of {', '.join(names)}, the {part.kind}, or none of them")
 
     def _check_derivable(self) -> None:
         self._require(

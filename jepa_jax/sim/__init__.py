@@ -4,7 +4,8 @@
 (extrinsic xyz, rad) and closedness of the gripper, 4 times per second. Fingers that close on an
 object hold it; what is let go falls onto the table, the plate or the other object; fingers stop on
 what is below them and push what is beside them. With all angles at 0 the gripper points straight
-down and its fingers open along y. `render` draws what a camera (`CAMERAS`) sees, at any size.
+down and its fingers open along y. Episodes hold actions as they were commanded; how far the tool really moved
+is in the states, and `jepa_jax.robots` derives actions from these unless told otherwise. `render` draws what a camera (`CAMERAS`) sees, at any size.
 A `Scene` is the look of an episode: `sample_scene` draws table, light, distractors and a shift of
 the camera, each with a strength from 0 to 1 (`Nuisance`). `expert` is a scripted policy and
 `run_episode` a noisy mixture for collecting data. All of these are pure functions for one robot:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import glob
-import multiprocessing
 import os
 import sys
 import time
@@ -12,7 +11,7 @@ import time
 import jax
 import tqdm
 
-from jepa_jax.commandline import types
+from jepa_jax.commandline import interrupt, types
 from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data import remote, shards
 from jepa_jax.data.claims import ShardError
@@ -32,7 +31,9 @@ _EXAMPLES = """examples:
   python -m jepa_jax.sim.collect --output shards/lamps --nuisance light=1,camera=0.5
 
 Scripted and noisy policies reach, grasp, carry and place a box and a cup, or move freely, at 4 Hz. States, actions,
-camera poses and where the objects are come along. Run the same command again to finish a run that was stopped."""
+camera poses and where the objects are come along. Actions are recorded as they were commanded: at the edge of the
+workspace, on a table or an object, and with something between the fingers, the arm does less than it was told.
+Run the same command again to finish a run that was stopped."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,11 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt:
-        # Without this, leaving would wait for the episodes now being simulated.
-        for child in multiprocessing.active_children():
-            child.kill()
-        sys.stderr.write("stopped; finished shards are kept, run the same command again to go on\n")
-        return 130
+        return interrupt.stop(interrupt.SHARDS_KEPT)
     write_lines(lines)
     return 0
 
@@ -112,10 +109,11 @@ def _parser() -> argparse.ArgumentParser:
     arg("--size", default=64, type=_even, help="side of the frames, pixels, even (default %(default)s)")
     arg("--camera", default=("front",), type=types.names(CAMERAS), metavar="NAME[,NAME...]",
         help=f"of {', '.join(CAMERAS)} (default front)")  # fmt: skip
-    arg("--nuisance", default=Nuisance.all(1.0), type=_nuisance, metavar="X",
+    arg("--nuisance", default=Nuisance.all(1.0), type=read_nuisance, metavar="X",
         help=f"strength from 0 to 1 (default 1), or KIND=X,... with kinds {', '.join(Nuisance._fields)}")  # fmt: skip
     arg("--seed", default=0, type=types.count, help="default %(default)s")
-    arg("--split", default=SPLITS[0], choices=SPLITS, help="no seed gives an episode of both (default %(default)s)")
+    arg("--split", default=SPLITS[0], choices=SPLITS,
+        help="episodes of one are never in the other, whatever the seeds (default %(default)s)")
     arg("--crf", default=TabletopSpec.crf, type=types.crf,
         help="x264 quality, 0 (best) to 51 (default %(default)s)")  # fmt: skip
     arg("--per-shard", default=64, type=types.positive, metavar="N", help="episodes per shard (default %(default)s)")
@@ -130,16 +128,19 @@ def _even(text: str) -> int:
     return number
 
 
-def _nuisance(text: str) -> Nuisance:
+def read_nuisance(text: str) -> Nuisance:
     """Read one strength, or KIND=STRENGTH pairs with commas between them; kinds that are not named have none."""
     try:
         return Nuisance.all(float(text))
     except ValueError as error:
         if "=" not in text:
             raise argparse.ArgumentTypeError(f"{text!r} is no strength from 0 to 1") from error
-    found = dict(types.assignment(part) for part in text.split(","))
-    if unknown := set(found) - set(Nuisance._fields):
-        raise argparse.ArgumentTypeError(f"there is no nuisance {sorted(unknown)}; kinds: {', '.join(Nuisance._fields)}")
+    pairs = [types.assignment(part) for part in text.split(",")]
+    found = dict(pairs)
+    if unknown := sorted(set(found) - set(Nuisance._fields)):
+        raise argparse.ArgumentTypeError(f"there is no nuisance {', '.join(unknown)}; kinds: {', '.join(Nuisance._fields)}")
+    if len(found) < len(pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} gives a kind of nuisance twice")
     return Nuisance(**{kind: types.fraction(value) for kind, value in found.items()})
 
 

@@ -146,7 +146,7 @@ def expert(state, intent):
     goal = jnp.concatenate([place, height[None], jnp.zeros(2), jnp.where(done, pose[5], yaw)[None], pose[6:]])
     opens = holds & over_put & (pose[2] < put_height + _LOW_ENOUGH)
     grip = jnp.where(holds, jnp.where(opens, -_OPENING, _GRIPPING), jnp.where(at_object & ~done, _CLOSING, -_OPENING))
-    return _toward(pose, goal).at[6].set(grip), phase.astype(jnp.int32)
+    return toward(pose, goal).at[6].set(grip), phase.astype(jnp.int32)
 
 
 def is_placed(state, intent):
@@ -170,12 +170,12 @@ def follow(key, state, intent):
     """
     noise_key, new_key, goal_key = jax.random.split(key, 3)
     handling, phase = expert(state, intent)
-    wandering = _toward(state.pose, intent.goal) * intent.speed
+    wandering = toward(state.pose, intent.goal) * intent.speed
     kept = np.sqrt(1 - _NOISE_KEPT**2)
     noise = _NOISE_KEPT * intent.noise + kept * _NOISE * jax.random.normal(noise_key, (7,))
     action = jnp.where(intent.free, wandering, handling) + noise * world.MAX_ACTION
     action = jnp.clip(action, -world.MAX_ACTION, world.MAX_ACTION)
-    arrived = (jnp.abs(_toward(state.pose, intent.goal)) < _ARRIVED * world.MAX_ACTION).all()
+    arrived = (jnp.abs(toward(state.pose, intent.goal)) < _ARRIVED * world.MAX_ACTION).all()
     finished = is_placed(state, intent) & (state.pose[2] > intent.height - 0.06)
     chance = jax.random.uniform(goal_key)
     gives_up = (state.held == world.NOTHING) & (chance < _NEW_TARGET)
@@ -185,7 +185,7 @@ def follow(key, state, intent):
     return action, jnp.where(intent.free, FREE, phase), following._replace(noise=noise)
 
 
-def _toward(pose, goal):
+def toward(pose, goal):
     """Return the action toward a goal pose, at most the largest."""
     action = poses.pose_deltas(jnp.stack([pose, goal]), jnp)[0]
     return jnp.clip(action, -world.MAX_ACTION, world.MAX_ACTION)

@@ -102,7 +102,8 @@ def step(state, action):
 
     Args:
         state: `State`.
-        action: float32 `[7]`, change of the tool's pose, in meters, radians and closedness.
+        action: float32 `[7]`, change of the tool's pose that is commanded, in meters, radians and closedness.
+            The tool does less at the edge of its workspace, and where something is below it or between its fingers.
 
     Returns:
         The next `State`.

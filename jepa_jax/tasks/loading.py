@@ -63,7 +63,8 @@ def load_run(path):
     bundle = runs.read(path)
     config = config_from_json(bundle.provenance["config"])
     if config.task != "pretrain":
-        raise WeightsError(f"{path} is of task {config.task!r}; needed: 'pretrain'")
+        raise WeightsError(f"{path} is of task {config.task!r}; needed: 'pretrain'. A world model is shown by `python -m "
+                           "jepa_jax.viz curves` and, on held-out trajectories, `python -m jepa_jax.evaluate rollout`")
     dtype = config.model.dtype
     encoder, predictor = (bundle.networks[name].module.clone(dtype=dtype) for name in ("encoder", "predictor"))
     params = {name: jax.device_put(bundle.networks[name].params) for name in ("encoder", "predictor")}

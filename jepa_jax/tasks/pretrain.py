@@ -18,14 +18,13 @@ from jepa_jax.models import (
 )
 from jepa_jax.models.flops import encoder_flops, predictor_flops
 from jepa_jax.models.norms import normalize_latents
-from jepa_jax.tasks.losses import latent_loss
+from jepa_jax.tasks.losses import correlation_loss, latent_loss
 from jepa_jax.tasks.sources import make_cache, make_sources, naming_root
 from jepa_jax.tasks.step import make_schedules, make_train_step, sample_latents
 from jepa_jax.training import optim, sharding
 from jepa_jax.training.state import create_state, tensor_names
 from jepa_jax.training.task import Task
-from jepa_jax.weights import runs
-from jepa_jax.weights.start import read_start
+from jepa_jax.weights import runs, start
 
 
 class Group(NamedTuple):
@@ -121,8 +120,10 @@ def make_augment(section):
     return AugmentSpec(section.motion_shift, policy, section.erase)
 
 
-def make_loss(encoder, predictor, groups, *, loss_exponent, monitor_tokens):
+def make_loss(encoder, predictor, groups, *, loss_exponent, monitor_tokens, decorrelation=0.0):
     """Build the pretraining loss.
+
+    `decorrelation` times the correlations of the context's latents is added; the official recipe has 0.
 
     Returns:
       Function (params, target_params, batch) -> (loss, aux). `params` has the keys
@@ -160,6 +161,10 @@ def make_loss(encoder, predictor, groups, *, loss_exponent, monitor_tokens):
                 targets = gather_tokens(latents, target_ids)
                 loss = latent_loss(predictions, targets, exponent=loss_exponent)
                 losses[f"train/loss/{group.spec.name}/{name}"] = loss
+                if decorrelation:
+                    correlation = correlation_loss(context)
+                    losses[f"train/correlation/{group.spec.name}/{name}"] = correlation
+                    loss += decorrelation * correlation
                 total += loss * group.loss_weight / (total_weight * len(group.strategies))
                 if samples is None:
                     samples = sample_latents(targets, predictions, monitor_tokens)
@@ -237,7 +242,7 @@ def make_program(config, groups, mesh):
         return create_state(params, jax.tree.map(jnp.copy, params["encoder"]), optimizer)
 
     loss_fn = make_loss(encoder, predictor, groups, loss_exponent=config.optim.loss_exponent,
-                        monitor_tokens=config.log.monitor_tokens)
+                        monitor_tokens=config.log.monitor_tokens, decorrelation=config.optim.decorrelation)
     train_step = make_train_step(loss_fn, optimizer, make_schedules(config.optim),
                                  accumulate=config.optim.accumulate, spike_factor=config.guard.spike_factor,
                                  target_key="encoder")
@@ -264,6 +269,8 @@ def make_task(config, mesh):
     for line in pipeline.warnings():
         logging.warning("%s", line)
     data = config.data
+    card = runs.model_card({"encoder": program.encoder, "predictor": program.predictor}, data.size,
+                           groups[0].spec.frames, target="encoder")
     return Task(
         init_state=program.init_state,
         train_step=program.train_step,
@@ -273,9 +280,9 @@ def make_task(config, mesh):
         clips_per_step=sum(group.spec.batch_size for group in groups),
         flops_per_step=step_flops(program.encoder, program.predictor, groups),
         data_state={"seed": config.seed} | pipeline.contents(),
-        model_card=runs.model_card({"encoder": program.encoder, "predictor": program.predictor},
-                                   data.size, groups[0].spec.frames, target="encoder"),
-        read_weights=functools.partial(read_start, encoder=program.encoder, predictor=program.predictor),
+        model_card=card,
+        check_card=lambda path, then, resumed: start.check_networks(path, card, then),
+        read_weights=functools.partial(start.read_start, encoder=program.encoder, predictor=program.predictor),
         summary=_summarize(groups) + pipeline.describe(),
         frozen={},
         write_frozen=lambda workdir: None,

@@ -10,10 +10,17 @@ _SCHEDULE_FIELDS = ("schedule", "lr", "start_lr", "final_lr", "weight_decay", "f
                     "warmup_steps", "anneal_steps", "horizon_scale")
 
 
-def make_schedules(section):
-    """Build the schedules from the `optim` section of a config."""
-    # Tasks without an EMA copy have no momentum to set.
-    momentum = {key: section.get(key, 1.0) for key in ("ema", "final_ema")}
+def make_schedules(section, *, with_ema=True):
+    """Build the schedules of a run.
+
+    Args:
+      section: `optim` of a config.
+      with_ema: the task has an EMA copy, whose momentum the section sets.
+
+    Returns:
+      `optim.Schedules`.
+    """
+    momentum = {key: section[key] if with_ema else 1.0 for key in ("ema", "final_ema")}
     return optim.make_schedules(**{key: section[key] for key in _SCHEDULE_FIELDS}, **momentum)
 
 

@@ -10,6 +10,7 @@ from jepa_jax.data.iterate import make_iterator
 from jepa_jax.data.mixing import open_sources
 from jepa_jax.data.specs import CropSpec, GroupSpec
 from jepa_jax.data.trajectories import KIND
+from jepa_jax.data.trajectory_clips import trajectory_indices, trajectory_step
 from jepa_jax.data.trajectory_pipeline import TrajectoryPipeline
 from jepa_jax.models import ActionPredictor
 from jepa_jax.models.flops import action_predictor_flops, encoder_flops
@@ -18,6 +19,7 @@ from jepa_jax.robots.checks import check_record
 from jepa_jax.robots.conditions import ConditionMaker
 from jepa_jax.robots.presets import make_spec
 from jepa_jax.robots.world import WorldModel
+from jepa_jax.tasks import continuing
 from jepa_jax.tasks.latents import find_features
 from jepa_jax.tasks.losses import latent_loss
 from jepa_jax.tasks.sources import make_cache, make_sources, naming_root
@@ -128,6 +130,14 @@ def _check_views(record, wanted):
         )
 
 
+def _check_length(record, data):
+    """Raise DataError where no clip of the config fits into a trajectory."""
+    try:
+        trajectory_indices(record.num_frames, record.sampling_fps, frames=data.frames, fps=data.fps, uniform=0.0)
+    except DataError as error:
+        raise DataError(error.reason, f"{record.source_id}: {error} (data.frames, data.fps)") from error
+
+
 def make_predictor(model, features, robot):
     """Build the `ActionPredictor` of a config's `model` section for these features and this robot."""
     return ActionPredictor(
@@ -186,6 +196,7 @@ def make_robot(config):
             robot = make_spec(config.robot.to_dict(), record)
             _check_views(record, config.data.views)
             check_record(robot, record, tuple(config.data.views) or None)
+            _check_length(record, config.data)
             return robot, record
         except DataError as error:
             problems.append(error)
@@ -233,20 +244,25 @@ def make_task(config, mesh):
     optimizer = make_optimizer(section, abstract, predictor.use_extrinsics)
     loss_fn = make_loss(world, config.rollout, frames_at_once=config.model.frames_at_once,
                         loss_exponent=section.loss_exponent, monitor_tokens=config.log.monitor_tokens)
+    card = runs.model_card({"action_predictor": predictor}, data.size, data.frames,
+                           world_model=describe_world(config, robot, features))
     return Task(
         init_state=lambda rng: create_state(init_params(predictor, rng), {}, optimizer),
-        train_step=make_train_step(loss_fn, optimizer, make_schedules(section), accumulate=section.accumulate,
-                                   spike_factor=config.guard.spike_factor),
+        train_step=make_train_step(loss_fn, optimizer, make_schedules(section, with_ema=False),
+                                   accumulate=section.accumulate, spike_factor=config.guard.spike_factor),
         open_data=functools.partial(make_iterator, pipeline, workers=data.workers, threads=data.threads,
                                     prefetch=data.prefetch),
         tensor_names=optim.checked_names(tensor_names(abstract)),
         clips_per_step=data.batch_size,
         flops_per_step=step_flops(predictor, encoder, features, config),
         data_state={"seed": config.seed} | pipeline.contents(),
-        model_card=runs.model_card({"action_predictor": predictor}, data.size, data.frames,
-                                   world_model=describe_world(config, robot, features)),
-        read_weights=functools.partial(start.read_action_predictor, predictor=predictor),
-        summary=_summarize(robot, features) + pipeline.describe(),
+        model_card=card,
+        check_card=functools.partial(continuing.check_card, card=card),
+        read_weights=functools.partial(
+            start.read_action_predictor, predictor=predictor,
+            on_world=lambda path, then: continuing.note_robot(path, then, card["world_model"]),
+        ),
+        summary=_summarize(robot, features, record, data.fps) + pipeline.describe(),
         frozen=frozen,
         write_frozen=lambda workdir: features.bundle and runs.write_frozen(features.bundle, workdir),
     )
@@ -264,11 +280,15 @@ def _frozen(config, features):
     return {"encoder": network.params}, module, {"mean": pre.mean, "std": pre.std}
 
 
-def _summarize(robot, features):
+def _summarize(robot, features, record, fps):
     where = "stored in the shards" if features.stored else "computed in every step"
     grid = "x".join(map(str, features.grid))
+    step, native = trajectory_step(record.sampling_fps, fps), record.sampling_fps
+    absolute = f" ({', '.join(robot.absolute)} absolute)" if robot.absolute else ""
     return [
-        f"robot {robot.name}: states {', '.join(robot.state_names)}; {robot.mode} actions {', '.join(robot.action_names)} "
-        f"in the {robot.frame} frame, {'derived from states' if robot.source == 'states' else 'as recorded'}",
+        f"robot {robot.name}: states {', '.join(robot.state_names)}; {robot.mode} actions {', '.join(robot.action_names)}"
+        f"{absolute} in the {robot.frame} frame, {'derived from states' if robot.source == 'states' else 'as recorded'}",
+        f"actions lead {step} rows on, as in {record.source_id}: {native:g} rows/s give {native / step:.3g} frames/s; "
+        f"data.fps is {fps:g}",
         f"latents {where}: {grid} tokens of {features.width} per frame, encoder sha256 {features.sha256[:12]}",
     ]

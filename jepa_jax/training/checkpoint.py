@@ -1,6 +1,7 @@
 """Checkpoints: one thin owner of Orbax, and the ways a run can start."""
 
 import dataclasses
+import sys
 
 import jax
 import orbax.checkpoint as ocp
@@ -185,7 +186,7 @@ def _shapes(tree):
     return {name: tuple(leaf.shape) for name, leaf in zip(tensor_names(tree), jax.tree.leaves(tree))}
 
 
-def start(store, abstract_state, make_state, read_weights, *, mode, checkpoint):
+def start(store, abstract_state, make_state, read_weights, check_card, *, mode, checkpoint):
     """Give a run its first state. The four ways to start, in order of precedence:
 
     1. resume: the workdir holds a checkpoint; everything is taken from it;
@@ -200,6 +201,7 @@ def start(store, abstract_state, make_state, read_weights, *, mode, checkpoint):
       abstract_state: shapes and shardings.
       make_state: () -> freshly initialised `TrainState`.
       read_weights: path -> (params, target_params), for weights that are no checkpoint.
+      check_card: `Task.check_card`, asked about every checkpoint that is read.
       mode: one of `STARTS`.
       checkpoint: workdir, or checkpoint folder, of the other run; for 2 and 3.
 
@@ -209,11 +211,13 @@ def start(store, abstract_state, make_state, read_weights, *, mode, checkpoint):
     Raises:
       ValueError: if mode and checkpoint do not go together.
       CheckpointError: if there is no checkpoint, or it does not fit.
+      ValueError: from `check_card`.
     """
     check_start(mode, checkpoint)
     step = store.latest()
     if step is not None:
         state, run = store.restore(step, abstract_state)
+        check_card(store.directory / str(step), run["model"], True)
         return state, run, f"resumed from step {step} in {store.directory}"
     if mode == "scratch":
         return make_state(), None, "starting from scratch"
@@ -229,6 +233,8 @@ def start(store, abstract_state, make_state, read_weights, *, mode, checkpoint):
         found, _ = source.restore(step, abstract_state)
         fresh = make_state()
         state = found.replace(step=fresh.step, guard=fresh.guard)
+    # After the shapes, which say more where they differ.
+    check_card(source.directory / str(step), source.read_run(step)["model"], False)
     source.close()
     return state, None, f"{mode} from step {step} of {source.directory}"
 
@@ -286,6 +292,21 @@ def open_checkpoint(path):
             store.close()
     raise CheckpointError(f"no checkpoint in {path}; give a run's workdir or one of its numbered checkpoints "
                           "(released or converted weights are for start.mode=weights)")
+
+
+def quiet_writers():
+    """Keep writers of a checkpoint that failed from ending a program's output with errors of their own.
+
+    The first write that fails closes Orbax's event loop. TensorStore then has nobody to tell of the
+    others, at any later moment, and each prints a stack trace.
+    """
+    shown = sys.unraisablehook
+
+    def show(raised):
+        if str(raised.exc_value) != "Event loop is closed":
+            shown(raised)
+
+    sys.unraisablehook = show
 
 
 def log_parameters(params):

@@ -135,7 +135,7 @@ def _begin(store, task, skip_counter, abstract, mesh, config, workdir):
     checkpoint.log_parameters(abstract.params)
     state, run, text = checkpoint.start(
         store, abstract, functools.partial(make_state, task, abstract, config.seed), task.read_weights,
-        **config.start.to_dict()
+        task.check_card, **config.start.to_dict()
     )
     logging.info("%s", text)
     if run is not None:

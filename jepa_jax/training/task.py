@@ -20,6 +20,8 @@ class Task(NamedTuple):
         and compared at resume.
       model_card: JSON-able description of the networks, saved with every checkpoint, so that it
         can be read without the config; see `jepa_jax.weights.runs.model_card`.
+      check_card: (path, model card, resumed) -> None; looks at the card of a checkpoint that the run starts
+        from or, with `resumed`, goes on from, and raises ValueError if that is of another model.
       read_weights: path -> (params, target_params) of foreign weights, nested dicts of host arrays, to
         start from; or raises ValueError.
       summary: lines for the log at start.
@@ -36,6 +38,7 @@ class Task(NamedTuple):
     flops_per_step: float
     data_state: dict[str, Any]
     model_card: dict[str, Any]
+    check_card: Callable
     read_weights: Callable
     summary: list[str]
     frozen: Any

@@ -7,19 +7,21 @@ import sys
 
 from absl import logging
 
-from jepa_jax.commandline import types
+from jepa_jax.commandline import interrupt, types
 from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data import DataError
 from jepa_jax.tasks.loading import load_run
 from jepa_jax.training.checkpoint import CheckpointError
-from jepa_jax.viz import canvas, curves, features, masks, summary, tabletop
+from jepa_jax.viz import canvas, curves, features, landscapes, masks, summary, tabletop
 
 _EXAMPLES = """examples:
   python -m jepa_jax.viz all --workdir runs/demo
   python -m jepa_jax.viz curves --workdir runs/vitl16
   python -m jepa_jax.viz masks --workdir runs/demo --step 7
   python -m jepa_jax.viz features --workdir runs/demo --video holiday.mp4 --detail 3
-  python -m jepa_jax.viz tabletop --output pictures"""
+  python -m jepa_jax.viz tabletop --output pictures
+  python -m jepa_jax.viz energy --model runs/ac --observation now.png --goal goal.png --state state.npy --dims x,z
+  python -m jepa_jax.viz energy --model vjepa2-ac-vitg.pt --trajectory franka_example_traj.npz --grid notebook --dims x,z"""
 
 
 def _curves(args, load, output):
@@ -54,6 +56,11 @@ def _tabletop(args, load, output):
     yield _save(tabletop.draw_tabletop(args.seed), output, "tabletop.png")
 
 
+def _energy(args, load, output):
+    del load
+    yield landscapes.make_picture(args, output)
+
+
 def _all(args, load, output):
     yield from _curves(args, load, output)
     if curves.is_world_model(curves.read_metrics(args.workdir)):
@@ -70,6 +77,7 @@ _KINDS = {
     "summary": (_summary, "the main numbers as JSON, in the workdir"),
     "all": (_all, "everything above; of a world model, the curves"),
     "tabletop": (_tabletop, "the simulated table-top: cameras, gripper, nuisance and an episode; needs no run"),
+    "energy": (_energy, "how far predictions for all actions are from a goal picture, and how the true action fares"),
 }
 
 
@@ -80,7 +88,7 @@ def main(argv=None):
       argv: arguments without the program's name; those of the process if None.
 
     Returns:
-      Exit status: 0, or 1 when something cannot be read, drawn or written.
+      Exit status: 0; 1 when something cannot be read, drawn or written; 130 when stopped.
     """
     args = _parser().parse_args(argv)
     # Orbax warns that a folder opened for reading is read-only.
@@ -94,6 +102,8 @@ def main(argv=None):
         # Foreseen: the message says what to do, and a stack trace would bury it.
         sys.stderr.write(f"error: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        return interrupt.stop("stopped")
     return 0
 
 
@@ -117,6 +127,9 @@ def _parser():
         sub = kinds.add_parser(kind, help=text, epilog=_EXAMPLES, formatter_class=parser.formatter_class)
         if kind == "tabletop":
             sub.add_argument("--seed", default=0, type=types.count, help="of its scenes (default 0)")
+            sub.set_defaults(workdir=None)
+        elif kind == "energy":
+            landscapes.add_arguments(sub)
             sub.set_defaults(workdir=None)
         else:
             sub.add_argument("--workdir", required=True, metavar="RUN", help="folder of the run")

@@ -100,7 +100,7 @@ def _panels(metrics):
         ("Spread of the latents", "std over tokens, per dimension", spreads, {"low": 0}),
         ("Agreement", "cosine(prediction, target)", {"collapse/cosine": ("mean over tokens", {})}, {"high": 1}),
         ("Learning rate", "per step", {"optim/lr": ("AdamW", {})}, {"low": 0}),
-        ("Error against copying the last frame", "ratio; below 1 is better", {_OVER_COPY: ("one step", {})}, {"low": 0})
+        ("Error against copying the last frame", "ratio; below 1 is better", {_OVER_COPY: ("one step", {})}, {"low": 0, "mark": 1})
         if is_world_model(metrics)
         else ("EMA of the target encoder", "momentum", {"ema/momentum": ("momentum", {})}, {}),
         ("Gradient norms", "L2 norm, log scale", gradients, {"log": True}),
@@ -108,7 +108,7 @@ def _panels(metrics):
     ]
 
 
-def _draw_panel(panel, metrics, title, unit, curves, *, low=None, high=None, log=False):
+def _draw_panel(panel, metrics, title, unit, curves, *, low=None, high=None, mark=None, log=False):
     step, shown = metrics["step"], [name for name in curves if name in metrics]
     for number, name in enumerate(shown):
         label, style = curves[name]
@@ -124,6 +124,8 @@ def _draw_panel(panel, metrics, title, unit, curves, *, low=None, high=None, log
         panel.set_yscale("log")
     else:
         panel.ticklabel_format(axis="y", useOffset=False)
+    if mark is not None:
+        panel.axhline(mark, color=canvas.GREY, linestyle=":", linewidth=1.2)
     if low is not None or high is not None:
         panel.set_ylim(bottom=low, top=high)
     legend_rows = -(-len(shown) // _LEGEND_COLUMNS) if len(shown) > 1 else 0

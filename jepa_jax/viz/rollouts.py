@@ -153,5 +153,5 @@ def _draw_sample(figure, rows, context, fps):
                 image.set(cmap=_ERROR_COLORS, clim=(0, most), visible=bool(place))
         canvas.label_row(line[0], label)
     for panel, place in zip(panels[0], shown):
-        caption = f"step {place}, +{place / fps:.2g} s" if place else "context" if context == 1 else "last context frame"
+        caption = f"step {place}, +{place / fps:.3g} s" if place else "context" if context == 1 else "last context frame"
         panel.set_title(caption, fontsize=8.5, color=canvas.GREY, pad=3)

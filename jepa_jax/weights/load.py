@@ -1,5 +1,7 @@
 """`load`: from a path or a name to a model that runs."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from absl import logging
@@ -56,6 +58,33 @@ def load(path, *, encoder=None, networks=None, dtype=None, probe=0, hints=None, 
     for note in model.notes:
         logging.info("%s: %s", path, note)
     return model, {name: _to_device(network.params) for name, network in found.items()}
+
+
+def load_with_encoder(path, encoder_path=None, networks=("encoder", "action_predictor"), **options):
+    """Load weights whose encoder may lie elsewhere, such as those of an action predictor.
+
+    Args:
+      path: as in `load`.
+      encoder_path: where the encoder is; None for `path`.
+      networks: which to load; of `path` without the encoder where that has a path of its own.
+      **options: of `load`.
+
+    Returns:
+      (model, params) as `load` returns them.
+
+    Raises:
+      WeightsError, CheckpointError: as `load` does.
+    """
+    if not encoder_path:
+        return load(path, networks=networks, **options)
+    model, params = load(path, networks=tuple(name for name in networks if name != "encoder"), **options)
+    other, weights = load(encoder_path, networks=("encoder",), **options)
+    joined = dataclasses.replace(
+        model, networks=model.networks | other.networks, sha256=model.sha256 | other.sha256,
+        preprocessing=other.preprocessing if model.world_model is None else model.preprocessing,
+        notes=(*model.notes, *other.notes),
+    )
+    return joined, params | weights
 
 
 def _to_device(tree):

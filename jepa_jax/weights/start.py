@@ -1,6 +1,6 @@
 """Weights of any format as the start of a training run."""
 
-from jepa_jax.models.spec import describe
+from jepa_jax.models.spec import build, describe
 from jepa_jax.weights import store
 from jepa_jax.weights.bundle import WeightsError, choose_encoder
 
@@ -33,12 +33,13 @@ def read_start(path, encoder, predictor):
     return {name: network.params for name, network in found.items()}, target.params
 
 
-def read_action_predictor(path, predictor):
+def read_action_predictor(path, predictor, on_world=lambda path, world_model: None):
     """Read an action-conditioned predictor to go on with.
 
     Args:
       path: anything `jepa_jax.weights.store.read` takes.
       predictor: the network that will be trained, as in `read_start`.
+      on_world: called with the path and `Bundle.world_model`, what the weights were trained on.
 
     Returns:
       (`{"action_predictor": params}`, {}), host arrays.
@@ -51,18 +52,35 @@ def read_action_predictor(path, predictor):
     if found is None:
         raise WeightsError(f"{path} has no action_predictor to train; it holds {', '.join(bundle.networks)}")
     _check_same(path, {"action_predictor": (predictor, found.module)})
+    on_world(path, bundle.world_model)
     return {"action_predictor": found.params}, {}
+
+
+def check_networks(path, card, then):
+    """Compare the networks to be trained with those of another run, or of an earlier start of the same.
+
+    Args:
+      path: of the run, for the message.
+      card, then: `runs.model_card` of this run and of that one.
+
+    Raises:
+      WeightsError: if they compute something else; tensors of the same shapes do not show that.
+    """
+    _check_described(path, card["networks"], {name: describe(build(spec)) for name, spec in then["networks"].items()})
 
 
 def _check_same(path, pairs):
     """Raise WeightsError unless the networks (here, there) of every name compute the same."""
-    problems = []
-    for name, modules in pairs.items():
-        here, there = map(describe, modules)
-        problems += [
-            f"{name}.{key}: {there[key]!r} in the weights, {here[key]!r} in this config"
-            for key in here
-            if key not in _FREE and here[key] != there[key]
-        ]
+    here, there = ({name: describe(pair[at]) for name, pair in pairs.items()} for at in (0, 1))
+    _check_described(path, here, there)
+
+
+def _check_described(path, here, there):
+    problems = [
+        f"{name}.{key}: {there[name].get(key)!r} in the weights, {value!r} in this config"
+        for name in here
+        for key, value in here[name].items()
+        if key not in _FREE and there[name].get(key) != value
+    ]
     if problems:
         raise WeightsError(f"{path} holds other networks than this config describes:\n  " + "\n  ".join(problems))

@@ -1,0 +1,114 @@
+"""Compare what planners reach for how many calls of a trained model, on pairs of frames of held-out trajectories."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jepa_jax.bench import report
+from jepa_jax.data import ShardSource
+from jepa_jax.data.errors import DataError
+from jepa_jax.data.trajectories import KIND
+from jepa_jax.evals import samples
+from jepa_jax.models.norms import normalize_latents
+from jepa_jax.planning import bind, make_root, make_spec, plan
+from jepa_jax.planning.memory import fit_memory
+from jepa_jax.planning.presets import GENERAL
+from jepa_jax.planning.search import curve
+from jepa_jax.robots.world import bind_model
+from jepa_jax.weights.load import load_with_encoder
+
+
+def measure_planners(model, shards, *, encoder=None, states=64, apart=4, horizon=1, batch=8, seed=0):
+    """Compare all planners on test states of trajectories.
+
+    Args:
+      model: path of weights with an action predictor.
+      shards: paths of held-out trajectories with frames or features.
+      encoder: path of the encoder, where `model` lacks it.
+      states: pairs of frames, of as many trajectories as there are.
+      apart: steps from a frame to its goal.
+      horizon, batch, seed: as in `compare_planners`.
+
+    Returns:
+      JSON-able dict.
+
+    Raises:
+      ValueError, DataError: if something cannot be read or planned.
+    """
+    source = ShardSource(shards, KIND)
+    if not len(source):
+        raise DataError("empty source", "the shards hold no records")
+    stored = any(view.latents for view in source[0].views)
+    networks = ("action_predictor",) if stored and not encoder else ("encoder", "action_predictor")
+    loaded, params = load_with_encoder(model, encoder, networks)
+    trained = bind_model(loaded)
+    found = samples.read_samples(source, samples.make_maker(trained, shards, apart + 1, latents=stored), states, seed=seed)
+    device = jax.devices()[0]
+    return {
+        "benchmark": "planners", "model": model, "shards": list(shards), "apart": apart,
+        "device": {"kind": device.device_kind, "platform": device.platform, "num": 1}, "machine": report.machine(),
+        **compare_planners(trained.world, params, _roots(trained.world, params, found.arrays, batch), horizon=horizon, batch=batch,
+                           seed=seed),
+    }
+
+
+def _roots(world, params, arrays, batch):
+    """Make roots with a leading axis from the first and last frame of samples."""
+    ends = lambda name: np.asarray(arrays[name])[:, [0, -1]]
+    if "latents" in arrays:
+        latents = np.asarray(jax.jit(normalize_latents)(ends("latents")))
+    else:
+        encode, frames = jax.jit(world.encode), ends("video")
+        latents = np.concatenate([encode(params, frames[at : at + batch]) for at in range(0, len(frames), batch)])
+    camera = ends("extrinsics")[:, 0] if "extrinsics" in arrays else None
+    return make_root(world, latents[:, 0], ends("states")[:, 0], latents[:, 1], camera)
+
+
+def compare_planners(world, params, roots, *, horizon=1, names=tuple(GENERAL), reference="paper", batch=8, seed=0):
+    """Say what each planner reaches for how many calls of the model, on the same test states.
+
+    Args:
+      world: `WorldModel`.
+      params: of it.
+      roots: `Root` with a leading axis of N test states.
+      horizon: of all planners.
+      names: presets to compare.
+      reference: preset they are compared with, at least as good in energy.
+      batch: test states planned together; compiled once for each planner.
+      seed: of the search.
+
+    Returns:
+      JSON-able dict: for each planner `evaluations` and mean `energy` along its search, `final` `[N]` energies,
+      and, beside the reference, the `share` of states where it is no worse and the `cost` in calls of the model.
+    """
+    rows = {}
+    for name in (reference, *names):
+        spec = fit_memory(world, make_spec(world.robot, name, horizon=horizon), robots=batch)
+        planner = bind(world, spec)
+
+        @jax.jit
+        def solve(params, keys, roots, planner=planner):
+            def one(rng, root):
+                output = plan(params, rng, root, planner.dynamics_fn, planner.cost_fn, planner.spec)
+                return output.cost, curve(output, planner.spec)
+
+            return jax.vmap(one)(keys, roots)
+
+        count, found = len(roots.goal), []
+        keys = jax.random.split(jax.random.key(seed), count)
+        for first in range(0, count, batch):
+            # The last batch is filled up, so that all have one shape.
+            at = np.minimum(np.arange(first, first + batch), count - 1)
+            found.append(jax.device_get(solve(params, keys[at], _take(roots, at))))
+        final, (work, best) = _take(jax.tree.map(lambda *parts: np.concatenate(parts), *found), np.arange(count))
+        rows[name] = {"evaluations": work[0].tolist(), "energy": best.mean(0).tolist(), "final": final.tolist(),
+                      "evaluations_per_plan": spec.evaluations}
+    other = rows[reference]
+    for row in rows.values():
+        row["share_no_worse"] = float(np.mean(np.array(row["final"]) <= np.array(other["final"]) + 1e-6))
+        row["evaluations_over_reference"] = row["evaluations_per_plan"] / other["evaluations_per_plan"]
+    return {"reference": reference, "states": len(roots.goal), "horizon": horizon, "planners": rows}
+
+
+def _take(tree, at):
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[at], tree)

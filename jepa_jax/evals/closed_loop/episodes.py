@@ -1,0 +1,281 @@
+"""Environments, policies, and the loop that brings them together."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jepa_jax.robots.spec import RobotSpec
+
+
+class Observation(NamedTuple):
+    """What there is to see of N episodes.
+
+    Attributes:
+      frames: uint8 `[N, H, W, 3]`.
+      poses: float32 `[N, S]`, states that the robot reports, in its units.
+      extrinsics: float32 `[N, 6]`, poses of the camera in the robot's base frame, m and rad.
+      truth: the state of the simulator, for policies that are allowed to cheat; () where it is not pure.
+    """
+
+    frames: jax.Array
+    poses: jax.Array
+    extrinsics: jax.Array
+    truth: Any
+
+
+class Goals(NamedTuple):
+    """What shall be seen, one goal after the other.
+
+    Attributes:
+      frames: uint8 `[N, G, H, W, 3]`.
+      poses: float32 `[N, G, S]`, states of the robot in these pictures.
+    """
+
+    frames: jax.Array
+    poses: jax.Array
+
+
+class Choice(NamedTuple):
+    """What a policy does.
+
+    Attributes:
+      actions: float32 `[N, A]`, in the robot's units.
+      goal: int32 `[N]`, number of the goal that was pursued.
+      energy: float32 `[N]`, how far it is away in the policy's eyes; NaN where it has no opinion.
+    """
+
+    actions: jax.Array
+    goal: jax.Array
+    energy: jax.Array
+
+
+class Policy(NamedTuple):
+    """Decide what N robots do.
+
+    Attributes:
+      name: for tables.
+      begin: (params, `Goals`) -> memory, any pytree; called once per episode.
+      act: (params, memory, key, `Observation`) -> (`Choice`, memory).
+      params: pytree of arrays; they travel as arguments, so that weights are no constants of the program.
+
+    Both functions are pure and can be compiled.
+    """
+
+    name: str
+    begin: Callable
+    act: Callable
+    params: Any = ()
+
+
+class Environment(Protocol):
+    """Simulate N episodes side by side. `state` is whatever the simulator wants to be handed back.
+
+    Attributes:
+      pure: whether the functions below are written in JAX, without side effects, and `state` is a
+        pytree with leading axis N; then everything becomes one program.
+      steps: length of an episode.
+      goal_steps: how many steps each goal is meant for.
+      robot: `RobotSpec`, what poses and actions mean, and how large actions may be.
+      control_rate: steps per second.
+    """
+
+    pure: bool
+    steps: int
+    goal_steps: tuple[int, ...]
+    robot: RobotSpec
+    control_rate: float
+
+    def reset(self, seed, numbers):
+        """Begin episodes `numbers` (int32 `[N]`) of a seed (int32): (state, `Observation`, `Goals`, `Starts`)."""
+
+    def step(self, state, actions):
+        """Take actions `[N, A]`: (next state, `Observation`)."""
+
+    def measure(self, state):
+        """Return whether the task is done, bool `[N]`, and how far it is from that, float32 `[N]`, m."""
+
+    def expert(self, state):
+        """Return the actions `[N, A]` of a scripted expert."""
+
+
+class Starts(NamedTuple):
+    """How starts were found.
+
+    Attributes:
+      excluded: int32 `[N]`, draws left out because they begin with the task done.
+      valid: bool `[N]`, whether a start was found at all.
+    """
+
+    excluded: jax.Array
+    valid: jax.Array
+
+
+class Episodes(NamedTuple):
+    """What happened in N episodes of T steps; arrays of the host.
+
+    Attributes:
+      seed: int32 `[N]`, and `number`, int32 `[N]`: which episode it is.
+      success: bool `[N, T]` after every step, and `distance`, float32 `[N, T]`, m.
+      energy: float32 `[N, T]` before every step, and `goal`, int32 `[N, T]`: as in `Choice`.
+      actions: float32 `[N, T, A]`.
+      excluded: int32 `[N]`, as in `Starts`.
+      film: dict with `frames`, uint8 `[K, T + 1, H, W, 3]`, and `goals`, uint8 `[K, G, H, W, 3]`, of the
+        first K episodes, and of a pure environment `states` (leading axes K, T + 1), to draw them again.
+      seconds: that all of it took; with the first batch that is compiled.
+    """
+
+    seed: np.ndarray
+    number: np.ndarray
+    success: np.ndarray
+    distance: np.ndarray
+    energy: np.ndarray
+    goal: np.ndarray
+    actions: np.ndarray
+    excluded: np.ndarray
+    film: dict[str, Any]
+    seconds: float
+
+
+class _Steps(NamedTuple):
+    """Records of a batch: one step with leading axis N, or all steps with leading axes T, N."""
+
+    success: Any
+    distance: Any
+    choice: Choice
+    frames: Any
+    state: Any
+
+
+class Runner:
+    """Run episodes of a policy in an environment; compiled at the first batch, and only there.
+
+    Args:
+      environment: `Environment`.
+      policy: `Policy`.
+      at_once: episodes that run side by side.
+      filmed: how many episodes to keep the pictures of.
+    """
+
+    def __init__(self, environment: Environment, policy: Policy, *, at_once: int = 16, filmed: int = 6):
+        if at_once < 1:
+            raise ValueError(f"{at_once} episodes side by side; there must be at least one")
+        self._environment, self._policy = environment, policy
+        self._at_once, self._filmed = at_once, filmed
+        self._reset = _compiled_reset(environment) if environment.pure else environment.reset
+        self._begin = jax.jit(policy.begin)
+        self._drive = jax.jit(functools.partial(_drive, environment, policy.act)) if environment.pure else functools.partial(
+            _drive, environment, jax.jit(policy.act))
+
+    def run(self, seeds, episodes, on_episodes=lambda count: None) -> Episodes:
+        """Run so many episodes of every seed.
+
+        Args:
+          seeds: whole numbers.
+          episodes: of each seed.
+          on_episodes: called with the number of episodes of every batch.
+
+        Returns:
+          `Episodes`, seed after seed.
+
+        Raises:
+          ValueError: nothing to run, the task has no start as it was described, or actions are not finite.
+        """
+        if episodes < 1 or not seeds:
+            raise ValueError(f"{episodes} episodes of {len(seeds)} seeds; there must be at least one of each")
+        begun, found, films = time.monotonic(), [], []
+        for seed in seeds:
+            for first in range(0, episodes, self._at_once):
+                # The last batch is filled up, so that all have one shape.
+                numbers = np.arange(first, first + self._at_once, dtype=np.int32)
+                count = min(self._at_once, episodes - first)
+                goals, starts, steps = jax.device_get(self._batch(np.int32(seed), numbers))
+                _check(starts, steps, self._policy.name, count)
+                # Pictures are large: only those that are wanted are kept.
+                films.append(_film(goals, steps, min(count, self._filmed - sum(len(film["goals"]) for film in films))))
+                rows = (np.full(count, seed), numbers[:count], *_by_episode(steps, count), starts.excluded[:count])
+                found.append(rows)
+                on_episodes(count)
+        columns = [np.concatenate(column) for column in zip(*found)]
+        film = jax.tree.map(lambda *parts: np.concatenate(parts), *films)
+        return Episodes(*columns, film, time.monotonic() - begun)
+
+    def _batch(self, seed, numbers):
+        params, environment = self._policy.params, self._environment
+        state, seen, goals, starts = self._reset(seed, numbers)
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), numbers[0]), environment.steps)
+        return goals, starts, self._drive(params, (state, seen, self._begin(params, goals)), keys)
+
+    def milliseconds_per_plan(self, repeats: int = 5) -> float:
+        """Measure how long one robot alone waits for its next action: the median, without compiling."""
+        _, seen, goals, _ = self._reset(np.int32(0), np.arange(self._at_once, dtype=np.int32))
+        seen, goals = jax.tree.map(lambda leaf: leaf[:1], (seen, goals))
+        params = self._policy.params
+        memory, act, times = self._begin(params, goals), jax.jit(self._policy.act), []
+        for repeat in range(repeats + 1):
+            begun = time.perf_counter()
+            jax.block_until_ready(act(params, memory, jax.random.key(repeat), seen)[0])
+            times.append(1000 * (time.perf_counter() - begun))
+        return float(np.median(times[1:]))
+
+
+@functools.cache
+def _compiled_reset(environment):
+    """Compile what all policies in an environment have in common."""
+    return jax.jit(environment.reset)
+
+
+def _drive(environment, act, params, carry, keys):
+    """Take as many steps as there are keys; records of them, frames and states those before the first one too."""
+
+    def kept(state, seen):
+        return seen.frames, state if environment.pure else ()
+
+    def one(carry, key):
+        state, seen, memory = carry
+        choice, memory = act(params, memory, key, seen)
+        state, seen = environment.step(state, choice.actions)
+        return (state, seen, memory), _Steps(*environment.measure(state), choice, *kept(state, seen))
+
+    steps = (jax.lax.scan if environment.pure else _loop)(one, carry, keys)[1]
+    join = jnp.concatenate if environment.pure else np.concatenate
+    shown = jax.tree.map(lambda start, rows: join([start[None], rows]), kept(*carry[:2]), (steps.frames, steps.state))
+    return steps._replace(frames=shown[0], state=shown[1])
+
+
+def _loop(one, carry, keys):
+    """Do what `lax.scan` does, in Python."""
+    rows = []
+    for key in keys:
+        carry, row = one(carry, key)
+        rows.append(jax.device_get(row))
+    return carry, jax.tree.map(lambda *parts: np.stack(parts), *rows)
+
+
+def _check(starts, steps, name, count):
+    missing = count - int(starts.valid[:count].sum())
+    if missing:
+        raise ValueError(f"{missing} of {count} episodes have no start of the wanted distance from which the expert gets to the "
+                         "goal; choose other distances, or more steps")
+    bad = ~np.isfinite(steps.choice.actions[:, :count]).all((0, 2))
+    if bad.any():
+        raise ValueError(f"policy {name!r} asked for actions that are not finite in {int(bad.sum())} of {count} episodes")
+
+
+def _by_episode(steps, count):
+    """Return success, distance, energy, goal and actions of the first episodes, with axes N, T."""
+    choice = steps.choice
+    for value in (steps.success, steps.distance, choice.energy, choice.goal, choice.actions):
+        yield np.moveaxis(np.asarray(value), 0, 1)[:count]
+
+
+def _film(goals, steps, count):
+    """Keep the pictures of the first episodes."""
+    rows = jax.tree.map(lambda value: np.moveaxis(np.asarray(value), 0, 1)[:count], {"frames": steps.frames, "states": steps.state})
+    return rows | {"goals": np.asarray(goals.frames)[:count]}

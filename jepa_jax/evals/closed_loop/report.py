@@ -1,0 +1,54 @@
+"""What episodes amount to: rates of success with intervals, and a table of them."""
+
+import numpy as np
+
+from jepa_jax.evals.intervals import wilson
+
+_CENTIMETRES = 100.0
+_COLUMNS = ("policy", "encoder", "success at the end, %", "ever, %", "final distance, cm", "ms per plan")
+
+
+def summarize(episodes, policy, sight="", milliseconds=None, settings=()):
+    """Count what a policy got done.
+
+    Args:
+      episodes: `Episodes`.
+      policy: its name.
+      sight: name of how it sees; "" if it does not look.
+      milliseconds: per plan of one robot, or None where it does not plan.
+      settings: dict or pairs of what else is to be known about it.
+
+    Returns:
+      JSON-able dict: counts, rates with 95 % intervals (Wilson) over all seeds and the rate of each seed,
+      quartiles of the final distance (cm), median energy before every step.
+    """
+    end, ever = episodes.success[:, -1], episodes.success.any(1)
+    seeds = np.unique(episodes.seed)
+    # A policy without an opinion has no energies.
+    known = np.isfinite(episodes.energy).all()
+    return {
+        "policy": policy, "encoder": sight, "settings": dict(settings),
+        "episodes": len(end), "excluded_starts": int(episodes.excluded.sum()),
+        "end": wilson(int(end.sum()), len(end)).to_json(), "ever": wilson(int(ever.sum()), len(ever)).to_json(),
+        "end_by_seed": {str(seed): float(end[episodes.seed == seed].mean()) for seed in seeds},
+        "ever_by_seed": {str(seed): float(ever[episodes.seed == seed].mean()) for seed in seeds},
+        "final_cm_quartiles": np.round(_CENTIMETRES * np.percentile(episodes.distance[:, -1], (25, 50, 75)), 3).tolist(),
+        "energy_median": np.round(np.median(episodes.energy, 0), 6).tolist() if known else None,
+        "milliseconds_per_plan": milliseconds, "seconds": round(episodes.seconds, 2),
+    }
+
+
+def describe(rows):
+    """Lay out results of `summarize` as a table: lines of text."""
+    cells = [list(_COLUMNS)]
+    for row in rows:
+        wait = row["milliseconds_per_plan"]
+        cells.append([row["policy"], row["encoder"] or "-", _rate(row["end"]), _rate(row["ever"]),
+                      f"{row['final_cm_quartiles'][1]:.1f}", "-" if wait is None else f"{wait:.3g}"])
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return ["   ".join(f"{cell:{width}}" for cell, width in zip(line, widths)).rstrip() for line in cells]
+
+
+def _rate(estimate):
+    value, low, high = (100 * estimate[name] for name in ("value", "low", "high"))
+    return f"{value:3.0f} [{low:.0f}, {high:.0f}]"

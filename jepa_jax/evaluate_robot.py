@@ -1,0 +1,238 @@
+"""`python -m jepa_jax.evaluate robot`: policies act in a simulator, and successes are counted."""
+
+import ast
+import dataclasses
+import functools
+import os
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from jepa_jax.commandline import types
+from jepa_jax.commandline.stdout import write_lines
+from jepa_jax.data import ShardSource
+from jepa_jax.data.movies import write_mp4
+from jepa_jax.data.publish import check_folder, new_file, write_json
+from jepa_jax.data.trajectories import KIND
+from jepa_jax.evals import samples
+from jepa_jax.evals.closed_loop import cloning, report, sight, trials
+from jepa_jax.evals.closed_loop.episodes import Runner
+from jepa_jax.evals.closed_loop.planners import MODEL, POSES
+from jepa_jax.evals.closed_loop.tabletop import Tabletop
+from jepa_jax.planning.command import add_energy_arguments, energy_of
+from jepa_jax.planning.presets import PRESETS
+from jepa_jax.robots.conditions import ConditionMaker
+from jepa_jax.robots.world import bind_model
+from jepa_jax.sim.cameras import CAMERAS
+from jepa_jax.sim.collect import read_nuisance
+from jepa_jax.sim.nuisance import Nuisance
+from jepa_jax.sim.tasks import TASKS
+from jepa_jax.viz import canvas
+from jepa_jax.viz import episodes as pictures
+from jepa_jax.weights.load import load_with_encoder
+
+EXAMPLES = """examples:
+  python -m jepa_jax.evaluate robot --model runs/ac --output reports/reach
+  python -m jepa_jax.evaluate robot --model runs/encoder --policy oracle --sight trained,untrained,patches --output reports/eyes
+  python -m jepa_jax.evaluate robot --model runs/ac --task grasp-box,place-cup --policy model,cloning,random --cloning-data shards/tabletop \\
+    --planner hybrid --set horizon=2 --output reports/objects"""
+DESCRIPTION = f"""Count how often policies reach goals that are given as pictures, in the simulated table-top. Starts and scenes are those of
+the split 'test'; goals were reached by a scripted expert in the same scene; starts that have the task done already are
+left out. DIR gets robot.json, and for every row of the table a film (mp4) and a picture of some episodes.
+Policies: model (plans with the model), oracle (plans with the simulator itself, sees like the model), poses (plans with what the
+robot reports, sees nothing: the limit of such a planner), cloning (imitates recorded actions), expert, random, zero.
+Tasks: {', '.join(TASKS)}."""
+REPORT = "robot.json"
+_FILM_PIXELS = 256
+_HINDSIGHT_FRAMES = cloning.MAX_AHEAD + 1
+
+
+def add_robot(parser):
+    """Add the arguments of the subcommand.
+
+    Args:
+      parser: argparse parser.
+    """
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add("--output", required=True, metavar="DIR", help="folder for report, films and pictures")
+    add("--model", metavar="PATH", help="run or weights; policy 'model' needs an action predictor, the others an encoder at most")
+    add("--encoder", metavar="PATH", help="weights of the frozen encoder, where PATH of --model lacks them")
+    add("--policy", type=types.names(trials.POLICIES), default=(MODEL, "random", "expert"), metavar="NAME[,NAME]",
+        help=f"of {', '.join(trials.POLICIES)} (default model,random,expert)")
+    add("--sight", type=types.names(sight.KINDS), default=(sight.TRAINED,), metavar="NAME[,NAME]",
+        help="encoders of oracle and cloning: trained, untrained (new weights), patches (raw pixels) (default trained)")
+    add("--episodes", type=types.positive, default=50, metavar="N", help="of each seed (default %(default)s)")
+    add("--seeds", type=_numbers, default=(0,), metavar="N[,N]", help="of episodes and policies (default 0)")
+    add("--task", type=types.names(TASKS), default=("reach",), metavar="NAME[,NAME]", help="default reach")
+    add("--range", type=types.pair, metavar="LOW,HIGH", help="distance at the start, m (default: the task's)")
+    add("--waypoints", type=types.positive, metavar="N", help="goals along the way, for reaching (default 1)")
+    add("--steps", type=types.positive, metavar="N", help="of an episode (default: the task's)")
+    add("--lift", type=types.non_negative_float, metavar="M", help="how far to lift what is grasped, m (default 0)")
+    add("--camera", choices=CAMERAS, help="default: the model's, or front")
+    add("--nuisance", type=read_nuisance, default=Nuisance.all(1.0), metavar="X", help="as for jepa_jax.sim.collect (default 1)")
+    add("--planner", choices=PRESETS, default="icem", help="preset (default %(default)s)")
+    add("--set", type=_setting, action="append", default=[], metavar="NAME=VALUE",
+        help="field of the planner, such as samples=64, horizon=2, cost='sum'; may be repeated")
+    add_energy_arguments(parser)
+    add("--goal-steps", type=_numbers, metavar="N,N,...", help="steps for each goal (default: the task's, or no limit beside --switch-energy)")
+    add("--switch-energy", type=types.positive_float, metavar="X", help="go on to the next goal below this energy")
+    add("--cloning-data", nargs="+", metavar="SHARDS", help="trajectory shards with frames, to clone")
+    add("--cloning-samples", type=types.positive, default=400, metavar="N", help="clips of them (default %(default)s)")
+    add("--cloning-steps", type=types.positive, default=1500, metavar="N", help="of training (default %(default)s)")
+    add("--at-once", type=types.positive, default=16, metavar="N", help="episodes side by side (default %(default)s)")
+    add("--films", type=types.count, default=6, metavar="N", help="episodes of every row to film (default %(default)s)")
+
+
+def run(args):
+    """Run all policies on all tasks and write what came out; returns the exit status."""
+    check_folder(args.output)
+    model, params, trained, notes = _load(args)
+    rows, written = [], []
+    for name in args.task:
+        environment = _environment(args, name, model, trained)
+        for kind in args.policy:
+            for eyes in _sights(args, kind, model, params):
+                row, paths = _run_row(args, name, environment, kind, eyes, trained, params)
+                rows.append({"task": name, **row})
+                written += paths
+    path = os.path.join(args.output, REPORT)
+    settings = {name: value for name, value in vars(args).items() if name not in ("run", "command")}
+    write_json(path, {
+        "model": {"sha256": model.sha256, "provenance": model.provenance} if model else None, "settings": settings,
+        "versions": {"jax": jax.__version__, "device": jax.devices()[0].device_kind}, "notes": notes, "rows": rows,
+    })
+    lines = [f"note: {note}" for note in notes]
+    for name in args.task:
+        found = [row for row in rows if row["task"] == name]
+        lines += ["", f"{name}: {found[0]['episodes']} episodes, 95 % intervals", *report.describe(found)]
+    write_lines([*lines, "", *(f"wrote {file}" for file in [path, *written])])
+    return 0
+
+
+def _load(args):
+    """Load what the policies need: (model or None, params, `Trained` or None, notes)."""
+    looks = {kind for kind in args.policy if kind not in (*trials.BLIND, POSES)}
+    if not args.model:
+        if MODEL in looks or (looks and args.sight != (sight.PATCHES,)):
+            raise ValueError(f"policies {', '.join(sorted(looks))} need --model; without it there are {', '.join(trials.BLIND)}, {POSES}, "
+                             f"and with --sight {sight.PATCHES} those that need no action predictor")
+        return None, {}, None, []
+    networks = ("encoder", "action_predictor") if MODEL in looks else ("encoder",)
+    model, params = load_with_encoder(args.model, args.encoder, networks)
+    trained = bind_model(model) if MODEL in looks else None
+    return model, params, trained, [*model.notes, *(trained.notes if trained else ())]
+
+
+def _environment(args, name, model, trained):
+    """Make the table-top of a task as the arguments want it, seen as the model was trained to see."""
+    given = {"distance": args.range, "waypoints": args.waypoints, "steps": args.steps, "lift": args.lift}
+    task = dataclasses.replace(TASKS[name], **{field: value for field, value in given.items() if value is not None})
+    views = [view for view in (trained.views or ()) if view in CAMERAS] if trained else []
+    camera = args.camera or (views or ["front"])[0]
+    size = model.preprocessing.crop_size if model else sight.patch_sight().size
+    environment = Tabletop(task, camera, size, args.nuisance)
+    if trained and trained.fps != environment.control_rate:
+        raise ValueError(f"the model was trained on {trained.fps:g} frames per second; the table-top makes {environment.control_rate:g}")
+    return environment
+
+
+def _sights(args, kind, model, params):
+    """Return the ways to see that a policy is tried with."""
+    if kind in (*trials.BLIND, POSES):
+        return [sight.patch_sight()]
+    kinds = (sight.TRAINED,) if kind == MODEL else args.sight
+    return [sight.make_sight(name, model, params) if model else sight.patch_sight() for name in kinds]
+
+
+def _run_row(args, name, environment, kind, eyes, trained, params):
+    """Run one policy on one task: (row of the report, files written)."""
+    timer = args.goal_steps or (None if args.switch_energy else trials.TASK_TIMES)
+    settings = trials.Settings(args.planner, tuple(args.set), energy_of(args), timer, args.switch_energy)
+    known = {}
+    if kind in trials.BLIND:
+        policy = trials.BLIND[kind](environment)
+    elif kind == trials.CLONING:
+        policy, known["imitation_error"] = _clone(args, environment, eyes, settings)
+    else:
+        # Poses are compared in full view of both, whatever the size of the frames.
+        policy, spec = trials.make_planner(kind, environment, eyes, settings, trained, params)
+        known |= {"spec": dataclasses.asdict(spec), "evaluations": spec.evaluations}
+    looks = kind not in (*trials.BLIND, POSES)
+    label = " ".join([name, kind, eyes.name] if looks else [name, kind])
+    runner = Runner(environment, policy, at_once=min(args.at_once, args.episodes), filmed=args.films)
+    with tqdm(total=args.episodes * len(args.seeds), desc=f"{label} (compiles first)", unit=" episodes", dynamic_ncols=True) as bar:
+        found = runner.run(args.seeds, args.episodes, bar.update)
+    wait = runner.milliseconds_per_plan() if kind in (MODEL, trials.CLONING) else None
+    row = report.summarize(found, kind, eyes.name if looks else "", wait, known)
+    return row, _draw(args, environment, found, row, label) if args.films else []
+
+
+def _clone(args, environment, eyes, settings):
+    """Train the policy that imitates: (`Policy`, error)."""
+    if not args.cloning_data:
+        raise ValueError("policy cloning needs --cloning-data, trajectory shards with frames")
+    source = ShardSource(args.cloning_data, KIND)
+    maker = samples.frame_maker(
+        args.cloning_data, _HINDSIGHT_FRAMES, ConditionMaker(environment.robot, (environment.camera,)), fps=environment.control_rate,
+        size=eyes.size, views=(environment.camera,),
+    )
+    with tqdm(total=args.cloning_samples, desc="reading clips to clone", unit=" clips", dynamic_ncols=True) as bar:
+        found = samples.read_samples(source, maker, args.cloning_samples, seed=args.seeds[0], on_sample=bar.update)
+    with tqdm(total=args.cloning_steps, desc="cloning (encodes first)", unit=" steps", dynamic_ncols=True) as bar:
+        return cloning.clone(trials.make_pursuit(environment, eyes, settings), found.arrays, steps=args.cloning_steps,
+                             seed=args.seeds[0], on_steps=bar.update)
+
+
+def _draw(args, environment, found, row, label):
+    """Write film and picture of some episodes; returns their paths."""
+    film = found.film
+    frames, goals = _redrawn(environment, film)
+    base = os.path.join(args.output, label.replace(" ", "-"))
+    write_mp4(f"{base}.mp4", pictures.film_frames(found, frames, goals, pixels=_FILM_PIXELS, rate=environment.control_rate),
+              environment.control_rate)
+    end, ever = (f"{100 * row[name]['value']:.0f} %" for name in ("end", "ever"))
+    subtitle = f"{row['episodes']} episodes: the task is done at the end in {end}, at some step in {ever}; the first {len(frames)} are shown"
+    figure = pictures.draw_sheet(found, film["frames"], film["goals"], label, subtitle)
+    with new_file(f"{base}.png") as local:
+        canvas.save_figure(figure, local)
+    return [f"{base}.mp4", f"{base}.png"]
+
+
+def _redrawn(environment, film):
+    """Draw filmed episodes and their goals again, large enough to be looked at."""
+    large = dataclasses.replace(environment, size=max(environment.size, _FILM_PIXELS))
+    trials_, states = film["states"]
+    flat = lambda tree, axes: jax.tree.map(lambda part: part.reshape(-1, *part.shape[axes:]), tree)
+    draw = _drawing(large)
+    frames = np.asarray(draw(flat(states, 2), flat(trials_.scene, 2)))
+    count, each = trials_.goals.pose.shape[0], trials_.goals.pose.shape[2]
+    scenes = jax.tree.map(lambda part: np.repeat(part[:, 0], each, axis=0), trials_.scene)
+    goals = np.asarray(draw(flat(jax.tree.map(lambda part: part[:, 0], trials_.goals), 2), scenes))
+    return frames.reshape(count, -1, *frames.shape[1:]), goals.reshape(count, each, *goals.shape[1:])
+
+
+@functools.cache
+def _drawing(environment):
+    """Compile drawing one picture after the other; pictures of a batch of any length."""
+    one = jax.jit(lambda state, scene: environment.draw(*jax.tree.map(lambda part: part[None], (state, scene)))[0])
+
+    def draw(states, scenes):
+        count = len(jax.tree.leaves(states)[0])
+        pick = lambda number: jax.tree.map(lambda part: part[number], (states, scenes))
+        return np.stack([one(*pick(number)) for number in range(count)])
+
+    return draw
+
+
+def _numbers(text):
+    return tuple(types.count(part) for part in text.split(","))
+
+
+def _setting(text):
+    name, value = types.assignment(text)
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value

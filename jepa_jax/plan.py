@@ -1,0 +1,194 @@
+"""Plan the actions that lead from one picture to another: `python -m jepa_jax.plan --model RUN --observation A.png ...`."""
+
+import argparse
+import functools
+import os
+import sys
+import time
+
+import jax
+import numpy as np
+
+from jepa_jax.commandline import types
+from jepa_jax.commandline.stdout import write_lines
+from jepa_jax.data import DataError
+from jepa_jax.data.publish import check_folder, new_file, write_json
+from jepa_jax.planning import bind, full_actions, make_spec, plan
+from jepa_jax.planning.command import add_model_arguments, energy_of, load_planned
+from jepa_jax.planning.latent import still_actions
+from jepa_jax.planning.memory import fit_memory
+from jepa_jax.planning.observations import read_picture, read_state, see
+from jepa_jax.planning.presets import PRESETS
+from jepa_jax.planning.rollouts import make_score
+from jepa_jax.training.checkpoint import CheckpointError
+from jepa_jax.viz import canvas, plans
+from jepa_jax.weights.bundle import WeightsError
+
+_EXAMPLES = """examples:
+  python -m jepa_jax.plan --model runs/ac --observation now.png --goal goal.png --state 0.5,0,0.3,3.1,0,0,0.2
+  python -m jepa_jax.plan --model runs/ac --observation now.png --goal goal.png --state state.npy --planner hybrid --horizon 3 --output plans/1
+  python -m jepa_jax.plan --model vjepa2-ac-vitg.pt --observation now.png --goal goal.png --state state.npy --planner paper --chunk 100
+
+The state is that of the robot in the observation, in the units of its description (`python -m jepa_jax.inspect RUN` names
+them), read from text or a .npy file. Pictures are cropped as in training."""
+REPORT, PICTURE = "plan.json", "plan.png"
+_REPEATS = 5
+
+
+def main(argv=None):
+    """Run the command line.
+
+    Args:
+      argv: arguments without the program's name; those of the process if None.
+
+    Returns:
+      Exit status: 0; 2 if something cannot be read or planned.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        return _run(args)
+    except (CheckpointError, DataError, WeightsError, OSError, ValueError) as error:
+        # Foreseen: the message says what to do, and a stack trace would bury it.
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+
+
+def _run(args):
+    """Plan once and write what came out; returns the exit status."""
+    if args.output:
+        check_folder(args.output)
+    now, goal = read_picture(args.observation), read_picture(args.goal)
+    trained, params, notes = load_planned(args)
+    robot = trained.world.robot
+    state = read_state(args.state, robot)
+    spec = fit_memory(trained.world, make_spec(robot, args.planner, **_changes(args, robot)))
+    planner = bind(trained.world, spec, energy_of(args))
+    began = time.perf_counter()
+    scene = see(trained, params, now, goal, state, args.extrinsics)
+    encode_s = time.perf_counter() - began
+    solve, compile_s = _compile(planner, params, scene.root)
+    rng, times = jax.random.key(args.seed), []
+    for _ in range(_REPEATS):
+        began = time.perf_counter()
+        output = jax.block_until_ready(solve(params, rng, scene.root))
+        times.append(1e3 * (time.perf_counter() - began))
+    output = jax.device_get(output)
+    if not np.isfinite(output.cost):
+        raise ValueError("the predicted energy is not finite for any candidate: the training of the action predictor has diverged")
+    before, still = energies(planner, params, scene.root)
+    actions = np.asarray(full_actions(robot, scene.state, output.actions))
+    record = {
+        "planner": args.planner, "seed": args.seed, "actions": actions.tolist(), "names": robot.action_names,
+        "units": robot.action_units, "energy": {"now": before, "still": still, "planned": float(output.cost)},
+        "evaluations": spec.evaluations, "chunk": spec.chunk, "plan_ms": float(np.median(times)), "compile_s": compile_s,
+        "encode_with_compilation_s": encode_s, "device": jax.devices()[0].device_kind, "jax": jax.__version__, "notes": notes,
+    }
+    lines = list(_describe(record, robot, output))
+    if args.output:
+        paths = [os.path.join(args.output, name) for name in (REPORT, PICTURE)]
+        write_json(paths[0], record)
+        title = f"{os.path.basename(os.path.normpath(args.model))}, {args.planner}"
+        figure = plans.draw_plan(scene, output, spec, robot, before=before, still=still, name=title)
+        with new_file(paths[1]) as local:
+            canvas.save_figure(figure, local)
+        lines += ["", *(f"wrote {path}" for path in paths)]
+    write_lines(lines)
+    return 0
+
+
+def energies(planner, params, root):
+    """Return the energy of what is seen now, and of what the model predicts if nothing moves; floats."""
+    here = jax.tree.map(lambda leaf: np.asarray(leaf)[None], root.state)
+    before = float(planner.cost_fn(params, here, root.goal, None)[0])
+    # Zero would be a move where actions are absolute.
+    still = still_actions(planner.robot, root.state.pose)[np.array(planner.robot.planned_dims)]
+    score = make_score(params, root, planner.dynamics_fn, planner.cost_fn, planner.spec)
+    return before, float(jax.jit(score)(np.broadcast_to(still, (1, planner.spec.horizon, len(still))))[0])
+
+
+def _compile(planner, params, root):
+    """Compile the search: (function of params, rng and root, seconds)."""
+    began = time.perf_counter()
+    search = functools.partial(plan, dynamics_fn=planner.dynamics_fn, cost_fn=planner.cost_fn, spec=planner.spec)
+    compiled = jax.jit(search).lower(params, jax.random.key(0), root).compile()
+    return compiled, time.perf_counter() - began
+
+
+def _changes(args, robot):
+    """Return what the command line changes of a preset."""
+    names = ("horizon", "samples", "iterations", "elites", "gradient_steps", "cost", "action_penalty", "chunk")
+    changes = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if args.bounds is not None:
+        changes |= {"low": [low for low, _ in args.bounds], "high": [high for _, high in args.bounds]}
+    planned = [robot.action_names[at] for at in robot.planned_dims]
+    for name, _ in args.fix:
+        if name not in planned:
+            raise ValueError(f"--fix {name}: robot {robot.name!r} plans {', '.join(planned)}")
+    if args.fix:
+        changes["fixed"] = [(planned.index(name), value) for name, value in args.fix]
+    return changes
+
+
+def _describe(record, robot, output):
+    """Yield lines about a plan."""
+    yield from (f"note: {note}" for note in record["notes"])
+    width = max(map(len, robot.action_names))
+    for step, action in enumerate(record["actions"]):
+        yield f"action {step + 1}"
+        for name, unit, value, at in zip(robot.action_names, robot.action_units, action, range(robot.action_dim)):
+            fixed = "" if at in robot.planned_dims else "  (not planned)"
+            yield f"  {name:{width}} {value:+9.4f} {unit}{fixed}".rstrip()
+    energy = record["energy"]
+    yield (f"energy {energy['now']:.4f} now, {energy['planned']:.4f} predicted after the plan, {energy['still']:.4f} predicted if "
+           "nothing moves")
+    if energy["planned"] >= energy["still"]:
+        yield "note: no plan was found that is better than to stay"
+    chunk = f", {record['chunk']} at once" if record["chunk"] else ""
+    yield (f"planned in {record['plan_ms']:.1f} ms ({record['evaluations']} calls of the model{chunk}), compiled in "
+           f"{record['compile_s']:.1f} s, {record['device']}")
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="python -m jepa_jax.plan", description="Plan the actions that lead from one picture to another.", epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add_model_arguments(parser)
+    add("--observation", required=True, metavar="FILE", help="what the camera sees now: PNG, JPEG, or .npy [H, W, 3]")
+    add("--goal", required=True, metavar="FILE", help="what it shall see, at the same size")
+    add("--state", required=True, metavar="X,Y,...", help="numbers of the robot's state now, or a .npy file")
+    add("--planner", choices=PRESETS, default="icem", help="preset (default %(default)s); the last four are the official ones")
+    add("--horizon", type=types.positive, help="actions to plan")
+    add("--samples", type=types.positive, help="candidates of an iteration")
+    add("--iterations", type=types.count, help="of sampling")
+    add("--elites", type=types.positive, help="candidates that the next iteration is fitted to")
+    add("--gradient-steps", type=types.count, help="steps of Adam through the model after sampling")
+    add("--cost", choices=("last", "sum"), help="what counts: the last state, or all of them")
+    add("--action-penalty", type=types.non_negative_float, metavar="X", help="on large actions")
+    add("--bounds", type=_bounds, metavar="LOW:HIGH,...", help="of each planned number (default: the robot's)")
+    add("--fix", type=_fixed, action="append", default=[], metavar="NAME=VALUE", help="do not plan this number; may be repeated")
+    add("--chunk", type=types.positive, metavar="N", help="candidates at once (default: as many as fit into memory)")
+    add("--seed", type=types.count, default=0, help="default %(default)s")
+    add("--output", metavar="DIR", help=f"folder for {REPORT} and {PICTURE}")
+    return parser
+
+
+def _bounds(text):
+    parts = [part.split(":") for part in text.split(",")]
+    try:
+        return [(float(low), float(high)) for low, high in parts]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not LOW:HIGH,LOW:HIGH,...") from error
+
+
+def _fixed(text):
+    name, value = types.assignment(text)
+    try:
+        return name, float(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {value!r} is not a number") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

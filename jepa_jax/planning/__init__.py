@@ -1,0 +1,13 @@
+"""Planning: search the actions that lead from what is seen to a goal, in one compiled program."""
+
+from jepa_jax.planning.energy import Energy
+from jepa_jax.planning.goals import Progress, next_goal, start_goals
+from jepa_jax.planning.latent import LatentState, Planner, bind, full_actions, make_root
+from jepa_jax.planning.presets import PRESETS, make_spec
+from jepa_jax.planning.search import plan, warm_start
+from jepa_jax.planning.spec import PlanOutput, PlanSpec, Root, Trace
+
+__all__ = [
+    "PRESETS", "Energy", "LatentState", "PlanOutput", "PlanSpec", "Planner", "Progress", "Root", "Trace", "bind", "full_actions",
+    "make_root", "make_spec", "next_goal", "plan", "start_goals", "warm_start",
+]

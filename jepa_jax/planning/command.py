@@ -1,0 +1,60 @@
+"""What commands that plan share: arguments that say which model plans and what it compares, and loading it."""
+
+import argparse
+
+import numpy as np
+
+from jepa_jax.commandline import types
+from jepa_jax.planning.energy import DISTANCES, Energy
+from jepa_jax.robots import presets
+from jepa_jax.robots.world import bind_model
+from jepa_jax.weights.load import load_with_encoder
+
+
+def add_model_arguments(parser):
+    """Add the arguments that say which model plans, and how far its features are from the goal's."""
+    add = parser.add_argument
+    add("--model", required=True, metavar="PATH", help="run of configs/world_model.py, or weights with an action predictor")
+    add("--encoder", metavar="PATH", help="weights of the frozen encoder, where PATH of --model lacks them")
+    add("--robot", choices=[name for name in presets.PRESETS if name != "generic"],
+        help="for weights that name no robot (default: droid, if the dimensions are its)")
+    add_energy_arguments(parser)
+    add("--extrinsics", type=camera_pose, metavar="X,Y,Z,A,B,C", help="pose of the camera, for models that use it: m, rad")
+
+
+def add_energy_arguments(parser):
+    """Add the arguments that say how far features are from the goal's; `energy_of` reads them."""
+    add = parser.add_argument
+    add("--distance", choices=tuple(DISTANCES), default="l1", help="between features of prediction and goal (default %(default)s)")
+    add("--pool", type=types.positive, default=1, metavar="N", help="average squares of N x N tokens first (default %(default)s)")
+    add("--smooth", type=types.count, default=0, metavar="N", help="average tokens with their neighbours N times first (default 0)")
+
+
+def energy_of(args):
+    """Return the `Energy` that a command line asks for."""
+    return Energy(args.distance, args.pool, args.smooth)
+
+
+def load_planned(args):
+    """Load the world model that a command line names: (`Trained`, params, notes).
+
+    Args:
+      args: with `model`, `encoder` and `robot`, as `add_model_arguments` defines them.
+
+    Raises:
+      WeightsError, CheckpointError, ValueError: as `load` and `bind_model` do; `ValueError` without actions.
+    """
+    model, params = load_with_encoder(args.model, args.encoder)
+    trained = bind_model(model, presets.make_spec({"preset": args.robot}) if args.robot else None)
+    return trained, params, [*model.notes, *trained.notes]
+
+
+def camera_pose(text):
+    """Read 6 numbers with commas between them."""
+    try:
+        numbers = np.array([float(part) for part in text.split(",")], np.float32)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not numbers with commas between them") from error
+    if len(numbers) != 6 or not np.isfinite(numbers).all():
+        raise argparse.ArgumentTypeError(f"{text!r}: the pose of a camera has 6 finite numbers, not {len(numbers)}")
+    return numbers

@@ -1,0 +1,134 @@
+"""The energy over the box of actions: where its minimum is, and how the true action fares."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jepa_jax.planning.rollouts import make_score
+
+# Source: notebooks/energy_landscape_example.ipynb.
+NOTEBOOK_POINTS, NOTEBOOK_REACH = 5, 0.075
+_CHUNK = 64
+
+
+class Landscape(NamedTuple):
+    """Energies of single actions, N of P numbers each varied, and of random ones.
+
+    Attributes:
+      dims: places among the planned numbers of the two that are drawn: across, up.
+      axes: float32 `[N]` for each of them.
+      energies: float32 `[N up, N across]`; the mean over the others where those are varied too.
+      others: what the remaining numbers are, for people.
+      lowest: float32 `[A]`, the action of least energy of all that were evaluated.
+      true, true_energy: float32 `[A]` and float, the action that was made; None if it is not known.
+      rank, samples: the true action is the rank-th best (from 1 on) among so many random ones and itself.
+    """
+
+    dims: tuple[int, int]
+    axes: tuple[np.ndarray, np.ndarray]
+    energies: np.ndarray
+    others: str
+    lowest: np.ndarray
+    true: np.ndarray | None
+    true_energy: float | None
+    rank: int | None
+    samples: int
+
+
+def measure(planner, params, root, dims, *, points=25, true=None, samples=1000, seed=0):
+    """Evaluate a grid over two numbers of the action, the others as in the true action or the start of the search.
+
+    Args:
+      planner: `latent.Planner` with a horizon of 1; its bounds are those of the box.
+      params: of the model.
+      root: `Root`.
+      dims: places of the two numbers among the planned ones.
+      points: N, along each of them.
+      true: float32 `[A]`, planned numbers of the action that was made; None if it is not known.
+      samples: random actions of the whole box, against which the true one is ranked.
+      seed: of these.
+
+    Returns:
+      `Landscape`.
+
+    Raises:
+      ValueError: if the horizon is not 1, or the two numbers are not two.
+    """
+    spec = planner.spec
+    axes = _check(spec, dims) or [np.linspace(spec.low[dim], spec.high[dim], points, dtype=np.float32) for dim in dims]
+    base = np.array(spec.start if true is None else true, np.float32)
+    actions = np.tile(base, (points, points, 1))
+    actions[..., dims[0]], actions[..., dims[1]] = axes[0], axes[1][:, None]
+    others = "as in the true action" if true is not None else "0" if not np.any(base) else "in the middle"
+    return _finish(planner, params, root, dims, axes, actions, f"other numbers {others}", true, samples, seed)
+
+
+def measure_notebook(planner, params, root, dims, *, true=None, samples=1000, seed=0):
+    """Evaluate the official grid: 5 x 5 x 5 positions up to 0.075 m, the mean over the axis that is not drawn.
+
+    Args:
+      planner, params, root, dims, true, samples, seed: as in `measure`; the position must be planned.
+
+    Returns:
+      `Landscape`.
+
+    Raises:
+      ValueError: as `measure`; or if the position of the robot has not three planned numbers.
+
+    Source: notebooks/energy_landscape_example.ipynb (which sums over the axis instead).
+    """
+    robot, spec = planner.robot, planner.spec
+    part = robot.part("position")
+    places = [robot.planned_dims.index(at) for at in range(part.start, part.stop) if at in robot.planned_dims] if part else []
+    if len(places) != 3 or not set(dims) <= set(places):
+        raise ValueError(f"the grid of the notebook is over three planned positions of which two are drawn; robot {robot.name!r} has "
+                         f"{len(places)}")
+    _check(spec, dims)
+    (rest,) = set(places) - set(dims)
+    axis = np.linspace(-NOTEBOOK_REACH, NOTEBOOK_REACH, NOTEBOOK_POINTS, dtype=np.float32)
+    actions = np.zeros((*(NOTEBOOK_POINTS,) * 3, spec.dims), np.float32)
+    for up, across, other in itertools.product(range(NOTEBOOK_POINTS), repeat=3):
+        actions[up, across, other, [dims[1], dims[0], rest]] = axis[[up, across, other]]
+    name = robot.action_names[robot.planned_dims[rest]]
+    return _finish(planner, params, root, dims, [axis, axis], actions, f"mean over {name}, other numbers 0", true, samples, seed)
+
+
+def _check(spec, dims):
+    if spec.horizon != 1:
+        raise ValueError(f"a landscape is that of single actions: horizon is {spec.horizon}; it must be 1")
+    if len(set(dims)) != 2 or not all(dim in range(spec.dims) for dim in dims):
+        raise ValueError(f"dims are {dims}; they must be two different places from 0 to {spec.dims - 1}")
+
+
+def _finish(planner, params, root, dims, axes, actions, others, true, samples, seed):
+    """Evaluate the grid, random actions and the true one together."""
+    spec = planner.spec
+    drawn = np.random.default_rng(seed).uniform(spec.low, spec.high, (samples, spec.dims)).astype(np.float32)
+    known = np.zeros((0, spec.dims), np.float32) if true is None else np.array(true, np.float32)[None]
+    grid = actions.reshape(-1, spec.dims)
+    everything = np.concatenate([grid, drawn, known])
+    found = _evaluate(planner, params, root, everything)
+    energies = found[: len(grid)].reshape(*actions.shape[:2], -1).mean(-1)
+    true_energy = None if true is None else float(found[-1])
+    rank = None if true is None else 1 + int((found[len(grid) : len(grid) + samples] < true_energy).sum())
+    lowest = everything[int(np.argmin(found[: len(grid) + samples]))]
+    return Landscape(tuple(dims), tuple(axes), energies, others, lowest, None if true is None else known[0], true_energy, rank, samples)
+
+
+def _evaluate(planner, params, root, actions):
+    spec = planner.spec if planner.spec.chunk else dataclasses.replace(planner.spec, chunk=_CHUNK)
+
+    @jax.jit
+    def run(params, root, actions):
+        return make_score(params, root, planner.dynamics_fn, planner.cost_fn, spec)(actions[:, None])
+
+    found = np.asarray(run(params, root, actions))
+    if not np.isfinite(found).all():
+        raise ValueError(f"{int((~np.isfinite(found)).sum())} of {len(found)} energies are not finite: the training of the action "
+                         "predictor has diverged")
+    return found

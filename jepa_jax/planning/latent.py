@@ -1,0 +1,155 @@
+"""A world model as the planner takes it: a state that can be rolled out, and the distance of what is seen to a goal."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jepa_jax.models import FrameCache
+from jepa_jax.planning.energy import Energy
+from jepa_jax.planning.spec import PlanSpec, Root
+from jepa_jax.robots.algebra import derive_actions
+from jepa_jax.robots.spec import RobotSpec
+from jepa_jax.robots.world import WorldModel
+
+
+class LatentState(NamedTuple):
+    """What a robot sees and where it is; leaves of S candidates have a leading axis S.
+
+    Attributes:
+      latents: `[h*w, D]` of the last frame, normalised.
+      pose: float32 `[state_dim]` at that frame, in the robot's units.
+      extrinsics: float32 `[extrinsics_dim]` of the camera, which stands still; None unless the predictor uses them.
+      cache: `FrameCache` of the frames before, whose second axis is that of the candidates; None at the root.
+    """
+
+    latents: jax.Array
+    pose: jax.Array
+    extrinsics: jax.Array | None = None
+    cache: FrameCache | None = None
+
+
+class Planner(NamedTuple):
+    """What `search.plan` needs to plan with a world model, beside params, rng and root.
+
+    Attributes:
+      dynamics_fn, cost_fn, spec: as in `search.plan`. States are `LatentState`, a goal is its latents `[h*w, D]`.
+      robot: what actions mean.
+    """
+
+    dynamics_fn: Callable
+    cost_fn: Callable
+    spec: PlanSpec
+    robot: RobotSpec
+
+
+def bind(world: WorldModel, spec: PlanSpec, energy: Energy | Callable[..., Any] | None = None) -> Planner:
+    """Make a world model plannable. Parameters of the result's functions are those of the world model.
+
+    Args:
+      world: the world model.
+      spec: how to search, as `presets.make_spec` makes it for its robot.
+      energy: function (latents `[S, h*w, D]`, goal `[h*w, D]`, grid (h, w)) -> float32 `[S]`;
+        None for `Energy()`, the official one.
+
+    Returns:
+      `Planner`.
+
+    Raises:
+      ValueError: if the robot cannot be planned so far ahead, or energy and grid do not fit.
+    """
+    robot, grid = world.robot, tuple(world.predictor.grid)
+    check_plannable(robot, spec)
+    energy = Energy() if energy is None else energy
+    if isinstance(energy, Energy):
+        energy.check_grid(grid)
+    per_frame = grid[0] * grid[1] + (2 + world.predictor.use_extrinsics) * (world.predictor.conditioning == "tokens")
+
+    def dynamics_fn(params, state, action):
+        action = full_actions(robot, state.pose, action)
+        past = 0 if state.cache is None else state.cache.keys.shape[2] // per_frame
+        # The last step keeps nothing, which with a horizon of 1 saves most of the memory.
+        keep = past + 1 < spec.horizon
+        told = (state.latents, action, state.pose) + (() if state.extrinsics is None else (state.extrinsics,))
+        out = world.predict_next(params, *(value[:, None] for value in told), past=state.cache, keep=keep)
+        latents, cache = out if keep else (out, None)
+        pose = world.move(state.pose, action) if robot.integrable else state.pose
+        return LatentState(latents[:, 0], pose, state.extrinsics, cache)
+
+    def cost_fn(params, state, goal, action):
+        del params, action
+        return energy(state.latents, goal, grid)
+
+    return Planner(dynamics_fn, cost_fn, spec, robot)
+
+
+def make_root(world, latents, pose, goal, extrinsics=None, mean=None):
+    """Put together where a plan starts and where it leads.
+
+    Args:
+      world: `WorldModel`.
+      latents: `[h*w, D]`, normalised, of the current frame.
+      pose: `[state_dim]`, the robot's state, in its units and as `robots.algebra.to_frame` returns it.
+      goal: `[h*w, D]`, normalised, of the goal frame.
+      extrinsics: `[extrinsics_dim]`, exactly if the predictor uses them.
+      mean: as in `Root`.
+
+    Returns:
+      `Root`; all arguments but the first may have a leading axis, for `jax.vmap`.
+
+    Raises:
+      ValueError: if a size is not the model's.
+    """
+    predictor = world.predictor
+    tokens = (predictor.grid[0] * predictor.grid[1], predictor.output_dim)
+    for name, value, needed in (("latents of the observation", latents, tokens), ("latents of the goal", goal, tokens),
+                                ("state", pose, (predictor.state_dim,))):
+        if tuple(value.shape[-len(needed):]) != needed:
+            raise ValueError(f"{name} have shape {tuple(value.shape)}; the model takes {needed}")
+    if (extrinsics is not None) != predictor.use_extrinsics:
+        given = "none are given" if extrinsics is None else "they are given"
+        raise ValueError(f"extrinsics of the camera: {given}, but use_extrinsics of the model is {predictor.use_extrinsics}")
+    return Root(LatentState(latents, jnp.asarray(pose, jnp.float32), extrinsics), goal, mean)
+
+
+def full_actions(robot, states, planned):
+    """Complete planned numbers `[..., A]` to actions `[..., action_dim]`; others are such that nothing moves there.
+
+    Args:
+      robot: `RobotSpec`.
+      states: `[..., state_dim]` from which the actions are taken, of as many axes or fewer.
+      planned: numbers of `robot.planned_dims`.
+    """
+    if len(robot.planned_dims) == robot.action_dim:
+        return planned
+    still = jnp.broadcast_to(still_actions(robot, states), (*planned.shape[:-1], robot.action_dim))
+    return still.at[..., jnp.array(robot.planned_dims)].set(planned)
+
+
+def still_actions(robot, states):
+    """Return the actions `[..., action_dim]` that keep a robot in its states `[..., state_dim]`."""
+    if not robot.integrable:
+        return jnp.zeros((*states.shape[:-1], robot.action_dim), states.dtype)
+    # States are in the frame that actions are in already.
+    same = dataclasses.replace(robot, source="states", frame="tool" if robot.frame == "tool" else "base")
+    return derive_actions(same, jnp.stack([states, states], -2), xp=jnp)[..., 0, :]
+
+
+def check_plannable(robot, spec):
+    """Raise ValueError unless plans of a spec make sense for a robot."""
+    planned = len(robot.planned_dims)
+    if spec.dims != planned:
+        names = ", ".join(robot.action_names[at] for at in robot.planned_dims)
+        raise ValueError(f"the planner moves {spec.dims} numbers; robot {robot.name!r} has {planned} to plan: {names}")
+    if robot.integrable:
+        return
+    if spec.horizon > 1:
+        raise ValueError(f"robot {robot.name!r}: its states cannot be computed from its actions, so the planner cannot look "
+                         f"{spec.horizon} steps ahead; horizon must be 1")
+    if robot.mode == "absolute" and planned < robot.action_dim:
+        raise ValueError(f"robot {robot.name!r}: actions are absolute and not laid out like states, so those that are not planned "
+                         "are not known; planned must name all of them")

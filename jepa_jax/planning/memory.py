@@ -1,0 +1,106 @@
+"""How much memory planning takes, told before anything is compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jepa_jax.models.attention import choose_backend
+
+# The part of free memory that a plan may take: the estimate is rough, and allocators leave gaps.
+_USABLE = 0.85
+_MEMORY_FILE = "/proc/meminfo"
+
+
+def candidate_bytes(world, spec):
+    """Estimate the bytes that one candidate takes while it is evaluated.
+
+    Args:
+      world: `WorldModel`.
+      spec: `PlanSpec`.
+
+    Returns:
+      Bytes: activations of one block, keys and values of all frames but the last, latents; with gradient
+      steps, those of all blocks.
+    """
+    model = world.predictor
+    patches = model.grid[0] * model.grid[1]
+    tokens = patches + (2 + model.use_extrinsics) * (model.conditioning == "tokens")
+    item, wide = jnp.dtype(model.dtype).itemsize, jnp.dtype(model.residual_dtype).itemsize
+    hidden = int(model.width * model.mlp_ratio)
+    residual = tokens * 2 * model.width * wide
+    # Queries, keys, values, turned ones and what attention returns.
+    attention = tokens * 6 * model.width * item
+    if choose_backend(model.attention, model.dtype) == "xla":
+        attention += 2 * 4 * model.num_heads * tokens**2 * spec.horizon
+    # The hidden layer before and after the activation.
+    mlp = tokens * hidden * (item + 4)
+    frame = 2 * model.depth * tokens * model.width * item
+    # A step that keeps its frame holds the old frames and the new ones side by side.
+    kept = frame * max(0, 2 * spec.horizon - 3)
+    # Input, output, normalised output and differences.
+    latents = 4 * patches * model.output_dim * 4
+    forward = max(residual + max(attention, mlp), latents) + kept
+    if not spec.gradient_steps:
+        return forward
+    per_block = residual + attention + mlp if model.remat == "none" else residual
+    return max(forward, spec.horizon * (model.depth * per_block + latents) + residual + attention + mlp + kept)
+
+
+def free_bytes(device=None):
+    """Return the bytes that are free on a device, the first one if None; None if nothing says it."""
+    device = jax.local_devices()[0] if device is None else device
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    if device.platform != "cpu":
+        return None
+    try:
+        with open(_MEMORY_FILE) as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return 1024 * int(lines["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def fit_memory(world, spec, free=None, robots=1, devices=1):
+    """Choose how many candidates are evaluated at once, so that they fit; a chunk that is set is only checked.
+
+    Args:
+      world: `WorldModel`.
+      spec: `PlanSpec`.
+      free: bytes that are free on each device; `free_bytes()` if None.
+      robots: plans made together by `jax.vmap`.
+      devices: over which the candidates are spread.
+
+    Returns:
+      `PlanSpec`, with `chunk` set if not all fit.
+
+    Raises:
+      ValueError: if the chunk that is set does not fit, with the largest one that does; or not even one.
+    """
+    free = free_bytes() if free is None else free
+    if free is None:
+        return spec
+    each = candidate_bytes(world, spec)
+    most = int(_USABLE * free / (each * robots)) * devices
+    together = spec.samples * bool(spec.iterations), spec.restarts * bool(spec.gradient_steps)
+    wanted = min(max(together), spec.chunk or max(together))
+    if wanted <= most:
+        return spec
+    said = (f"planner: a candidate of {spec.horizon} steps takes about {_text(each * robots)}"
+            f"{f' for {robots} robots' if robots > 1 else ''}, and {_text(free)} are free")
+    if not most:
+        raise ValueError(f"{said}: not even one fits; take a smaller horizon or model"
+                         + (", or plan for fewer robots at once" if robots > 1 else ""))
+    if spec.chunk is not None:
+        raise ValueError(f"{said}: chunk is {spec.chunk}; the largest that fits is {most}")
+    # Even chunks, so that few candidates are computed for nothing.
+    chunk = -(-wanted // -(-wanted // most))
+    return dataclasses.replace(spec, chunk=min(most, -(-chunk // devices) * devices))
+
+
+def _text(count):
+    return f"{count / 2**30:.3g} GiB" if count >= 2**29 else f"{count / 2**20:.3g} MiB"

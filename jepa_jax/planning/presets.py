@@ -1,0 +1,95 @@
+"""Planners with a name: what each sets in a `PlanSpec`, and how they are fitted to a robot."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jepa_jax.planning.spec import PlanSpec
+
+# Numbers of the official planner for the gripper, whatever the preset. Source: notebooks/utils/mpc_utils.py (cem).
+_GRIPPER = {"std": 1.0, "momentum_mean": 0.15, "momentum_std": 0.15, "deadzone": 0.25}
+_GRIPPER_BOUND = 0.75
+# Settings of the official planner, and the bound of a step of the hand along each axis, in metres.
+# Source: `cem`: notebooks/utils/mpc_utils.py; `world_model`: notebooks/utils/world_model_wrapper.py; `notebook`:
+# notebooks/energy_landscape_example.ipynb; `paper`: section 4 (momenta are not stated there: those of `world_model`).
+OFFICIAL = {
+    "cem_default": (0.05, {"horizon": 1, "samples": 100, "iterations": 100, "elites": 10, "momentum_mean": 0.25, "momentum_std": 0.95}),
+    "world_model_default": (0.05, {"horizon": 2, "samples": 400, "iterations": 10, "elites": 10, "momentum_mean": 0.15, "momentum_std": 0.15}),
+    "notebook": (0.075, {"horizon": 2, "samples": 25, "iterations": 2, "elites": 10, "momentum_mean": 0.15, "momentum_std": 0.75}),
+    "paper": (0.075, {"horizon": 1, "samples": 800, "iterations": 10, "elites": 10, "momentum_mean": 0.15, "momentum_std": 0.15}),
+}  # fmt: skip
+# Ours, for any robot. Improved cross-entropy method: arXiv 2008.06389; path integrals: arXiv 1707.02342.
+GENERAL = {
+    "cem": {"samples": 128, "iterations": 5, "elites": 10, "momentum_mean": 0.1, "momentum_std": 0.1},
+    "icem": {"samples": 64, "iterations": 4, "elites": 8, "momentum_mean": 0.1, "momentum_std": 0.1, "noise_color": 2.0,
+             "keep": 3, "include_mean": True, "choice": "best"},
+    "mppi": {"samples": 128, "iterations": 5, "elites": 128, "temperature": 0.3, "momentum_std": 0.2, "include_mean": True},
+    "gradient": {"samples": 1, "iterations": 0, "gradient_steps": 24, "restarts": 4, "learning_rate": 0.15, "choice": "best"},
+    "hybrid": {"samples": 32, "iterations": 2, "elites": 6, "keep": 2, "include_mean": True, "gradient_steps": 6, "restarts": 2,
+               "learning_rate": 0.1, "choice": "best"},
+}  # fmt: skip
+PRESETS = (*GENERAL, *OFFICIAL)
+
+
+def make_spec(robot, preset="icem", *, low=None, high=None, **changes):
+    """Make the settings of a planner for a robot.
+
+    Args:
+      robot: `RobotSpec`; what it calls planned is searched.
+      preset: one of `PRESETS`. Those of `OFFICIAL` have bounds of their own for a hand with a gripper, that is a
+        robot with the numbers of the preset 'droid'.
+      low, high: bounds of an action of one step, one number for each planned action (`robot.planned_dims`) in the
+        robot's units; instead of those of the robot or preset.
+      **changes: fields of `PlanSpec` in place of the preset's. Numbers of actions are places among the planned ones.
+
+    Returns:
+      `PlanSpec`.
+
+    Raises:
+      ValueError: unknown preset or field, or bounds that nothing states.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"planner {preset!r} is unknown; choose one of {', '.join(PRESETS)}")
+    known = {field.name for field in dataclasses.fields(PlanSpec)}
+    if unknown := sorted(set(changes) - known):
+        raise ValueError(f"a planner has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+    fields = _official(robot, preset) if preset in OFFICIAL else dict(GENERAL[preset])
+    fields.setdefault("low", tuple(robot.action_low[at] for at in robot.planned_dims) if robot.action_low else None)
+    fields.setdefault("high", tuple(robot.action_high[at] for at in robot.planned_dims) if robot.action_high else None)
+    for name, given in (("low", low), ("high", high)):
+        fields[name] = fields[name] if given is None else tuple(given)
+        if fields[name] is None or len(fields[name]) != len(robot.planned_dims):
+            names = ", ".join(robot.action_names[at] for at in robot.planned_dims)
+            found = "not known" if fields[name] is None else f"{len(fields[name])} numbers"
+            raise ValueError(f"robot {robot.name!r}: the {name} bounds of an action are {found}; give one for each of {names}")
+    if "samples" in changes and "elites" not in changes and fields.get("iterations"):
+        # Path integrals weight all candidates; others cannot have more elites than candidates.
+        every = fields["elites"] == fields["samples"]
+        fields["elites"] = changes["samples"] if every else min(fields["elites"], changes["samples"])
+    return PlanSpec(**(fields | changes))
+
+
+def gripper_place(robot):
+    """Return where among the planned actions the gripper is, or None if it is not."""
+    if robot.gripper is None or not robot.integrable or robot.gripper not in robot.planned_dims:
+        return None
+    return robot.planned_dims.index(robot.gripper)
+
+
+def _official(robot, preset):
+    """Lay the settings of an official preset out for a robot, number by number."""
+    reach, fields = OFFICIAL[preset]
+    gripper, position = gripper_place(robot), robot.part("position")
+    expected = position and (*range(position.start, position.stop), robot.gripper)
+    if gripper is None or robot.planned_dims != expected or robot.mode != "delta":
+        planned = ", ".join(robot.action_names[at] for at in robot.planned_dims)
+        raise ValueError(f"planner {preset!r} is the official one, which moves a hand by x, y, z and a gripper; robot {robot.name!r} "
+                         f"plans {planned}; choose one of {', '.join(GENERAL)}")
+    per_dim = lambda others, own: tuple(own if at == gripper else others for at in range(len(robot.planned_dims)))
+    fields = fields | {
+        "std": per_dim(reach, _GRIPPER["std"]), "deadzone": per_dim(0.0, _GRIPPER["deadzone"]),
+        "momentum_mean": per_dim(fields["momentum_mean"], _GRIPPER["momentum_mean"]),
+        "momentum_std": per_dim(fields["momentum_std"], _GRIPPER["momentum_std"]),
+    }
+    bounds = per_dim(reach, _GRIPPER_BOUND)
+    return fields | {"low": tuple(-bound for bound in bounds), "high": bounds}

@@ -1,0 +1,220 @@
+"""The planner: draw candidates, roll them out, fit, repeat; then follow the gradient. One loop for all kinds of it.
+
+`PlanSpec` says which kind: the cross-entropy method, its improved form, path integrals, gradient
+descent, or sampling followed by gradients.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jepa_jax.planning.rollouts import make_score
+from jepa_jax.planning.spec import PlanOutput, Trace
+
+# The variance of elites of which one has all the weight.
+_LEAST_FREEDOM = 1e-6
+# Far below any logit that counts, and finite, so that candidates that are all impossible weigh alike.
+_IMPOSSIBLE = -1e9
+
+
+class _Search(NamedTuple):
+    """What goes from one iteration to the next."""
+
+    mean: jax.Array  # [R, A]
+    std: jax.Array  # [R, A]
+    elites: jax.Array  # [K, R, A], best first
+    best: jax.Array  # [R, A]
+    best_cost: jax.Array  # []
+
+
+def plan(params, rng, root, dynamics_fn, cost_fn, spec, *, noise=None, mesh=None):
+    """Search the actions that lead from a state to a goal at least cost. Pure, to be jitted and vmapped.
+
+    Args:
+      params: any pytree, handed to the functions.
+      rng: JAX key; nothing else is random.
+      root: `Root`.
+      dynamics_fn: function (params, state, action float32 `[S, A]`) -> the state that follows; states
+        are pytrees whose leaves have a leading axis of S candidates. What it returns may have
+        another structure than what it is given, such as a cache that grows.
+      cost_fn: function (params, state, goal, action) -> float32 `[S]`, the cost of the state that
+        `action` has led to. A cost that is not a number counts as infinite.
+      spec: `PlanSpec`.
+      noise: float32 `[I, R, S, A]`, standard normal numbers to draw candidates with, instead of `rng`'s.
+      mesh: device mesh as `training.sharding` makes it: candidates are spread over its devices.
+
+    Returns:
+      `PlanOutput`.
+
+    Raises:
+      ValueError: if mean or noise have another shape.
+
+    Source: notebooks/utils/mpc_utils.py (cem), with the presets of `presets.OFFICIAL`.
+    """
+    shape = (spec.horizon, spec.dims)
+    _check_shape("the mean of the root", root.mean, shape)
+    _check_shape("noise", noise, (spec.iterations, spec.horizon, spec.samples, spec.dims))
+    score = make_score(params, root, dynamics_fn, cost_fn, spec, mesh)
+    mean = jnp.broadcast_to(jnp.array(spec.start, jnp.float32), shape) if root.mean is None else root.mean
+    mean = _set_fixed(spec, jnp.asarray(mean, jnp.float32))
+    std = jnp.broadcast_to(jnp.array(spec.std, jnp.float32), shape)
+    keys = jax.random.split(rng, 2)
+    search = _Search(mean, std, jnp.broadcast_to(mean, (spec.elites, *shape)), mean, jnp.float32(jnp.inf))
+
+    search, (costs, means, stds) = _sample(spec, search, keys[0], noise, score)
+    search, descent = _descend(spec, search, keys[1], make_score(params, root, dynamics_fn, cost_fn, spec, mesh, slopes=True))
+    actions = search.mean if spec.choice == "mean" else search.best
+    actions = jnp.where(jnp.abs(actions) < jnp.array(spec.deadzone), 0.0, actions)
+    return PlanOutput(
+        actions, score(actions[None])[0], search.mean, search.std, jnp.int32(spec.evaluations),
+        Trace(costs, means, stds, descent),
+    )
+
+
+def warm_start(output):
+    """Return the mean `[R, A]` to search from after the first action of a plan was executed; its last one is repeated."""
+    return jnp.concatenate([output.actions[1:], output.actions[-1:]])
+
+
+def curve(output, spec):
+    """Return what the search had reached after how much work.
+
+    Args:
+      output: `PlanOutput`, not of several plans.
+      spec: `PlanSpec` of it.
+
+    Returns:
+      (evaluations, costs): int32 and float32 `[I + G]`, calls of the model so far and the best cost so far.
+    """
+    per_iteration = jnp.full(spec.iterations, spec.samples)
+    per_step = jnp.full(spec.gradient_steps, spec.evaluations_per_gradient_step)
+    work = jnp.cumsum(jnp.concatenate([per_iteration * spec.horizon, per_step]))
+    best = jnp.concatenate([output.trace.costs.min(1), output.trace.descent.min(1)])
+    return work, jax.lax.cummin(best)
+
+
+def _check_shape(name, array, needed):
+    if array is not None and array.shape != needed:
+        raise ValueError(f"planner: {name} has shape {tuple(array.shape)}; it must be {needed}")
+
+
+def _sample(spec, search, rng, noise, score):
+    """Draw candidates and fit to the best, again and again: (search, (costs, means, stds) of the iterations)."""
+    if not spec.iterations:
+        empty = jnp.zeros((0, *search.mean.shape), jnp.float32)
+        return search, (jnp.zeros((0, spec.samples), jnp.float32), empty, empty)
+
+    def iterate(search, step):
+        number, given = step
+        drawn = _draw(spec, jax.random.fold_in(rng, number)) if given is None else given
+        candidates = _candidates(spec, search, drawn, number)
+        costs = score(candidates)
+        search = _fit(spec, search, candidates, costs)
+        return search, (costs, search.mean, search.std)
+
+    return jax.lax.scan(iterate, search, (jnp.arange(spec.iterations), noise))
+
+
+def _draw(spec, rng):
+    """Draw standard normal numbers `[R, S, A]`, coloured over the horizon."""
+    white = jax.random.normal(rng, (spec.horizon, spec.samples, spec.dims), jnp.float32)
+    if not spec.noise_color or spec.horizon == 1:
+        return white
+    # Frequency 0 counts as the lowest one that the horizon holds.
+    frequencies = jnp.maximum(jnp.fft.rfftfreq(spec.horizon), 1 / spec.horizon)
+    power = frequencies ** (-spec.noise_color / 2)
+    # Every other frequency stands for two, its own and its negative.
+    twice = jnp.full(len(power), 2.0).at[0].set(1.0)
+    twice = twice.at[-1].set(1.0) if spec.horizon % 2 == 0 else twice
+    gain = power / jnp.sqrt((twice * power**2).sum() / spec.horizon)
+    return jnp.fft.irfft(jnp.fft.rfft(white, axis=0) * gain[:, None, None], n=spec.horizon, axis=0)
+
+
+def _candidates(spec, search, drawn, number):
+    """Make the candidates `[S, R, A]` of an iteration."""
+    candidates = constrain(spec, jnp.moveaxis(drawn * search.std[:, None] + search.mean[:, None], 1, 0))
+    kept = jnp.where(number > 0, search.elites[: spec.keep], candidates[: spec.keep])
+    mean = constrain(spec, search.mean)[None]
+    # Joined, not written in place: XLA's partitioner, seen on 4 devices, would write the last row of every device.
+    return jnp.concatenate([kept, candidates[spec.keep : spec.samples - spec.include_mean], mean[: int(spec.include_mean)]])
+
+
+def constrain(spec, actions):
+    """Bring actions `[..., R, A]` into the bounds and set the numbers that are not free."""
+    actions = jnp.clip(actions, jnp.array(spec.low, actions.dtype), jnp.array(spec.high, actions.dtype))
+    actions = _set_fixed(spec, actions)
+    for dim, first, value in spec.held:
+        actions = actions.at[..., first:, dim].set(value)
+    return actions
+
+
+def _set_fixed(spec, actions):
+    for dim, value in spec.fixed:
+        actions = actions.at[..., dim].set(value)
+    return actions
+
+
+def _fit(spec, search, candidates, costs):
+    """Move mean and std towards the best candidates."""
+    ranks, order = jax.lax.top_k(-costs, spec.elites)
+    elites = candidates[order]
+    weights = _weights(spec, costs, -ranks)[:, None, None]
+    mean = (weights * elites).sum(0)
+    # Unbiased, which with equal weights 1 / K is the sum of squares over K - 1.
+    freedom = jnp.maximum(1 - (weights**2).sum(), _LEAST_FREEDOM)
+    std = jnp.sqrt((weights * (elites - mean) ** 2).sum(0) / freedom)
+    stay_mean, stay_std = (jnp.array(momentum, jnp.float32) for momentum in (spec.momentum_mean, spec.momentum_std))
+    better = -ranks[0] < search.best_cost
+    return _Search(
+        (1 - stay_mean) * mean + stay_mean * search.mean, (1 - stay_std) * std + stay_std * search.std, elites,
+        jnp.where(better, elites[0], search.best), jnp.where(better, -ranks[0], search.best_cost),
+    )
+
+
+def _weights(spec, costs, elite_costs):
+    """Return `[K]`, how much each elite counts; they sum to 1."""
+    if spec.temperature is None:
+        return jnp.full(spec.elites, 1 / spec.elites)
+    possible = jnp.isfinite(costs)
+    spread = jnp.maximum(jnp.std(costs, where=possible), jnp.finfo(jnp.float32).tiny)
+    logits = -(elite_costs - elite_costs[0]) / (spec.temperature * spread)
+    return jax.nn.softmax(jnp.where(jnp.isfinite(logits), jnp.maximum(logits, _IMPOSSIBLE), _IMPOSSIBLE))
+
+
+def _descend(spec, search, rng, score_and_slope):
+    """Follow the gradient with Adam from several plans at once: (search, costs `[G, Q]` before each step)."""
+    if not spec.gradient_steps:
+        return search, jnp.zeros((0, spec.restarts), jnp.float32)
+    middle, half = ((jnp.array(spec.high) + sign * jnp.array(spec.low)) / 2 for sign in (1, -1))
+    # A number without range does not move.
+    half = jnp.where(half > 0, half, 1.0)
+    if spec.iterations:
+        starts = jnp.concatenate([search.best[None], search.elites[1 : spec.restarts]])
+    else:
+        drawn = jax.random.normal(rng, (spec.restarts, spec.horizon, spec.dims), jnp.float32)
+        # The first one is the mean itself.
+        apart = (jnp.arange(spec.restarts) > 0)[:, None, None]
+        starts = constrain(spec, search.mean + search.std * drawn * apart)
+    optimizer = optax.adam(optax.cosine_decay_schedule(spec.learning_rate, spec.gradient_steps))
+
+    def step(carry, _):
+        units, moments, search = carry
+        actions = constrain(spec, middle + half * units)
+        costs, slopes = score_and_slope(actions)
+        at = jnp.argmin(costs)
+        better = costs[at] < search.best_cost
+        search = search._replace(
+            best=jnp.where(better, actions[at], search.best), best_cost=jnp.where(better, costs[at], search.best_cost),
+        )
+        slopes = jnp.where(jnp.isfinite(slopes), slopes * half, 0.0)
+        updates, moments = optimizer.update(slopes, moments)
+        return (jnp.clip(units + updates, -1.0, 1.0), moments, search), costs
+
+    units = (starts - middle) / half
+    carry, costs = jax.lax.scan(step, (units, optimizer.init(units), search), None, spec.gradient_steps)
+    units, _, search = carry
+    return search._replace(mean=constrain(spec, middle + half * units[0])), costs

@@ -1,0 +1,73 @@
+"""`python -m jepa_jax.evaluate robot`: the table-top as an environment, planning with the simulator itself, and the command."""
+
+import dataclasses
+import json
+
+import av
+import jax
+import numpy as np
+import pytest
+
+from jepa_jax import evaluate
+from jepa_jax.evals.closed_loop import trials
+from jepa_jax.evals.closed_loop.episodes import Runner
+from jepa_jax.evals.closed_loop.sight import patch_sight
+from jepa_jax.evals.closed_loop.tabletop import Tabletop
+from jepa_jax.sim import Scene
+from jepa_jax.sim.tasks import TASKS
+
+SIZE = 24
+REACH = dataclasses.replace(TASKS["reach"], distance=(0.06, 0.12), steps=4)
+
+
+def test_the_simulator_itself_is_a_perfect_model():
+    """Also: one program for everything, the same seed the same episodes, others for other seeds."""
+    environment, sight = Tabletop(REACH, size=SIZE), patch_sight(SIZE, 8)
+    settings = trials.Settings(changes=(("samples", 24), ("iterations", 2)))
+    policy, _ = trials.make_planner("oracle", environment, sight, settings)
+    traces = []
+    runner = Runner(environment, policy._replace(act=lambda *given: traces.append(1) or policy.act(*given)), at_once=8)
+    planned, again = runner.run([0, 1], 8), runner.run([0], 8)
+    assert len(traces) == 1
+    np.testing.assert_array_equal(planned.actions[:8], again.actions)
+    np.testing.assert_array_equal(planned.film["frames"], again.film["frames"])
+    assert not np.array_equal(planned.distance[:8], planned.distance[8:])
+    # What cannot be turned is not turned, and what is asked for is allowed.
+    assert (np.abs(planned.actions) <= np.float32(environment.robot.action_high) + 1e-6).all()
+    assert not planned.actions[..., 3:6].any()
+    # Goals are pictures of the same scene, in which the energy of being there is 0.
+    trial, _ = planned.film["states"]
+    assert isinstance(trial.scene, Scene) and len(np.unique(trial.scene.table_color[:, 0], axis=0)) == 6
+    first = jax.tree.map(lambda part: part[0, :1], trial)
+    shown = environment.draw(jax.tree.map(lambda part: part[:, 0], first.goals), first.scene)
+    np.testing.assert_array_equal(shown[0], planned.film["goals"][0, 0])
+
+
+def test_the_command_counts_films_and_reports(tmp_path, capsys):
+    arguments = ["robot", "--output", str(tmp_path), "--task", "grasp-box", "--policy", "expert", "--episodes", "3", "--seeds", "0,5",
+                 "--steps", "9", "--films", "1", "--at-once", "3", "--nuisance", "0"]
+    assert evaluate.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "grasp-box: 6 episodes" in out and "100 [61, 100]" in out
+    found = json.loads((tmp_path / "robot.json").read_text())
+    expert, = found["rows"]
+    assert expert["end"]["value"] == 1 and expert["end_by_seed"] == {"0": 1, "5": 1} and expert["milliseconds_per_plan"] is None
+    assert found["settings"]["seeds"] == [0, 5] and found["versions"]["jax"] == jax.__version__
+    with av.open(tmp_path / "grasp-box-expert.mp4") as film:
+        frames = list(film.decode(video=0))
+    assert len(frames) == 10 + 6 and frames[0].width > 500
+    assert (tmp_path / "grasp-box-expert.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--policy", "model"], "need --model"),
+    (["--policy", "expert", "--range", "0.3,0.1"], "from 0.3 to 0.1 m"),
+    (["--policy", "poses", "--goal-steps", "3,3"], "2 times for 1 goals"),
+    (["--policy", "poses", "--set", "smples=3"], "no setting smples"),
+    (["--policy", "cloning", "--sight", "patches"], "needs --cloning-data"),
+    (["--policy", "expert", "--task", "place-cup", "--waypoints", "3"], "has its own goals"),
+])  # fmt: skip
+def test_what_cannot_be_run_is_said(arguments, said, tmp_path, capsys):
+    assert evaluate.main(["robot", "--output", str(tmp_path), "--episodes", "2", "--films", "0", *arguments]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,154 @@
+"""`python -m jepa_jax.plan`, `viz energy` and `bench plan` with tiny random weights: what they print, write and refuse."""
+
+import json
+
+import cv2
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from weight_bundles import random_network
+
+from jepa_jax import plan
+from jepa_jax.bench import __main__ as bench
+from jepa_jax.bench import planners, planning
+from jepa_jax.models import ActionPredictor, VideoEncoder
+from jepa_jax.planning import Root, bind, landscape, latent, make_spec
+from jepa_jax.robots.presets import DROID
+from jepa_jax.robots.world import WorldModel
+from jepa_jax.viz import __main__ as viz
+from jepa_jax.weights import native
+from jepa_jax.weights.bundle import Bundle, Preprocessing, network_sha256
+
+ENCODER = VideoEncoder(width=24, depth=1, num_heads=2, patch_size=8)
+NETWORKS = {"target_encoder": random_network(ENCODER, 0), "action_predictor": random_network(ActionPredictor(24, 32, 1, 2, grid=(4, 4)), 1)}
+WORLD = {"robot": DROID.to_json(), "frames": 4, "fps": 5.0, "crop_aspect": [0.75, 1.35], "views": [],
+         "encoder_sha256": network_sha256(NETWORKS["target_encoder"].params)}
+STATE = "0.5,0,0.3,3.1,0,0,0.2"
+DRAW = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Weights, two pictures of 16:9 and two that cannot be used."""
+    folder = tmp_path_factory.mktemp("plan")
+    native.write(Bundle(NETWORKS, Preprocessing(32, 36, 4), world_model=WORLD), str(folder / "ac"))
+    native.write(Bundle({"target_encoder": NETWORKS["target_encoder"]}, Preprocessing(32, 36, 4)), str(folder / "encoder"))
+    for name, size in (("now", (36, 64)), ("goal", (36, 64)), ("small", (32, 32))):
+        cv2.imwrite(str(folder / f"{name}.png"), DRAW.integers(0, 256, (*size, 3), np.uint8))
+    holes = DRAW.uniform(size=(36, 64, 3)).astype(np.float32)
+    holes[0, 0, 0] = np.nan
+    np.save(folder / "holes.npy", holes)
+    (folder / "text.png").write_text("no picture")
+    return folder
+
+
+@pytest.fixture
+def run(files, capsys):
+    """Plan; returns (status, standard output, errors)."""
+
+    def run(*arguments, **changes):
+        given = {"model": "ac", "observation": "now.png", "goal": "goal.png"} | changes
+        paths = [part for name, value in given.items() for part in (f"--{name}", str(files / value))]
+        status = plan.main([*paths, "--state", STATE, "--planner", "cem", "--samples", "12", "--iterations", "2", *arguments])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_plan(run, tmp_path):
+    status, out, _ = run("--horizon", "2", "--fix", "gripper=0", "--output", str(tmp_path))
+    assert status == 0
+    record = json.loads((tmp_path / plan.REPORT).read_text())
+    actions = np.array(record["actions"])
+    assert actions.shape == (2, 7) and (actions[:, 3:] == 0).all() and (np.abs(actions[:, :3]) <= 0.075).all()
+    assert f"x       {actions[0, 0]:+9.4f} m" in out and "roll      +0.0000 rad  (not planned)" in out
+    assert f"energy {record['energy']['now']:.4f} now, {record['energy']['planned']:.4f} predicted after the plan" in out
+    assert record["evaluations"] == (12 * 2 + 1) * 2 and "(50 calls of the model)" in out
+    assert cv2.imread(str(tmp_path / plan.PICTURE)).shape[1] > 1000
+
+
+@pytest.mark.parametrize("arguments, changes, message", [
+    ((), {"goal": "small.png"}, "observation and goal are 64 x 36 and 32 x 32 pixels; both must come from the same camera"),
+    ((), {"observation": "holes.npy"}, "holes.npy: 1 of 6912 numbers are not finite"),
+    ((), {"observation": "text.png"}, "text.png: cannot be read as a picture"),
+    ((), {"goal": "nothing.png"}, "nothing.png: there is no such file"),
+    (("--state", "0.5,0,0.3"), {}, "state has 3 numbers, 3 of them finite; robot 'droid' needs 7: x (m), y (m)"),
+    (("--state", "0.5,0,0.3,nan,0,0,0"), {}, "6 of them finite"),
+    (("--state", "a,b"), {}, "could not convert string to float: 'a'; give x (m)"),
+    (("--bounds", "0.1:-0.1,0:1,0:1,0:1"), {}, "bounds of action number 0 are 0.1 to -0.1; the low one must be below the high one"),
+    (("--bounds", "0:1,0:1"), {}, "the low bounds of an action are 2 numbers; give one for each of x, y, z, gripper"),
+    (("--fix", "yaw=1"), {}, "--fix yaw: robot 'droid' plans x, y, z, gripper"),
+    ((), {"model": "encoder"}, "action_predictor"),
+    (("--pool", "3"), {}, "pool is 3, which does not divide a grid of 4 x 4"),
+])
+def test_bad_input(run, arguments, changes, message):
+    status, _, error = run(*arguments, **changes)
+    assert status == 2 and message in error and error.startswith("error: ")
+
+
+def test_a_budget_that_does_not_fit(run, monkeypatch):
+    monkeypatch.setattr("jepa_jax.planning.memory.free_bytes", lambda: 300_000)
+    status, _, error = run("--samples", "1000", "--chunk", "500")
+    assert status == 2 and "chunk is 500; the largest that fits is" in error
+    status, out, _ = run("--samples", "40")
+    assert status == 0 and "at once" in out
+
+
+class TestEnergy:
+    def test_command(self, files, tmp_path, capsys):
+        frames = DRAW.integers(0, 256, (1, 2, 32, 32, 3), np.uint8)
+        states = np.array([[[0.5, 0, 0.3, 3.1, 0, 0, 0.2], [0.55, 0.02, 0.3, 3.1, 0, 0, 0.2]]], np.float32)
+        np.savez(tmp_path / "example.npz", observations=frames, states=states)
+        common = ["energy", "--model", str(files / "ac"), "--output", str(tmp_path), "--trajectory", str(tmp_path / "example.npz")]
+        assert viz.main([*common, "--grid", "notebook", "--dims", "x,z", "--samples", "20", "--reverse"]) == 0
+        assert "energy.png" in capsys.readouterr().out and cv2.imread(str(tmp_path / "energy.png")).shape[1] > 1000
+        assert viz.main([*common, "--dims", "x,roll"]) == 1
+        assert "give two different names of x, y, z, gripper" in capsys.readouterr().err
+
+    def test_finds_the_true_action(self):
+        """The energy is the distance to a known action, so the true one is the best, and the map has it as its minimum."""
+        true = np.array([0.03, -0.05, 0.06, 0.25], np.float32)
+        planner = latent.Planner(lambda params, state, action: state + action,
+                                 lambda params, state, goal, action: jnp.abs(state - goal).sum(-1),
+                                 make_spec(DROID, "cem"), DROID)
+        root = Root(np.zeros(4, np.float32), true)
+        found = landscape.measure(planner, {}, root, (0, 2), points=31, true=true, samples=50)
+        assert found.rank == 1 and found.true_energy < 1e-6
+        row, column = np.unravel_index(found.energies.argmin(), found.energies.shape)
+        assert abs(found.axes[0][column] - true[0]) < 3e-3 and abs(found.axes[1][row] - true[2]) < 3e-3
+        worse = landscape.measure(planner, {}, root, (0, 1), points=5, true=-true, samples=200)
+        assert worse.rank > 100
+        notebook = landscape.measure_notebook(planner, {}, root, (0, 2), true=true, samples=10)
+        assert notebook.energies.shape == (5, 5) and notebook.axes[0].tolist() == pytest.approx([-0.075, -0.0375, 0, 0.0375, 0.075])
+        # Mean over y of |0.0375 - 0.03| + |y + 0.05| + |0.075 - 0.06| + |0 - 0.25|.
+        expected = 0.0075 + np.abs(notebook.axes[0] + 0.05).mean() + 0.015 + 0.25
+        assert notebook.energies[4, 3] == pytest.approx(expected, abs=1e-6)
+        with pytest.raises(ValueError, match="horizon is 2; it must be 1"):
+            landscape.measure(planner._replace(spec=make_spec(DROID, "cem", horizon=2)), {}, root, (0, 1))
+
+
+class TestBench:
+    def test_record(self, tmp_path, monkeypatch, capsys):
+        pytest.importorskip("torch")
+        tiny = planning.Size("vit_micro", 32, {"width": 16, "depth": 1, "num_heads": 2}, 12, 2)
+        monkeypatch.setitem(planning.SIZES, "tiny", tiny)
+        output = tmp_path / "record.json"
+        assert bench.main(["plan", "--against", "torch", "--horizons", "2", "--repeats", "2", "--output", str(output)]) == 0
+        (run,) = json.loads(output.read_text())["runs"]
+        # The peer is the official planner, noise and all.
+        assert run["max_action_difference"] < 1e-5 and run["torch"]["plan_ms"]["num"] == 2 and run["evaluations"] == 50
+        assert "times ours" in capsys.readouterr().out
+
+    def test_planners_are_compared(self):
+        world = WorldModel(NETWORKS["action_predictor"].module, DROID)
+        params = {"action_predictor": NETWORKS["action_predictor"].params}
+        latents = DRAW.normal(size=(3, 2, 16, 24)).astype(np.float32)
+        poses = np.tile(np.array([0.5, 0, 0.3, 3.1, 0, 0, 0.2], np.float32), (3, 1))
+        roots = latent.make_root(world, latents[:, 0], poses, latents[:, 1])
+        record = planners.compare_planners(world, params, roots, names=("hybrid",), reference="notebook", batch=2)
+        row = record["planners"]["hybrid"]
+        assert len(row["final"]) == record["states"] == 3 and len(row["evaluations"]) == len(row["energy"])
+        assert record["planners"]["notebook"]["share_no_worse"] == 1.0
+        assert row["evaluations_over_reference"] == row["evaluations_per_plan"] / record["planners"]["notebook"]["evaluations_per_plan"]
+        alone = bind(world, make_spec(DROID, "hybrid"))
+        assert row["evaluations_per_plan"] == alone.spec.evaluations
