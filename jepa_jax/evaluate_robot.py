@@ -156,7 +156,6 @@ def _run_row(args, name, environment, kind, eyes, trained, params):
     elif kind == trials.CLONING:
         policy, known["imitation_error"] = _clone(args, environment, eyes, settings)
     else:
-        # Poses are compared in full view of both, whatever the size of the frames.
         policy, spec = trials.make_planner(kind, environment, eyes, settings, trained, params)
         known |= {"spec": dataclasses.asdict(spec), "evaluations": spec.evaluations}
     looks = kind not in (*trials.BLIND, POSES)

@@ -145,6 +145,16 @@ def test_modulation_is_described_and_has_no_official_form(adaln_start):
     refuse_unofficial("action_predictor", PREDICTOR)
 
 
+def test_a_predicted_change_is_added(params):
+    changing = PREDICTOR.copy(predicts_change=True)
+    inputs = _inputs()
+    expected = inputs["tokens"] + fast_jit(PREDICTOR.apply)(params, **inputs)
+    np.testing.assert_allclose(fast_jit(changing.apply)(params, **inputs), expected, atol=1e-5)
+    assert build(describe(changing)) == changing
+    with pytest.raises(WeightsError, match="predicts_change=True, which the official code does not have"):
+        refuse_unofficial("action_predictor", changing)
+
+
 def test_unknown_conditioning(params):
     with pytest.raises(ValueError, match=r"'film' is unknown; choose one of \('tokens', 'adaln'\)"):
         PREDICTOR.copy(conditioning="film").apply(params, **_inputs())

@@ -18,7 +18,9 @@ import functools
 import numpy as np
 
 _SIMULATED_BATCHES = 400
-_MAX_DRAWS = 1000
+# Sizes that were checked before the run leave no chance to use so many up; a run of a million masks did meet
+# a thousand draws in vain.
+_MAX_DRAWS = 100_000
 # On coarse grids a block size can be unable to fill the lengths; after this many draws a
 # sample takes a block size of its own.
 _DRAWS_PER_SIZE = 100

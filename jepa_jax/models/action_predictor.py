@@ -27,6 +27,8 @@ class ActionPredictor(nn.Module):
       grid: (h, w) for which the predictor was built.
       conditioning: how actions, states and extrinsics come in: "tokens" (released weights) or
         "adaln". With the latter, a predictor that was just initialised does not depend on them.
+      predicts_change: add what comes out to the features that went in, so that a new predictor starts
+        as a copy of the frame. Released weights predict the features themselves.
       rope_layout, norm_eps, attention, remat, dtype, param_dtype, residual_dtype: as in
         `VideoEncoder`.
 
@@ -44,6 +46,7 @@ class ActionPredictor(nn.Module):
     use_extrinsics: bool = False
     grid: tuple[int, int] = (16, 16)
     conditioning: str = "tokens"
+    predicts_change: bool = False
     rope_layout: str = "tiled"
     norm_eps: float = 1e-6
     attention: str = "auto"
@@ -103,6 +106,8 @@ class ActionPredictor(nn.Module):
         x = x.reshape(-1, frames, per_frame, self.width)[:, :, num_conditions:]
         x = LayerNorm(self.norm_eps, name="norm", **types)(x.reshape(-1, frames * h * w, self.width))
         x = dense(self.output_dim, "proj", **types)(x)
+        if self.predicts_change:
+            x = tokens.astype(x.dtype) + x
         return (x, cache) if keep else x
 
     def _conditions(self, actions, states, extrinsics):

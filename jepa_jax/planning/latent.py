@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jepa_jax.models import FrameCache
 from jepa_jax.planning.energy import Energy
+from jepa_jax.planning.search import plan
 from jepa_jax.planning.spec import PlanSpec, Root
 from jepa_jax.robots.algebra import derive_actions
 from jepa_jax.robots.spec import RobotSpec
@@ -45,6 +46,10 @@ class Planner(NamedTuple):
     cost_fn: Callable
     spec: PlanSpec
     robot: RobotSpec
+
+    def plan(self, params, rng, root, **options):
+        """Search a plan: `search.plan` with what is bound here. `jax.jit(planner.plan)` compiles once for each planner."""
+        return plan(params, rng, root, self.dynamics_fn, self.cost_fn, self.spec, **options)
 
 
 def bind(world: WorldModel, spec: PlanSpec, energy: Energy | Callable[..., Any] | None = None) -> Planner:
@@ -96,7 +101,7 @@ def make_root(world, latents, pose, goal, extrinsics=None, mean=None):
       pose: `[state_dim]`, the robot's state, in its units and as `robots.algebra.to_frame` returns it.
       goal: `[h*w, D]`, normalised, of the goal frame.
       extrinsics: `[extrinsics_dim]`, exactly if the predictor uses them.
-      mean: as in `Root`.
+      mean: as in `Root`; None for no motion where planned actions are absolute, else for the start of the spec.
 
     Returns:
       `Root`; all arguments but the first may have a leading axis, for `jax.vmap`.
@@ -113,7 +118,10 @@ def make_root(world, latents, pose, goal, extrinsics=None, mean=None):
     if (extrinsics is not None) != predictor.use_extrinsics:
         given = "none are given" if extrinsics is None else "they are given"
         raise ValueError(f"extrinsics of the camera: {given}, but use_extrinsics of the model is {predictor.use_extrinsics}")
-    return Root(LatentState(latents, jnp.asarray(pose, jnp.float32), extrinsics), goal, mean)
+    pose = jnp.asarray(pose, jnp.float32)
+    if mean is None and set(world.robot.absolute_dims) & set(world.robot.planned_dims):
+        mean = still_actions(world.robot, pose)[..., jnp.array(world.robot.planned_dims)]
+    return Root(LatentState(latents, pose, extrinsics), goal, mean)
 
 
 def full_actions(robot, states, planned):
@@ -145,11 +153,14 @@ def check_plannable(robot, spec):
     if spec.dims != planned:
         names = ", ".join(robot.action_names[at] for at in robot.planned_dims)
         raise ValueError(f"the planner moves {spec.dims} numbers; robot {robot.name!r} has {planned} to plan: {names}")
+    if spec.action_penalty and set(robot.absolute_dims) & set(robot.planned_dims):
+        raise ValueError(f"robot {robot.name!r}: action_penalty is {spec.action_penalty:g}, but planned actions are absolute, so small ones "
+                         "are not small moves; it must be 0")
     if robot.integrable:
         return
     if spec.horizon > 1:
         raise ValueError(f"robot {robot.name!r}: its states cannot be computed from its actions, so the planner cannot look "
                          f"{spec.horizon} steps ahead; horizon must be 1")
-    if robot.mode == "absolute" and planned < robot.action_dim:
-        raise ValueError(f"robot {robot.name!r}: actions are absolute and not laid out like states, so those that are not planned "
-                         "are not known; planned must name all of them")
+    if unknown := [robot.action_names[at] for at in robot.absolute_dims if at not in robot.planned_dims]:
+        raise ValueError(f"robot {robot.name!r}: {', '.join(unknown)} are absolute and not laid out like states, so what keeps them as "
+                         "they are is not known; planned must name all absolute actions")

@@ -81,10 +81,11 @@ def _official(robot, preset):
     reach, fields = OFFICIAL[preset]
     gripper, position = gripper_place(robot), robot.part("position")
     expected = position and (*range(position.start, position.stop), robot.gripper)
-    if gripper is None or robot.planned_dims != expected or robot.mode != "delta":
-        planned = ", ".join(robot.action_names[at] for at in robot.planned_dims)
-        raise ValueError(f"planner {preset!r} is the official one, which moves a hand by x, y, z and a gripper; robot {robot.name!r} "
-                         f"plans {planned}; choose one of {', '.join(GENERAL)}")
+    absolute = set(robot.absolute_dims) & set(robot.planned_dims)
+    if gripper is None or robot.planned_dims != expected or absolute:
+        planned = ", ".join(robot.action_names[at] + " (absolute)" * (at in absolute) for at in robot.planned_dims)
+        raise ValueError(f"planner {preset!r} is the official one, whose actions are changes of x, y, z and a gripper; robot "
+                         f"{robot.name!r} plans {planned}; choose one of {', '.join(GENERAL)}")
     per_dim = lambda others, own: tuple(own if at == gripper else others for at in range(len(robot.planned_dims)))
     fields = fields | {
         "std": per_dim(reach, _GRIPPER["std"]), "deadzone": per_dim(0.0, _GRIPPER["deadzone"]),

@@ -20,12 +20,12 @@ def make_score(params, root, dynamics_fn, cost_fn, spec, mesh=None, *, slopes=Fa
       What is not a number is infinite.
 
     Raises:
-      ValueError: if chunks do not divide over the devices of the mesh.
+      ValueError: if samples or chunks do not divide over the devices of the mesh; when called, if costs have another shape.
     """
     num_devices = 1 if mesh is None else mesh.size
-    for name in ("samples", "chunk"):
-        if (getattr(spec, name) or 0) % num_devices:
-            raise ValueError(f"planner: {name} is {getattr(spec, name)}; it must be a multiple of the {num_devices} devices")
+    for name, count in (("samples", spec.samples if spec.iterations else 0), ("chunk", spec.chunk or 0)):
+        if count % num_devices:
+            raise ValueError(f"planner: {name} is {count}; it must be a multiple of the {num_devices} devices")
 
     def total(actions):
         costs = _rollout(params, root, dynamics_fn, cost_fn, spec, actions)
@@ -50,7 +50,10 @@ def _rollout(params, root, dynamics_fn, cost_fn, spec, actions):
     for step, weight in enumerate(spec.cost_weights):
         state = dynamics_fn(params, state, actions[:, step])
         if weight:
-            costs += weight * cost_fn(params, state, root.goal, actions[:, step])
+            found = cost_fn(params, state, root.goal, actions[:, step])
+            if found.shape != costs.shape:
+                raise ValueError(f"planner: cost_fn returns shape {found.shape}; it must be one cost of each candidate, {costs.shape}")
+            costs += weight * found.astype(jnp.float32)
     if spec.action_penalty:
         half = (jnp.array(spec.high) - jnp.array(spec.low)) / 2
         units = actions / jnp.where(half > 0, half, 1.0)

@@ -15,7 +15,7 @@ import optax
 from jepa_jax.planning.rollouts import make_score
 from jepa_jax.planning.spec import PlanOutput, Trace
 
-# The variance of elites of which one has all the weight.
+# Below this, one elite has all the weight, which says nothing about a spread.
 _LEAST_FREEDOM = 1e-6
 # Far below any logit that counts, and finite, so that candidates that are all impossible weigh alike.
 _IMPOSSIBLE = -1e9
@@ -51,16 +51,16 @@ def plan(params, rng, root, dynamics_fn, cost_fn, spec, *, noise=None, mesh=None
       `PlanOutput`.
 
     Raises:
-      ValueError: if mean or noise have another shape.
+      ValueError: if mean, noise or the costs that `cost_fn` returns have another shape.
 
     Source: notebooks/utils/mpc_utils.py (cem), with the presets of `presets.OFFICIAL`.
     """
     shape = (spec.horizon, spec.dims)
-    _check_shape("the mean of the root", root.mean, shape)
+    _check_shape("the mean of the root", root.mean, shape, shape[1:])
     _check_shape("noise", noise, (spec.iterations, spec.horizon, spec.samples, spec.dims))
     score = make_score(params, root, dynamics_fn, cost_fn, spec, mesh)
-    mean = jnp.broadcast_to(jnp.array(spec.start, jnp.float32), shape) if root.mean is None else root.mean
-    mean = _set_fixed(spec, jnp.asarray(mean, jnp.float32))
+    start = spec.start if root.mean is None else root.mean
+    mean = _set_fixed(spec, jnp.broadcast_to(jnp.asarray(start, jnp.float32), shape))
     std = jnp.broadcast_to(jnp.array(spec.std, jnp.float32), shape)
     keys = jax.random.split(rng, 2)
     search = _Search(mean, std, jnp.broadcast_to(mean, (spec.elites, *shape)), mean, jnp.float32(jnp.inf))
@@ -97,9 +97,9 @@ def curve(output, spec):
     return work, jax.lax.cummin(best)
 
 
-def _check_shape(name, array, needed):
-    if array is not None and array.shape != needed:
-        raise ValueError(f"planner: {name} has shape {tuple(array.shape)}; it must be {needed}")
+def _check_shape(name, array, *allowed):
+    if array is not None and jnp.shape(array) not in allowed:
+        raise ValueError(f"planner: {name} has shape {jnp.shape(array)}; it must be {' or '.join(map(str, allowed))}")
 
 
 def _sample(spec, search, rng, noise, score):
@@ -120,7 +120,7 @@ def _sample(spec, search, rng, noise, score):
 
 
 def _draw(spec, rng):
-    """Draw standard normal numbers `[R, S, A]`, coloured over the horizon."""
+    """Draw standard normal numbers `[R, S, A]`, colored over the horizon."""
     white = jax.random.normal(rng, (spec.horizon, spec.samples, spec.dims), jnp.float32)
     if not spec.noise_color or spec.horizon == 1:
         return white
@@ -165,8 +165,9 @@ def _fit(spec, search, candidates, costs):
     weights = _weights(spec, costs, -ranks)[:, None, None]
     mean = (weights * elites).sum(0)
     # Unbiased, which with equal weights 1 / K is the sum of squares over K - 1.
-    freedom = jnp.maximum(1 - (weights**2).sum(), _LEAST_FREEDOM)
-    std = jnp.sqrt((weights * (elites - mean) ** 2).sum(0) / freedom)
+    freedom = 1 - (weights**2).sum()
+    std = jnp.sqrt((weights * (elites - mean) ** 2).sum(0) / jnp.maximum(freedom, _LEAST_FREEDOM))
+    std = jnp.where(freedom > _LEAST_FREEDOM, std, search.std)
     stay_mean, stay_std = (jnp.array(momentum, jnp.float32) for momentum in (spec.momentum_mean, spec.momentum_std))
     better = -ranks[0] < search.best_cost
     return _Search(
@@ -176,11 +177,11 @@ def _fit(spec, search, candidates, costs):
 
 
 def _weights(spec, costs, elite_costs):
-    """Return `[K]`, how much each elite counts; they sum to 1."""
+    """Return `[K]`, how much each elite counts; they sum to 1. Impossible ones do not count, unless all are."""
     if spec.temperature is None:
-        return jnp.full(spec.elites, 1 / spec.elites)
-    possible = jnp.isfinite(costs)
-    spread = jnp.maximum(jnp.std(costs, where=possible), jnp.finfo(jnp.float32).tiny)
+        counted = jnp.isfinite(elite_costs) | ~jnp.isfinite(elite_costs[0])
+        return counted / counted.sum().astype(jnp.float32)
+    spread = jnp.maximum(jnp.std(costs, where=jnp.isfinite(costs)), jnp.finfo(jnp.float32).tiny)
     logits = -(elite_costs - elite_costs[0]) / (spec.temperature * spread)
     return jax.nn.softmax(jnp.where(jnp.isfinite(logits), jnp.maximum(logits, _IMPOSSIBLE), _IMPOSSIBLE))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,8 +23,8 @@ class Root(NamedTuple):
     Attributes:
       state: pytree, what `dynamics_fn` starts from, without an axis of candidates.
       goal: pytree, handed to `cost_fn` as it is.
-      mean: float32 `[R, A]` to start the search from, such as `warm_start` of the previous plan; None
-        for the start of the spec.
+      mean: float32 `[R, A]` to start the search from, such as `warm_start` of the previous plan, or `[A]` for
+        every step; None for the start of the spec.
     """
 
     state: Any
@@ -128,14 +129,15 @@ class PlanSpec:
 
     def __post_init__(self):
         """Bring fields into their types and check them."""
+        for field, width in (("fixed", 2), ("held", 3)):
+            object.__setattr__(self, field, tuple(map(tuple, getattr(self, field))))
+            self._require(all(len(entry) == width for entry in getattr(self, field)), field, f"tuples of {width} numbers")
         self._check_bounds()
         half = [(high - low) / 2 for low, high in zip(self.low, self.high)]
         defaults = {"std": half, "start": [min(max(0.0, low), high) for low, high in zip(self.low, self.high)]}
         for field in _PER_DIM:
             value = defaults[field] if getattr(self, field) is None else getattr(self, field)
             object.__setattr__(self, field, self._numbers(field, value, self.dims))
-        for field in ("fixed", "held"):
-            object.__setattr__(self, field, tuple(map(tuple, getattr(self, field))))
         if not isinstance(self.cost, str):
             object.__setattr__(self, "cost", self._numbers("cost", self.cost, self.horizon))
         self._check_counts()
@@ -168,9 +170,13 @@ class PlanSpec:
         if not holds:
             raise ValueError(f"planner: {field} is {getattr(self, field)!r}; it must be {allowed}")
 
+    def _whole(self, field: str, least: int) -> bool:
+        value = getattr(self, field)
+        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
     def _numbers(self, field: str, value: float | Sequence[float], count: int) -> tuple[float, ...]:
-        value = (value,) * count if isinstance(value, (int, float)) else tuple(value)
-        good = len(value) == count and all(isinstance(item, (int, float)) and math.isfinite(item) for item in value)
+        value = (value,) * count if isinstance(value, numbers.Real) else tuple(value)
+        good = len(value) == count and all(isinstance(item, numbers.Real) and math.isfinite(item) for item in value)
         self._require(good, field, f"a finite number or {count} of them")
         return tuple(map(float, value))
 
@@ -187,10 +193,8 @@ class PlanSpec:
 
     def _check_counts(self) -> None:
         for field, least in (("horizon", 1), ("samples", 1), ("iterations", 0), ("gradient_steps", 0), ("restarts", 1),
-                             ("keep", 0)):
-            value = getattr(self, field)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            self._require(whole and value >= least, field, f"a whole number of at least {least}")
+                             ("keep", 0), ("elites", 1)):
+            self._require(self._whole(field, least), field, f"a whole number of at least {least}")
         self._require(self.iterations or self.gradient_steps, "iterations", "at least 1 where gradient_steps is 0")
         if self.iterations:
             self._require(2 <= self.elites <= self.samples, "elites", f"from 2 to the number of samples, {self.samples}")
@@ -198,7 +202,7 @@ class PlanSpec:
                           f"at most elites, {self.elites}, and leave samples to draw")
             if self.gradient_steps:
                 self._require(self.restarts <= self.elites, "restarts", f"at most elites, {self.elites}")
-        self._require(self.chunk is None or self.chunk >= 1, "chunk", "None or at least 1")
+        self._require(self.chunk is None or self._whole("chunk", 1), "chunk", "None or a whole number of at least 1")
 
     def _check_numbers(self) -> None:
         self._require(self.choice in CHOICES, "choice", f"one of {', '.join(CHOICES)}")

@@ -9,7 +9,8 @@ from jepa_jax.weights.bundle import ENCODERS, PROBE, WeightsError, abstract_tree
 from jepa_jax.weights.hints import CROP_SIZE, FRAMES, decide_heads, decide_size, mlp_ratio
 
 # What the official code can be told, by field; anything else it computes differently.
-_OFFICIAL = {"rope_layout": ("tiled",), "rope_grid": (None,), "conditioning": ("tokens",)}
+_OFFICIAL = {"rope_layout": ("tiled",), "rope_grid": (None,), "conditioning": ("tokens",),
+             "predicts_change": (False,)}
 _OFFICIAL_EPS = {"probe": 1e-5}
 
 
