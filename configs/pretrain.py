@@ -56,12 +56,12 @@ def _shrink(config):
 
 
 def _fit_tabletop(config):
-    """Fit the demo to the simulated table-top; what each choice is worth: benchmarks/README.md."""
+    """Fit the demo to the simulated table-top; what each choice is worth: README, "What made it learn"."""
     # A world model sees single frames. Latents of one frame each are what it gets; two frames half a second
     # apart show what moves.
     config.model.update({"patch_size": 16, "tubelet_size": 1})
     config.data.update({"size": 64, "crop_scale": (0.6, 1.0), "flip": 0.0})
     config.data.groups.video.update({"frames": 2, "fps": 2.0, "batch_size": 64})
-    config.optim.update({"total_steps": 1500, "warmup_steps": 100, "decorrelation": 0.02})
+    config.optim.update({"total_steps": 1200, "warmup_steps": 100, "decorrelation": 0.02})
     config.checkpoint.every_steps = 100
     config.log.every_steps = 20

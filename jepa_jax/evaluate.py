@@ -70,7 +70,7 @@ def _rollout(args):
     check_folder(args.output)
     source = ShardSource(args.shards, KIND)
     record = _first_record(source)
-    stored = any(view.latents for view in record.views if not args.view or view.name in args.view)
+    stored = _holds_latents(record, args.view)
     networks = ("action_predictor",) if stored and not args.encoder else ("encoder", "action_predictor")
     model, params = load_with_encoder(args.model, args.encoder, networks)
     robot = make_spec({"preset": args.robot}, record) if args.robot else None
@@ -92,7 +92,7 @@ def _rollout(args):
                            keep_latents=bool(targets), on_samples=bar.update)
     decoded = {}
     if targets:
-        fit_on = _fitting(trained, params, args, stored) if args.fit else None
+        fit_on = _fitting(trained, params, args) if args.fit else None
         decoded = decode_positions(measured.read, targets, found.trajectory, context=args.context, fit_on=fit_on, seed=args.seed)
     report = rollout_report.summarize(measured, found, world.robot, decoded=decoded, seed=args.seed)
     return _write(report, measured, found, trained, model, notes, args)
@@ -106,11 +106,12 @@ def _positions(found, robot, args):
     return positions
 
 
-def _fitting(trained, params, args, stored):
+def _fitting(trained, params, args):
     """Read the frames that the readout is fitted on, pairs from as many trajectories as there are; `Frames`."""
-    maker = samples.make_maker(trained, args.fit, 2, latents=stored)
+    source = ShardSource(args.fit, KIND)
+    maker = samples.make_maker(trained, args.fit, 2, latents=_holds_latents(_first_record(source), args.view))
     with tqdm(total=args.fit_samples, desc="reading to fit", unit=" samples", dynamic_ncols=True) as bar:
-        found = samples.read_samples(ShardSource(args.fit, KIND), maker, args.fit_samples, seed=args.seed, extras=args.extra,
+        found = samples.read_samples(source, maker, args.fit_samples, seed=args.seed, extras=args.extra,
                                      on_sample=bar.update)
     with tqdm(total=len(found), desc="encoding to fit", unit=" samples", dynamic_ncols=True) as bar:
         latents = read_latents(trained.world, params, found, batch_size=8 * args.batch, on_samples=bar.update)
@@ -149,6 +150,11 @@ def _write(report, measured, found, trained, model, notes, args):
                      f"--max-skip-fraction {args.max_skip_fraction:g}; first: {found.skips[0][2]}")
     write_lines(lines)
     return status
+
+
+def _holds_latents(record, views):
+    """Tell whether a record holds features, in the views that are used."""
+    return any(view.latents for view in record.views if not views or view.name in views)
 
 
 def _first_record(source):
@@ -197,9 +203,9 @@ def _controls(args):
     bundle = store.read(args.model)
     paths = [os.path.join(args.output, kind) for kind in controls.KINDS]
     for path in paths:
-        store.check_destination(path, "native")
+        store.check_destination(path, "jax")
     for kind, path in zip(controls.KINDS, paths):
-        store.write(controls.make_control(bundle, kind, args.seed), path, "native")
+        store.write(controls.make_control(bundle, kind, args.seed), path, "jax")
     write_lines(f"wrote {path}" for path in paths)
     return 0
 

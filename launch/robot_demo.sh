@@ -20,7 +20,8 @@ run train --config=configs/pretrain.py:tabletop --workdir="$workdir/encoder" --c
 run prepare features "$workdir/shards/tabletop" --model "$workdir/encoder" --size 64 --output "$workdir/shards/features"
 run train --config=configs/world_model.py:demo --workdir="$workdir/world_model" --config.encoder="$workdir/encoder" \
   --config.data.paths="('$workdir/shards/features',)"
-run evaluate rollout "$workdir/shards/heldout" --model "$workdir/world_model" --output "$workdir/report"
+run evaluate rollout "$workdir/shards/heldout" --model "$workdir/world_model" --output "$workdir/report" \
+  --decode --extra box_position --extra cup_position --fit "$workdir/shards/features"
 echo
 echo "The report and its picture are in $workdir/report:"
 ls "$workdir/report"

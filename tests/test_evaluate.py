@@ -19,7 +19,7 @@ from jepa_jax.data.transforms import crop_resize_uint8, random_crop_box
 from jepa_jax.data.video import decode_frames
 from jepa_jax.models import ActionPredictor, VideoEncoder, normalize_pixels
 from jepa_jax.robots.presets import DROID
-from jepa_jax.weights import native
+from jepa_jax.weights import native, store
 from jepa_jax.weights.bundle import Bundle, Preprocessing, network_sha256
 
 ENCODER = VideoEncoder(width=24, depth=1, num_heads=2, patch_size=8)
@@ -238,6 +238,29 @@ def test_extras_are_read_off(run, shards, tmp_path):
     status, out, error = run("--decode", "--extra", "box_position", paths=[str(tmp_path / "extras")])
     assert status == 0, error
     positions = read_report(tmp_path)["positions"]
-    # The same numbers under two names.
-    assert list(positions) == ["position", "box_position"] and positions["position"] == positions["box_position"]
+    # The same numbers under two names, found by one readout.
+    assert list(positions) == ["position", "box_position"] and positions["position"]["fitted_frames"] > 12
+    gripper, box = (found["errors"] for found in positions.values())
+    assert gripper["mean_position"] == box["mean_position"] and gripper["true_latents"] != gripper["mean_position"]
+    np.testing.assert_allclose(gripper["true_latents"]["value"], box["true_latents"]["value"], rtol=0.1)
     assert "box_position, median error (cm), step" in out
+
+
+def test_the_readout_can_be_fitted_on_other_trajectories(run, shards, tmp_path):
+    status, _, error = run("--decode", "--fit", shards, "--fit-samples", "6")
+    assert status == 0, error
+    found = read_report(tmp_path)["positions"]["position"]
+    assert found["fitted_frames"] == 12 and found["fitted_trajectories"] == 6
+    assert found["tested_trajectories"] == read_report(tmp_path)["trajectories"]
+    status, _, error = run("--decode", "--fit", str(tmp_path / "nothing"))
+    assert status == 2 and "nothing" in error
+
+
+def test_controls_are_written_and_nothing_is_overwritten(model, tmp_path, capsys):
+    command = ["controls", "--model", str(model), "--output", str(tmp_path / "controls")]
+    assert evaluate.main(command) == 0
+    for kind in ("random", "patches"):
+        (encoder,) = store.read(tmp_path / "controls" / kind, verify=True).networks
+        assert encoder == "encoder"
+    assert evaluate.main(command) == 2
+    assert "exists already" in capsys.readouterr().err
