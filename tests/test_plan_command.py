@@ -1,18 +1,24 @@
 """`python -m jepa_jax.plan`, `viz energy` and `bench plan` with tiny random weights: what they print, write and refuse."""
 
+import argparse
+import functools
 import json
 
 import cv2
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import fast_options
 from weight_bundles import random_network
 
 from jepa_jax import plan
 from jepa_jax.bench import __main__ as bench
 from jepa_jax.bench import planners, planning
 from jepa_jax.models import ActionPredictor, VideoEncoder
-from jepa_jax.planning import Root, bind, landscape, latent, make_spec
+from jepa_jax.planning import Root, bind, calibration, landscape, latent, make_spec
+from jepa_jax.planning.command import load_planned
+from jepa_jax.planning.observations import read_moves
 from jepa_jax.robots.presets import DROID
 from jepa_jax.robots.world import WorldModel
 from jepa_jax.viz import __main__ as viz
@@ -27,6 +33,14 @@ STATE = "0.5,0,0.3,3.1,0,0,0.2"
 DRAW = np.random.default_rng(0)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compile_fast():
+    """Compile what the commands compile as `fast_jit` does: these programs run for moments."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=fast_options()))
+        yield
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Weights, two pictures of 16:9 and two that cannot be used."""
@@ -38,6 +52,10 @@ def files(tmp_path_factory):
     holes = DRAW.uniform(size=(36, 64, 3)).astype(np.float32)
     holes[0, 0, 0] = np.nan
     np.save(folder / "holes.npy", holes)
+    moves = np.array([[0, 0], [0.05, 0], [0, 0], [0, 0.05], [0, 0], [0.2, 0]], np.float32)
+    states = np.tile(np.array([0.5, 0, 0.3, 3.1, 0, 0, 0.2], np.float32), (len(moves), 1))
+    states[:, :2] += moves
+    np.savez(folder / "moves.npz", observations=DRAW.integers(0, 256, (1, len(moves), 36, 64, 3), np.uint8), states=states[None])
     (folder / "text.png").write_text("no picture")
     return folder
 
@@ -80,6 +98,7 @@ def test_plan(run, tmp_path):
     (("--fix", "yaw=1"), {}, "--fix yaw: robot 'droid' plans x, y, z, gripper"),
     ((), {"model": "encoder"}, "action_predictor"),
     (("--pool", "3"), {}, "pool is 3, which does not divide a grid of 4 x 4"),
+    ((), {"calibrate": "now.png"}, "now.png: is no .npz file"),
 ])
 def test_bad_input(run, arguments, changes, message):
     status, _, error = run(*arguments, **changes)
@@ -92,6 +111,32 @@ def test_a_budget_that_does_not_fit(run, monkeypatch):
     assert status == 2 and "chunk is 500; the largest that fits is" in error
     status, out, _ = run("--samples", "40")
     assert status == 0 and "at once" in out
+
+
+def test_calibrate(run, files, tmp_path, monkeypatch):
+    """Of the five moves the last one is too long for a step."""
+    infer, counts = calibration.infer, []
+    monkeypatch.setattr(calibration, "infer", lambda *args: counts.append(len(args[-1].goal)) or infer(*args))
+    status, out, error = run("--output", str(tmp_path), calibrate="moves.npz")
+    assert status == 0 and counts == [4], error
+    record = json.loads((tmp_path / plan.REPORT).read_text())
+    matrix = np.array(record["calibration"]["matrix"])
+    assert matrix.shape == (2, 2) and np.isfinite(matrix).all() and "note: through this camera x and y look turned by " in out
+    trained, params, _ = load_planned(argparse.Namespace(model=str(files / "ac"), encoder=None, robot=None))
+    frames, states = read_moves(str(files / "moves.npz"), DROID)
+    with pytest.raises(ValueError, match="1 moves do not tell 2 directions apart"):
+        calibration.watch(trained, params, frames[:2], states[:2])
+
+
+def test_energies_are_those_of_the_last_state(files):
+    """Whatever the search adds up, so that they can be compared with the energy now."""
+    world = WorldModel(NETWORKS["action_predictor"].module, DROID)
+    params = {"action_predictor": NETWORKS["action_predictor"].params}
+    root = latent.make_root(world, *(DRAW.normal(size=size).astype(np.float32) for size in ((16, 24), (7,), (16, 24))))
+    actions = np.full((2, 4), 0.05, np.float32)
+    found = [plan.energies(bind(world, make_spec(DROID, "cem", horizon=2, **changes)), params, root, actions)
+             for changes in ({}, {"cost": "sum", "action_penalty": 3.0})]
+    assert found[0] == found[1] and found[0][1] != found[0][2]
 
 
 class TestEnergy:
@@ -139,7 +184,7 @@ class TestBench:
         assert run["max_action_difference"] < 1e-5 and run["torch"]["plan_ms"]["num"] == 2 and run["evaluations"] == 50
         assert "times ours" in capsys.readouterr().out
 
-    def test_planners_are_compared(self):
+    def test_planners_are_compared(self, tmp_path, capsys):
         world = WorldModel(NETWORKS["action_predictor"].module, DROID)
         params = {"action_predictor": NETWORKS["action_predictor"].params}
         latents = DRAW.normal(size=(3, 2, 16, 24)).astype(np.float32)
@@ -148,7 +193,15 @@ class TestBench:
         record = planners.compare_planners(world, params, roots, names=("hybrid",), reference="notebook", batch=2)
         row = record["planners"]["hybrid"]
         assert len(row["final"]) == record["states"] == 3 and len(row["evaluations"]) == len(row["energy"])
-        assert record["planners"]["notebook"]["share_no_worse"] == 1.0
+        official = record["planners"]["notebook"]
+        assert official["share_no_worse"] == 1.0 and max(np.subtract(official["lowest"], official["final"])) < 0
+        assert row["share_no_worse_than_lowest"] == np.mean(np.array(row["final"]) <= np.array(official["lowest"]) + 1e-6)
         assert row["evaluations_over_reference"] == row["evaluations_per_plan"] / record["planners"]["notebook"]["evaluations_per_plan"]
         alone = bind(world, make_spec(DROID, "hybrid"))
         assert row["evaluations_per_plan"] == alone.spec.evaluations
+        record |= {"benchmark": "planners", "apart": 4, "model": "runs/ac"}
+        (tmp_path / "record.json").write_text(json.dumps(record))
+        draw = ["planners", "--record", str(tmp_path / "record.json"), "--output", str(tmp_path)]
+        assert viz.main(draw) == 0 and cv2.imread(str(tmp_path / "planners.png")).shape[1] > 1000
+        (tmp_path / "record.json").write_text('{"benchmark": "step"}')
+        assert viz.main(draw) == 1 and "not a comparison of planners (benchmark: step)" in capsys.readouterr().err

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from compiling import fast_jit
+
 from jepa_jax import planning
 from jepa_jax.planning.presets import GENERAL, OFFICIAL
 from jepa_jax.planning.search import curve
@@ -126,7 +126,8 @@ def test_numbers_that_are_not_free():
     assert out.actions[1, 2] == pytest.approx(0.4) and abs(out.actions[0, 2]) <= BOUND
     kept = np.abs(out.actions[:, 1])
     assert ((kept == 0) | (kept >= 0.03)).all() and out.cost >= 0.1
-    # A number that is fixed needs no bounds.
+    # A number that is fixed needs no bounds; numbers may be of any kind.
+    assert planning.PlanSpec(low=np.float32([-1]), high=[1]).low == (-1.0,)
     planning.PlanSpec(low=(0, -1), high=(0, 1), fixed=[(0, 3.0)])
 
 
@@ -137,6 +138,20 @@ def test_warm_start_goes_on_where_the_last_plan_ended():
     np.testing.assert_array_equal(mean, np.stack([first.actions[1], first.actions[2], first.actions[2]]))
     warm, cold = run(spec, FAR, mean=mean), run(spec, FAR)
     assert warm.cost < 0.6 * cold.cost and spec.evaluations < 0.02 * (200 * 8 * 3)
+
+
+@pytest.mark.parametrize("temperature", [None, 0.3])
+def test_impossible_candidates_do_not_pull(temperature):
+    """Of 40 candidates fewer than the 20 elites are possible, and the mean goes to those; a single one says nothing of a spread."""
+    spec = spec_of("cem", samples=40, elites=20, iterations=1, momentum_mean=0.0, momentum_std=0.0, temperature=temperature)
+    places = jnp.linspace(-1, 1, 40)[None, None, :, None] * jnp.ones(3)
+    for limit, possible in ((0.7, 6), (0.99, 1)):
+        cost_fn = lambda params, state, goal, action, limit=limit: jnp.where(state["at"][:, 0] > limit * BOUND, 0.0, jnp.inf)
+        out = fast_jit(functools.partial(planning.plan, dynamics_fn=move, cost_fn=cost_fn, spec=spec))(
+            PARAMS, jax.random.key(0), root(NEAR), noise=places)
+        kept = np.linspace(-1, 1, 40)[-possible:] * BOUND
+        np.testing.assert_allclose(out.mean[0], kept.mean(), rtol=1e-5)
+        np.testing.assert_allclose(out.std[0], kept.std(ddof=1) if possible > 1 else BOUND, rtol=1e-4)
 
 
 @pytest.mark.parametrize("preset", ["cem", "mppi", "hybrid"])
@@ -177,7 +192,8 @@ def test_curve_counts_the_work():
     spec = spec_of("hybrid", horizon=2)
     work, best = curve(run(spec, NEAR), spec)
     assert len(work) == spec.iterations + spec.gradient_steps == len(best) and (jnp.diff(best) <= 0).all()
-    assert int(work[-1]) + spec.horizon == spec.evaluations
+    assert int(work[-1]) == spec.evaluations
+    assert dataclasses.replace(spec, choice="mean").evaluations == spec.evaluations + spec.horizon
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -191,6 +207,8 @@ def test_curve_counts_the_work():
     ({"fixed": [(3, 0.0)]}, "fixed is"),
     ({"iterations": 0}, "iterations is 0; it must be at least 1"),
     ({"low": (-1,) * 2}, "high is .*2 long"),
+    ({"held": [(2, 0)]}, "held is .*tuples of 3 numbers"),
+    ({"chunk": 2.5}, "chunk is 2.5; it must be None or a whole number"),
 ])
 def test_settings_that_make_no_sense(changes, message):
     with pytest.raises(ValueError, match=message):
@@ -198,10 +216,12 @@ def test_settings_that_make_no_sense(changes, message):
 
 
 def test_arrays_of_other_shapes():
-    with pytest.raises(ValueError, match=r"mean of the root has shape \(2, 3\); it must be \(1, 3\)"):
+    with pytest.raises(ValueError, match=r"mean of the root has shape \(2, 3\); it must be \(1, 3\) or \(3,\)"):
         run(spec_of("cem"), NEAR, mean=jnp.zeros((2, 3)))
     with pytest.raises(ValueError, match="noise has shape"):
         run(spec_of("cem"), NEAR, noise=jnp.zeros((1, 1, 1, 3)))
+    with pytest.raises(ValueError, match=r"cost_fn returns shape \(128, 1\); it must be one cost of each candidate, \(128,\)"):
+        planning.plan(PARAMS, jax.random.key(0), root(NEAR), move, lambda params, state, *_: state["at"][:, :1], spec_of("cem"))
 
 
 def test_presets_of_robots():
@@ -212,8 +232,10 @@ def test_presets_of_robots():
     assert planning.make_spec(DROID, "cem_default").high[0] == 0.05 and planning.make_spec(DROID, "mppi", samples=32).elites == 32
     turning = dataclasses.replace(DROID, planned=(), action_low=(-0.1,) * 7, action_high=(0.1,) * 7)
     assert planning.make_spec(turning, "cem").dims == 7
-    with pytest.raises(ValueError, match="official one, which moves a hand"):
+    with pytest.raises(ValueError, match="official one, whose actions are changes of x, y, z and a gripper; robot 'droid' plans x, y, z, roll"):
         planning.make_spec(turning, "paper")
+    with pytest.raises(ValueError, match=r"plans x, y, z, gripper \(absolute\); choose one of cem"):
+        planning.make_spec(dataclasses.replace(DROID, absolute=("gripper",)), "paper")
     with pytest.raises(ValueError, match="'se2': the low bounds of an action are not known; give one for each of forward, left, turn"):
         planning.make_spec(SE2, "cem")
     assert planning.make_spec(SE2, "cem", low=(0, -0.1, -1), high=(1, 0.1, 1)).start == (0, 0, 0)

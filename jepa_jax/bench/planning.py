@@ -13,7 +13,7 @@ from jepa_jax.bench.encode import random_params
 from jepa_jax.bench.torch_setup import choose_device, make_fast
 from jepa_jax.models import ActionPredictor, make_encoder
 from jepa_jax.models.flops import action_predictor_flops
-from jepa_jax.planning import bind, make_root, make_spec, plan
+from jepa_jax.planning import bind, make_root, make_spec
 from jepa_jax.planning.memory import fit_memory
 from jepa_jax.robots.presets import DROID
 from jepa_jax.robots.world import WorldModel
@@ -95,9 +95,8 @@ def _measure_horizon(world, params, horizon, budget, dtype, repeats, against):
     spec = fit_memory(world, make_spec(DROID, "paper", horizon=horizon, **budget))
     root, noise = _inputs(world, spec)
     planner = bind(world, spec)
-    search = functools.partial(plan, dynamics_fn=planner.dynamics_fn, cost_fn=planner.cost_fn, spec=spec)
     began = time.perf_counter()
-    solve = jax.jit(search).lower(params, jax.random.key(0), root).compile()
+    solve = jax.jit(planner.plan).lower(params, jax.random.key(0), root).compile()
     compile_s = time.perf_counter() - began
     calls = {"ours": lambda: jax.block_until_ready(solve(params, jax.random.key(0), root))}
     if against:
@@ -120,7 +119,7 @@ def _measure_horizon(world, params, horizon, budget, dtype, repeats, against):
            "plan_ms": report.spread(times["ours"].wall_ms), "plan_cpu_ms": report.spread(times["ours"].cpu_ms),
            "model_tflop_per_s": flops / 1e9 / median}
     if against:
-        ours = np.asarray(jax.jit(search)(params, jax.random.key(0), root, noise=noise).actions)
+        ours = np.asarray(jax.jit(planner.plan)(params, jax.random.key(0), root, noise=noise).actions)
         run |= {"torch": {"plan_ms": report.spread(times["torch"].wall_ms), "plan_cpu_ms": report.spread(times["torch"].cpu_ms)},
                 "speedup_over_torch": report.spread(times["torch"].wall_ms)["median"] / median,
                 "cpu_speedup_over_torch": report.spread(times["torch"].cpu_ms)["median"] / report.spread(times["ours"].cpu_ms)["median"],

@@ -3,11 +3,13 @@
 from jepa_jax.planning.energy import Energy
 from jepa_jax.planning.goals import Progress, next_goal, start_goals
 from jepa_jax.planning.latent import LatentState, Planner, bind, full_actions, make_root
+from jepa_jax.planning.memory import fit_memory
+from jepa_jax.planning.observations import Scene, read_picture, see
 from jepa_jax.planning.presets import PRESETS, make_spec
 from jepa_jax.planning.search import plan, warm_start
 from jepa_jax.planning.spec import PlanOutput, PlanSpec, Root, Trace
 
 __all__ = [
-    "PRESETS", "Energy", "LatentState", "PlanOutput", "PlanSpec", "Planner", "Progress", "Root", "Trace", "bind", "full_actions",
-    "make_root", "make_spec", "next_goal", "plan", "start_goals", "warm_start",
+    "PRESETS", "Energy", "LatentState", "PlanOutput", "PlanSpec", "Planner", "Progress", "Root", "Scene", "Trace", "bind", "fit_memory",
+    "full_actions", "make_root", "make_spec", "next_goal", "plan", "read_picture", "see", "start_goals", "warm_start",
 ]

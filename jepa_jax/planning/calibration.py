@@ -2,12 +2,14 @@
 
 A model that was trained with one camera and looks through another infers motion in turned axes. A few moves whose
 frames before and after are encoded show by how much: for each, `infer` searches the action that the model believes
-was made; `fit` finds the linear map from the actions made to those. At planning time `seen_actions` takes the
-planner's numbers for what the robot shall do and tells the model what that will look like to it.
+was made; `fit` finds the linear map from the actions made to those; `watch` does both for frames and states. At
+planning time `calibrate` takes the planner's numbers for what the robot shall do and tells the model what that will
+look like to it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import NamedTuple
 
@@ -15,7 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jepa_jax.planning.search import plan
+from jepa_jax.planning.latent import bind, make_root
+from jepa_jax.planning.memory import fit_memory
+from jepa_jax.planning.observations import encode
+from jepa_jax.planning.presets import make_spec
+from jepa_jax.robots.algebra import derive_actions, to_frame
 
 # Moves that point in nearly the same direction say nothing about the others.
 _MAX_CONDITION = 30.0
@@ -63,8 +69,8 @@ def infer(planner, params, rng, roots):
 
     @jax.jit
     def run(params, keys, roots):
-        search = lambda rng, root: plan(params, rng, root, planner.dynamics_fn, planner.cost_fn, planner.spec)
-        return jax.vmap(search)(keys, roots).actions[:, 0]
+        # One after the other, so that as many moves fit into memory as plans.
+        return jax.lax.map(lambda move: planner.plan(params, *move).actions[0], (keys, roots))
 
     count = len(jax.tree.leaves(roots.goal)[0])
     return run(params, jax.random.split(rng, count), roots)
@@ -98,6 +104,43 @@ def fit(commanded, seen, dims):
     left = np.sqrt(((commanded @ solution - seen) ** 2).sum(1).mean())
     whole = max(np.sqrt((seen**2).sum(1).mean()), np.finfo(np.float64).tiny)
     return Calibration(jnp.asarray(solution.T, jnp.float32), tuple(dims), float(left), float(left / whole))
+
+
+def watch(trained, params, frames, states, energy=None, extrinsics=None, seed=0):
+    """Calibrate the first two coordinates of a robot's position from what its camera saw while it moved.
+
+    Args:
+      trained: `Trained`, with an encoder.
+      params: of its world model.
+      frames: T pictures uint8 `[H, W, 3]`, before and after each of T - 1 moves.
+      states: float32 `[T, state_dim]` at these frames, as recorded.
+      energy: as in `latent.bind`.
+      extrinsics: float32 `[6]`, as in `observations.see`.
+      seed: of the search for what the model believes.
+
+    Returns:
+      `Calibration`. Moves beyond the robot's bounds are left out, as the search ends there.
+
+    Raises:
+      ValueError: if positions are not planned or are absolute, or as `fit` does.
+    """
+    world, robot = trained.world, trained.world.robot
+    part = robot.part("position")
+    places = range(part.start, part.start + 2) if part else ()
+    if not places or not set(places) <= set(robot.planned_dims) - set(robot.absolute_dims) or not robot.integrable:
+        raise ValueError(f"robot {robot.name!r} cannot be calibrated: a planner must move its position, by changes of it")
+    planner = bind(world, fit_memory(world, make_spec(robot, "cem")), energy)
+    _, latents = encode(trained, params, frames)
+    cameras = None if extrinsics is None else np.tile(np.asarray(extrinsics, np.float32), (len(states), 1))
+    made = derive_actions(dataclasses.replace(robot, source="states"), states, extrinsics=cameras)[:, list(robot.planned_dims)]
+    dims = tuple(map(robot.planned_dims.index, places))
+    near = ((made >= planner.spec.low) & (made <= planner.spec.high))[:, list(dims)].all(1)
+    if not near.any():
+        raise ValueError(f"calibration: all {len(made)} moves go beyond what robot {robot.name!r} does in one step")
+    cameras = cameras[:-1][near] if world.predictor.use_extrinsics else None
+    poses = to_frame(robot, states[:-1], None if extrinsics is None else np.tile(extrinsics, (len(made), 1)))
+    roots = make_root(world, latents[:-1][near], poses[near], latents[1:][near], cameras)
+    return fit(made[near], infer(planner, params, jax.random.key(seed), roots), dims)
 
 
 def seen_actions(calibration, actions):

@@ -25,6 +25,7 @@ class Landscape(NamedTuple):
       energies: float32 `[N up, N across]`; the mean over the others where those are varied too.
       others: what the remaining numbers are, for people.
       lowest: float32 `[A]`, the action of least energy of all that were evaluated.
+      still: float32 `[A]`, the action that moves nothing.
       true, true_energy: float32 `[A]` and float, the action that was made; None if it is not known.
       rank, samples: the true action is the rank-th best (from 1 on) among so many random ones and itself.
     """
@@ -34,14 +35,15 @@ class Landscape(NamedTuple):
     energies: np.ndarray
     others: str
     lowest: np.ndarray
+    still: np.ndarray
     true: np.ndarray | None
     true_energy: float | None
     rank: int | None
     samples: int
 
 
-def measure(planner, params, root, dims, *, points=25, true=None, samples=1000, seed=0):
-    """Evaluate a grid over two numbers of the action, the others as in the true action or the start of the search.
+def measure(planner, params, root, dims, *, points=25, still=None, true=None, samples=1000, seed=0):
+    """Evaluate a grid over two numbers of the action, the others as in the true action or as if nothing moves.
 
     Args:
       planner: `latent.Planner` with a horizon of 1; its bounds are those of the box.
@@ -49,6 +51,7 @@ def measure(planner, params, root, dims, *, points=25, true=None, samples=1000, 
       root: `Root`.
       dims: places of the two numbers among the planned ones.
       points: N, along each of them.
+      still: float32 `[A]`, planned numbers that move nothing; None for zeros.
       true: float32 `[A]`, planned numbers of the action that was made; None if it is not known.
       samples: random actions of the whole box, against which the true one is ranked.
       seed: of these.
@@ -60,19 +63,21 @@ def measure(planner, params, root, dims, *, points=25, true=None, samples=1000, 
       ValueError: if the horizon is not 1, or the two numbers are not two.
     """
     spec = planner.spec
-    axes = _check(spec, dims) or [np.linspace(spec.low[dim], spec.high[dim], points, dtype=np.float32) for dim in dims]
-    base = np.array(spec.start if true is None else true, np.float32)
+    _check(spec, dims)
+    axes = [np.linspace(spec.low[dim], spec.high[dim], points, dtype=np.float32) for dim in dims]
+    still = np.zeros(spec.dims, np.float32) if still is None else np.array(still, np.float32)
+    base = still if true is None else np.array(true, np.float32)
     actions = np.tile(base, (points, points, 1))
     actions[..., dims[0]], actions[..., dims[1]] = axes[0], axes[1][:, None]
-    others = "as in the true action" if true is not None else "0" if not np.any(base) else "in the middle"
-    return _finish(planner, params, root, dims, axes, actions, f"other numbers {others}", true, samples, seed)
+    others = "other numbers as in the true action" if true is not None else "other numbers as if nothing moves"
+    return _finish(planner, params, root, dims, axes, actions, others, still, true, samples, seed)
 
 
-def measure_notebook(planner, params, root, dims, *, true=None, samples=1000, seed=0):
+def measure_notebook(planner, params, root, dims, *, still=None, true=None, samples=1000, seed=0):
     """Evaluate the official grid: 5 x 5 x 5 positions up to 0.075 m, the mean over the axis that is not drawn.
 
     Args:
-      planner, params, root, dims, true, samples, seed: as in `measure`; the position must be planned.
+      planner, params, root, dims, still, true, samples, seed: as in `measure`; the position must be planned, as changes.
 
     Returns:
       `Landscape`.
@@ -85,17 +90,20 @@ def measure_notebook(planner, params, root, dims, *, true=None, samples=1000, se
     robot, spec = planner.robot, planner.spec
     part = robot.part("position")
     places = [robot.planned_dims.index(at) for at in range(part.start, part.stop) if at in robot.planned_dims] if part else []
-    if len(places) != 3 or not set(dims) <= set(places):
-        raise ValueError(f"the grid of the notebook is over three planned positions of which two are drawn; robot {robot.name!r} has "
-                         f"{len(places)}")
+    changes = [at for at in places if robot.planned_dims[at] not in robot.absolute_dims]
+    if len(changes) != 3 or not set(dims) <= set(places):
+        raise ValueError(f"the grid of the notebook is over planned changes of three positions, two of which are drawn; robot "
+                         f"{robot.name!r} has {len(changes)}")
     _check(spec, dims)
     (rest,) = set(places) - set(dims)
     axis = np.linspace(-NOTEBOOK_REACH, NOTEBOOK_REACH, NOTEBOOK_POINTS, dtype=np.float32)
-    actions = np.zeros((*(NOTEBOOK_POINTS,) * 3, spec.dims), np.float32)
+    still = np.zeros(spec.dims, np.float32) if still is None else np.array(still, np.float32)
+    actions = np.tile(still, (*(NOTEBOOK_POINTS,) * 3, 1))
     for up, across, other in itertools.product(range(NOTEBOOK_POINTS), repeat=3):
         actions[up, across, other, [dims[1], dims[0], rest]] = axis[[up, across, other]]
     name = robot.action_names[robot.planned_dims[rest]]
-    return _finish(planner, params, root, dims, [axis, axis], actions, f"mean over {name}, other numbers 0", true, samples, seed)
+    others = f"mean over {name}, other numbers as if nothing moves"
+    return _finish(planner, params, root, dims, [axis, axis], actions, others, still, true, samples, seed)
 
 
 def _check(spec, dims):
@@ -105,7 +113,7 @@ def _check(spec, dims):
         raise ValueError(f"dims are {dims}; they must be two different places from 0 to {spec.dims - 1}")
 
 
-def _finish(planner, params, root, dims, axes, actions, others, true, samples, seed):
+def _finish(planner, params, root, dims, axes, actions, others, still, true, samples, seed):
     """Evaluate the grid, random actions and the true one together."""
     spec = planner.spec
     drawn = np.random.default_rng(seed).uniform(spec.low, spec.high, (samples, spec.dims)).astype(np.float32)
@@ -117,7 +125,8 @@ def _finish(planner, params, root, dims, axes, actions, others, true, samples, s
     true_energy = None if true is None else float(found[-1])
     rank = None if true is None else 1 + int((found[len(grid) : len(grid) + samples] < true_energy).sum())
     lowest = everything[int(np.argmin(found[: len(grid) + samples]))]
-    return Landscape(tuple(dims), tuple(axes), energies, others, lowest, None if true is None else known[0], true_energy, rank, samples)
+    true = None if true is None else known[0]
+    return Landscape(tuple(dims), tuple(axes), energies, others, lowest, still, true, true_energy, rank, samples)
 
 
 def _evaluate(planner, params, root, actions):

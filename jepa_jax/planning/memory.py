@@ -14,16 +14,17 @@ _USABLE = 0.85
 _MEMORY_FILE = "/proc/meminfo"
 
 
-def candidate_bytes(world, spec):
+def candidate_bytes(world, spec, *, slopes=False):
     """Estimate the bytes that one candidate takes while it is evaluated.
 
     Args:
       world: `WorldModel`.
       spec: `PlanSpec`.
+      slopes: with its gradient.
 
     Returns:
-      Bytes: activations of one block, keys and values of all frames but the last, latents; with gradient
-      steps, those of all blocks.
+      Bytes: activations of one block, keys and values of all frames but the last, latents; with its gradient,
+      those of all blocks.
     """
     model = world.predictor
     patches = model.grid[0] * model.grid[1]
@@ -43,7 +44,7 @@ def candidate_bytes(world, spec):
     # Input, output, normalised output and differences.
     latents = 4 * patches * model.output_dim * 4
     forward = max(residual + max(attention, mlp), latents) + kept
-    if not spec.gradient_steps:
+    if not slopes:
         return forward
     per_block = residual + attention + mlp if model.remat == "none" else residual
     return max(forward, spec.horizon * (model.depth * per_block + latents) + residual + attention + mlp + kept)
@@ -84,13 +85,18 @@ def fit_memory(world, spec, free=None, robots=1, devices=1):
     free = free_bytes() if free is None else free
     if free is None:
         return spec
-    each = candidate_bytes(world, spec)
-    most = int(_USABLE * free / (each * robots)) * devices
-    together = spec.samples * bool(spec.iterations), spec.restarts * bool(spec.gradient_steps)
-    wanted = min(max(together), spec.chunk or max(together))
-    if wanted <= most:
+    # Candidates, and starts of the descent, which are fewer and take more each.
+    groups = [(spec.samples * bool(spec.iterations), False), (spec.restarts * bool(spec.gradient_steps), True)]
+    fits = []
+    for count, slopes in groups:
+        each = robots * candidate_bytes(world, spec, slopes=slopes)
+        fits.append((int(_USABLE * free / each) * devices, count, each))
+    tight = [(most, each) for most, count, each in fits if min(count, spec.chunk or count) > most]
+    if not tight:
         return spec
-    said = (f"planner: a candidate of {spec.horizon} steps takes about {_text(each * robots)}"
+    most, each = min(tight)
+    wanted = min(max(count for count, _ in groups), spec.chunk or max(count for count, _ in groups))
+    said = (f"planner: a candidate of {spec.horizon} steps takes about {_text(each)}"
             f"{f' for {robots} robots' if robots > 1 else ''}, and {_text(free)} are free")
     if not most:
         raise ValueError(f"{said}: not even one fits; take a smaller horizon or model"

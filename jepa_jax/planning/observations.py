@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import zipfile
 from typing import NamedTuple
 
 import cv2
@@ -96,6 +97,59 @@ def read_state(text, robot):
     return np.asarray(numbers, np.float32)
 
 
+def read_moves(path, robot):
+    """Read what a camera saw while a robot moved, from a .npz file laid out as the official example.
+
+    Args:
+      path: file with `observations` `[1, T, H, W, 3]`, as `check_picture` takes them, and `states` `[1, T, state_dim]`.
+      robot: `RobotSpec`.
+
+    Returns:
+      (list of T pictures uint8 `[H, W, 3]`, states float32 `[T, state_dim]`).
+
+    Raises:
+      ValueError: if an array is missing or has another shape, or a number is not finite.
+    """
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: is no .npz file" if os.path.exists(path) else f"{path}: there is no such file")
+    with np.load(path, allow_pickle=False) as file:
+        if missing := {"observations", "states"} - set(file.files):
+            raise ValueError(f"{path}: has no {', '.join(sorted(missing))}; it has {', '.join(file.files)}")
+        frames, states = file["observations"], np.asarray(file["states"], np.float32)
+    if frames.ndim != 5 or states.ndim != 3 or len(frames) != 1 or frames.shape[:2] != states.shape[:2] or frames.shape[1] < 2:
+        raise ValueError(f"{path}: observations have shape {frames.shape}, states {states.shape}; they must be [1, T, H, W, 3] and "
+                         "[1, T, S], with T of at least 2")
+    if states.shape[-1] != robot.state_dim or not np.isfinite(states).all():
+        raise ValueError(f"{path}: states have {states.shape[-1]} numbers, {int((~np.isfinite(states)).sum())} of all are not finite; "
+                         f"robot {robot.name!r} has {robot.state_dim}")
+    return [check_picture(frame, path) for frame in frames[0]], states[0]
+
+
+def encode(trained, params, frames):
+    """Crop frames as in training and encode each by itself.
+
+    Args:
+      trained: `Trained`, with an encoder.
+      params: of its world model.
+      frames: pictures uint8 `[H, W, 3]` of one camera.
+
+    Returns:
+      (list of pictures uint8 `[S, S, 3]`, latents `[T, h*w, D]`).
+
+    Raises:
+      ValueError: if there is no encoder, or features are not finite.
+    """
+    world = trained.world
+    if world.encoder is None:
+        raise ValueError("these weights have no encoder; give the encoder too")
+    frames = [crop(trained, frame) for frame in frames]
+    latents = np.asarray(_encode(world)(params, np.stack(frames)[None]))[0]
+    if bad := int((~np.isfinite(latents)).sum()):
+        raise ValueError(f"{bad} of {latents.size} features are not finite: weights that have diverged, or a compute dtype that is "
+                         "too narrow for them")
+    return frames, latents
+
+
 def see(trained, params, now, goal, state, extrinsics=None):
     """Make the root of a plan from pictures of one camera.
 
@@ -113,16 +167,10 @@ def see(trained, params, now, goal, state, extrinsics=None):
       ValueError: if the pictures differ in size, there is no encoder, extrinsics are missing, or features are not finite.
     """
     world = trained.world
-    if world.encoder is None:
-        raise ValueError("these weights have no encoder; give the encoder too")
     if now.shape != goal.shape:
         sizes = " and ".join(f"{frame.shape[1]} x {frame.shape[0]}" for frame in (now, goal))
         raise ValueError(f"observation and goal are {sizes} pixels; both must come from the same camera, at one size")
-    frames = [crop(trained, frame) for frame in (now, goal)]
-    latents = np.asarray(_encode(world)(params, np.stack(frames)[None]))[0]
-    if bad := int((~np.isfinite(latents)).sum()):
-        raise ValueError(f"{bad} of {latents.size} features are not finite: weights that have diverged, or a compute dtype that is "
-                         "too narrow for them")
+    frames, latents = encode(trained, params, (now, goal))
     state = np.asarray(to_frame(world.robot, state, extrinsics), np.float32)
     camera = extrinsics if world.predictor.use_extrinsics else None
     return Scene(*frames, state, make_root(world, latents[0], state, latents[1], camera))

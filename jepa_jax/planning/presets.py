@@ -69,24 +69,17 @@ def make_spec(robot, preset="icem", *, low=None, high=None, **changes):
     return PlanSpec(**(fields | changes))
 
 
-def gripper_place(robot):
-    """Return where among the planned actions the gripper is, or None if it is not."""
-    if robot.gripper is None or not robot.integrable or robot.gripper not in robot.planned_dims:
-        return None
-    return robot.planned_dims.index(robot.gripper)
-
-
 def _official(robot, preset):
     """Lay the settings of an official preset out for a robot, number by number."""
     reach, fields = OFFICIAL[preset]
-    gripper, position = gripper_place(robot), robot.part("position")
+    position = robot.part("position")
     expected = position and (*range(position.start, position.stop), robot.gripper)
     absolute = set(robot.absolute_dims) & set(robot.planned_dims)
-    if gripper is None or robot.planned_dims != expected or absolute:
+    if not robot.integrable or robot.planned_dims != expected or absolute:
         planned = ", ".join(robot.action_names[at] + " (absolute)" * (at in absolute) for at in robot.planned_dims)
         raise ValueError(f"planner {preset!r} is the official one, whose actions are changes of x, y, z and a gripper; robot "
                          f"{robot.name!r} plans {planned}; choose one of {', '.join(GENERAL)}")
-    per_dim = lambda others, own: tuple(own if at == gripper else others for at in range(len(robot.planned_dims)))
+    per_dim = lambda others, own: tuple(own if at == robot.gripper else others for at in robot.planned_dims)
     fields = fields | {
         "std": per_dim(reach, _GRIPPER["std"]), "deadzone": per_dim(0.0, _GRIPPER["deadzone"]),
         "momentum_mean": per_dim(fields["momentum_mean"], _GRIPPER["momentum_mean"]),

@@ -69,8 +69,9 @@ def plan(params, rng, root, dynamics_fn, cost_fn, spec, *, noise=None, mesh=None
     search, descent = _descend(spec, search, keys[1], make_score(params, root, dynamics_fn, cost_fn, spec, mesh, slopes=True))
     actions = search.mean if spec.choice == "mean" else search.best
     actions = jnp.where(jnp.abs(actions) < jnp.array(spec.deadzone), 0.0, actions)
+    cost = search.best_cost if spec.answers_evaluated else score(actions[None])[0]
     return PlanOutput(
-        actions, score(actions[None])[0], search.mean, search.std, jnp.int32(spec.evaluations),
+        actions, cost, search.mean, search.std, jnp.int32(spec.evaluations),
         Trace(costs, means, stds, descent),
     )
 
@@ -181,8 +182,9 @@ def _weights(spec, costs, elite_costs):
     if spec.temperature is None:
         counted = jnp.isfinite(elite_costs) | ~jnp.isfinite(elite_costs[0])
         return counted / counted.sum().astype(jnp.float32)
-    spread = jnp.maximum(jnp.std(costs, where=jnp.isfinite(costs)), jnp.finfo(jnp.float32).tiny)
-    logits = -(elite_costs - elite_costs[0]) / (spec.temperature * spread)
+    # Where all cost alike, nothing is divided by 0.
+    unit = jnp.maximum(spec.temperature * jnp.std(costs, where=jnp.isfinite(costs)), jnp.finfo(jnp.float32).tiny)
+    logits = -(elite_costs - elite_costs[0]) / unit
     return jax.nn.softmax(jnp.where(jnp.isfinite(logits), jnp.maximum(logits, _IMPOSSIBLE), _IMPOSSIBLE))
 
 

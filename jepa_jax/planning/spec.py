@@ -159,7 +159,12 @@ class PlanSpec:
     def evaluations(self) -> int:
         """Count calls of the model per plan: one for a step of a candidate, `GRADIENT_COST` with its gradient."""
         steps = self.gradient_steps * self.evaluations_per_gradient_step
-        return (self.samples * self.iterations + 1) * self.horizon + steps
+        return (self.samples * self.iterations + (not self.answers_evaluated)) * self.horizon + steps
+
+    @property
+    def answers_evaluated(self) -> bool:
+        """Say whether the answer is a plan that the search has evaluated, so that its cost is known."""
+        return self.choice == "best" and not any(self.deadzone)
 
     @property
     def evaluations_per_gradient_step(self) -> int:

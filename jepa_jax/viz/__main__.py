@@ -12,7 +12,7 @@ from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data import DataError
 from jepa_jax.tasks.loading import load_run
 from jepa_jax.training.checkpoint import CheckpointError
-from jepa_jax.viz import canvas, curves, features, landscapes, masks, summary, tabletop
+from jepa_jax.viz import canvas, curves, features, landscapes, masks, plans, summary, tabletop
 
 _EXAMPLES = """examples:
   python -m jepa_jax.viz all --workdir runs/demo
@@ -61,6 +61,11 @@ def _energy(args, load, output):
     yield landscapes.make_picture(args, output)
 
 
+def _planners(args, load, output):
+    del load
+    yield _save(plans.draw_planners(plans.read_record(args.record)), output, "planners.png")
+
+
 def _all(args, load, output):
     yield from _curves(args, load, output)
     if curves.is_world_model(curves.read_metrics(args.workdir)):
@@ -78,6 +83,7 @@ _KINDS = {
     "all": (_all, "everything above; of a world model, the curves"),
     "tabletop": (_tabletop, "the simulated table-top: cameras, gripper, nuisance and an episode; needs no run"),
     "energy": (_energy, "how far predictions for all actions are from a goal picture, and how the true action fares"),
+    "planners": (_planners, "energy over calls of the model, from a record of `python -m jepa_jax.bench plan --model`"),
 }
 
 
@@ -127,6 +133,9 @@ def _parser():
         sub = kinds.add_parser(kind, help=text, epilog=_EXAMPLES, formatter_class=parser.formatter_class)
         if kind == "tabletop":
             sub.add_argument("--seed", default=0, type=types.count, help="of its scenes (default 0)")
+            sub.set_defaults(workdir=None)
+        elif kind == "planners":
+            sub.add_argument("--record", required=True, metavar="FILE", help="JSON that the benchmark wrote")
             sub.set_defaults(workdir=None)
         elif kind == "energy":
             landscapes.add_arguments(sub)

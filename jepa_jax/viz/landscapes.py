@@ -4,10 +4,12 @@ import os
 
 import numpy as np
 
+from jepa_jax.commandline import types
 from jepa_jax.planning import bind, make_spec
 from jepa_jax.planning.command import add_model_arguments, energy_of, load_planned
 from jepa_jax.planning.landscape import measure, measure_notebook
-from jepa_jax.planning.observations import check_picture, read_picture, read_state, see
+from jepa_jax.planning.latent import still_actions
+from jepa_jax.planning.observations import read_moves, read_picture, read_state, see
 from jepa_jax.robots.algebra import derive_actions
 from jepa_jax.viz import canvas
 
@@ -56,7 +58,7 @@ def _draw_map(panel, figure, landscape, labels):
         # An action may lie outside of the bounds that the planner has.
         panel.set_xlim(min(across[0], 1.1 * place[0]) - _half(across), max(across[-1], 1.1 * place[0]) + _half(across))
         panel.set_ylim(min(up[0], 1.1 * place[1]) - _half(up), max(up[-1], 1.1 * place[1]) + _half(up))
-    panel.plot(0, 0, "+", color="white", label="nothing moves", **_LEAST)
+    panel.plot(*landscape.still[list(landscape.dims)], "+", color="white", label="nothing moves", **_LEAST)
     panel.set_xlabel(labels[0])
     panel.set_ylabel(labels[1])
     panel.tick_params(labelsize=8.5)
@@ -82,8 +84,8 @@ def add_arguments(parser):
     add("--dims", default="", metavar="A,B", help="names of the two numbers to draw, across and up (default: the first two)")
     add("--grid", choices=("box", "notebook"), default="box", help="box: 25 x 25 over the robot's bounds; notebook: the official "
                                                                  "5 x 5 x 5 positions, averaged over the third axis (default %(default)s)")
-    add("--bounds", type=float, metavar="X", help="half the box, for each number, where the robot has no bounds")
-    add("--samples", type=int, default=1000, help="random actions to rank the true one among (default %(default)s)")
+    add("--bounds", type=types.positive_float, metavar="X", help="half the box, for each number, where the robot has no bounds")
+    add("--samples", type=types.positive, default=1000, help="random actions to rank the true one among (default %(default)s)")
 
 
 def make_picture(args, output):
@@ -99,13 +101,14 @@ def make_picture(args, output):
     planner = bind(trained.world, make_spec(robot, "cem", **bounds), energy_of(args))
     scene = see(trained, params, now, goal, states[0], args.extrinsics)
     true = None
-    if states[1] is not None:
-        if robot.source != "states":
-            raise ValueError(f"robot {robot.name!r}: its actions do not follow from states, so --goal-state says nothing about them")
+    if args.goal_state and robot.source != "states":
+        raise ValueError(f"robot {robot.name!r}: its actions do not follow from states, so --goal-state says nothing about them")
+    if states[1] is not None and robot.source == "states":
         cameras = None if args.extrinsics is None else np.tile(args.extrinsics, (2, 1))
         true = derive_actions(robot, np.stack(states), extrinsics=cameras)[0, list(robot.planned_dims)]
     run = measure if args.grid == "box" else measure_notebook
-    landscape = run(planner, params, scene.root, _dims(args, robot), true=true, samples=args.samples)
+    still = np.asarray(still_actions(robot, scene.root.state.pose))[list(robot.planned_dims)]
+    landscape = run(planner, params, scene.root, _dims(args, robot), still=still, true=true, samples=args.samples)
     here = scene.root.state.latents[None]
     before = float(energy_of(args)(here, scene.root.goal, tuple(trained.world.predictor.grid))[0])
     name = os.path.basename(os.path.normpath(args.model))
@@ -117,14 +120,8 @@ def make_picture(args, output):
 def _read(args, robot):
     """Return two pictures and two states, the last of which may be None."""
     if args.trajectory:
-        with np.load(args.trajectory, allow_pickle=False) as file:
-            if missing := {"observations", "states"} - set(file.files):
-                raise ValueError(f"{args.trajectory}: has no {', '.join(sorted(missing))}; it has {', '.join(file.files)}")
-            frames, states = file["observations"][0], np.asarray(file["states"][0], np.float32)
-        pictures = [check_picture(frames[at], args.trajectory) for at in (0, -1)]
-        found = [states[0], states[-1]]
-        if states.shape[-1] != robot.state_dim:
-            raise ValueError(f"{args.trajectory}: states have {states.shape[-1]} numbers; robot {robot.name!r} has {robot.state_dim}")
+        pictures, states = read_moves(args.trajectory, robot)
+        pictures, found = [pictures[0], pictures[-1]], [states[0], states[-1]]
     else:
         if not (args.observation and args.goal and args.state):
             raise ValueError("give --observation, --goal and --state, or --trajectory")

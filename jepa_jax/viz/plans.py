@@ -1,14 +1,18 @@
-"""Picture of a plan: what is seen, where to go, how the energy fell, and the actions."""
+"""Pictures of planning: one plan, and what planners reach for how many calls of the model."""
+
+import json
+import os
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from jepa_jax.planning.spec import LAST
 from jepa_jax.viz import canvas
 
 _WIDTH, _HEIGHT = 14.0, 4.4
 
 
-def draw_plan(scene, output, spec, robot, *, before, still, name):
+def draw_plan(scene, output, spec, robot, *, energies, name):
     """Draw a plan.
 
     Args:
@@ -16,22 +20,66 @@ def draw_plan(scene, output, spec, robot, *, before, still, name):
       output: `PlanOutput`, on the host.
       spec: `PlanSpec`.
       robot: `RobotSpec`.
-      before: energy of what is seen now.
-      still: energy that the model predicts if nothing moves.
+      energies: floats `now` of what is seen, `planned` and `still`: predicted after the plan, and if nothing moves.
       name: of model and planner, for the title.
 
     Returns:
       matplotlib `Figure`.
     """
     subtitle = (f"{spec.horizon} {'action' if spec.horizon == 1 else 'actions'} ahead, {spec.evaluations} calls of the model; energy "
-                f"{before:.4f} now, {float(output.cost):.4f} predicted after the plan, {still:.4f} if nothing moves")
+                f"{energies['now']:.4f} now, {energies['planned']:.4f} predicted after the plan, {energies['still']:.4f} if nothing moves")
     figure = canvas.make_figure(_WIDTH, _HEIGHT, f"Plan of {name}", subtitle)
     panels = figure.subplots(1, 4, width_ratios=[1, 1, 1.5, 1.2])
     for panel, frame, title in zip(panels, (scene.now, scene.goal), ("now", "goal")):
         canvas.show_image(panel, canvas.enlarge(frame[None])[0])
         panel.set_title(title, loc="left", fontsize=10.5)
-    _draw_energy(panels[2], output.trace, still)
+    # What the search lowers may be more than the energy of the last state.
+    pure = spec.cost == LAST and not spec.action_penalty
+    _draw_energy(panels[2], output.trace, energies["still"] if pure else None)
     _draw_actions(panels[3], output.actions, spec, robot)
+    return figure
+
+
+def read_record(path):
+    """Read what `python -m jepa_jax.bench plan --model` has written.
+
+    Raises:
+      ValueError: if the file holds something else.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            record = json.load(file)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: is not JSON: {error}") from error
+    found = record.get("benchmark") if isinstance(record, dict) else None
+    if found != "planners":
+        raise ValueError(f"{path}: is not a comparison of planners (benchmark: {found}); `python -m jepa_jax.bench plan --model` makes one")
+    return record
+
+
+def draw_planners(record):
+    """Draw mean energy over calls of the model, a line for each planner of a record of `bench.planners`.
+
+    Returns:
+      matplotlib `Figure`.
+    """
+    subtitle = (f"{record['states']} test states, {record['apart']} steps from their goals, {record['horizon']} ahead; in brackets: "
+                f"states where the plan is no worse than that of {record['reference']}")
+    figure = canvas.make_figure(9.0, 4.8, f"Planners of {os.path.basename(os.path.normpath(record['model']))}", subtitle)
+    panel = figure.subplots()
+    # The reference comes first, and the others keep their colors whatever it is.
+    colors = dict(zip(record["planners"], ("#1a202c", *canvas.COLORS)))
+    for name, row in record["planners"].items():
+        color = colors.get(name, canvas.GREY)
+        panel.plot(row["evaluations"], row["energy"], color=color, linewidth=1.8, marker="o", markersize=3,
+                   label=f"{name} ({row['share_no_worse']:.0%})")
+        panel.plot(row["evaluations_per_plan"], np.mean(row["final"]), marker="D", markersize=7, color=color, markerfacecolor="white")
+    panel.plot([], [], marker="D", linestyle="none", markersize=7, color=canvas.GREY, markerfacecolor="white", label="the plan that is answered")
+    panel.set_xscale("log")
+    panel.set_xlabel("calls of the model (with gradient: 3)")
+    panel.set_ylabel("mean energy of the best so far")
+    panel.legend(fontsize=8.5, frameon=False)
+    _finish(panel)
     return figure
 
 
@@ -48,10 +96,11 @@ def _draw_energy(panel, trace, still):
     if len(descent):
         later = len(costs) + np.arange(1, len(descent) + 1)
         panel.plot(later, descent.min(1), color=canvas.ORANGE, linewidth=1.8, label="the best of the descent", **mark(len(descent)))
-    panel.axhline(still, color=canvas.PURPLE, linewidth=1.2, linestyle=":", label="if nothing moves")
+    if still is not None:
+        panel.axhline(still, color=canvas.PURPLE, linewidth=1.2, linestyle=":", label="if nothing moves")
     panel.set_title("Energy during the search", loc="left", fontsize=10.5)
     panel.set_xlabel("iteration" + (", then gradient step" if len(costs) and len(descent) else ""))
-    panel.set_ylabel("predicted distance to the goal", fontsize=9)
+    panel.set_ylabel("predicted distance to the goal" if still is not None else "cost: distances of all steps, penalties", fontsize=9)
     panel.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     panel.legend(fontsize=8, frameon=False)
     _finish(panel)
@@ -72,7 +121,7 @@ def _draw_actions(panel, actions, spec, robot):
     panel.invert_yaxis()
     panel.set_xlim(-1.05, max(1.05, 1.05 * np.abs(units).max()))
     panel.axvline(0, color="#1a202c", linewidth=0.8)
-    panel.set_title("Actions" + (", one colour per step" if spec.horizon > 1 else ""), loc="left", fontsize=10.5)
+    panel.set_title("Actions" + (", one color per step" if spec.horizon > 1 else ""), loc="left", fontsize=10.5)
     panel.set_xlabel("share of the bounds")
     _finish(panel)
 
