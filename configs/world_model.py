@@ -130,8 +130,10 @@ def _optim_section():
 
 def _shrink(config):
     """Shrink everything to minutes on two CPU cores, for the table-top."""
-    # Its largest actions, and about how far its states spread: a change of 2 cm is a faint input otherwise.
-    config.robot.update({"action_scale": (0.05, 0.05, 0.05, 0.12, 0.12, 0.25, 0.5), "state_scale": (0.2, 0.2, 0.2, 0.5, 0.5, 1.0, 1.0)})
+    if config.robot.preset == "droid":
+        # The table-top's largest actions, and about how far its states spread: a change of 2 cm is a faint input otherwise.
+        config.robot.action_scale = (0.05, 0.05, 0.05, 0.12, 0.12, 0.25, 0.5)
+        config.robot.state_scale = (0.2, 0.2, 0.2, 0.5, 0.5, 1.0, 1.0)
     config.model.update({"dtype": "float32", "encoder_residual_dtype": "float32", "remat": "none"})
     config.model.predictor.update({"width": 128, "depth": 4, "num_heads": 4, "predicts_change": True})
     config.data.update({"size": 64, "frames": 4, "batch_size": 16, "workers": 1, "threads": 1})

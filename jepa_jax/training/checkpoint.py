@@ -1,6 +1,7 @@
 """Checkpoints: one thin owner of Orbax, and the ways a run can start."""
 
 import dataclasses
+import logging as std_logging
 import sys
 
 import jax
@@ -298,7 +299,8 @@ def quiet_writers():
     """Keep writers of a checkpoint that failed from ending a program's output with errors of their own.
 
     The first write that fails closes Orbax's event loop. TensorStore then has nobody to tell of the
-    others, at any later moment, and each prints a stack trace.
+    others, at any later moment, and each prints a stack trace; those it did tell, nobody asks any more,
+    which asyncio reports when they are collected.
     """
     shown = sys.unraisablehook
 
@@ -307,6 +309,7 @@ def quiet_writers():
             shown(raised)
 
     sys.unraisablehook = show
+    std_logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
 
 
 def log_parameters(params):
