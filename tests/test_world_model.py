@@ -205,7 +205,7 @@ def test_clip_among_trajectories_is_skipped(config, shards, tmp_path):
     ({"rollout__reduce": "max"}, "rollout.reduce 'max' is unknown"),
     ({"data__batch_size": 3, "optim__accumulate": 2}, "batch size 3 of group 'trajectory' is not a multiple of 2"),
     ({"data__views": ("top",)}, "view.*'top'"),
-    ({"robot__preset": "se2"}, "found 7 numbers .* robot 'se2' needs 3 numbers"),
+    ({"robot__preset": "se2", "robot__action_scale": (), "robot__state_scale": ()}, "found 7 numbers .* robot 'se2' needs 3 numbers"),
     ({"robot__preset": "panda"}, "robot preset is 'panda'; it must be one of droid, se2, generic"),
     ({"robot__action_low": (0.0,)}, "action_low is .* it must be .* 7 long"),
     ({"data__size": 30}, "30"),
