@@ -10,6 +10,8 @@ sources = ["h5py>=3.11", "pyarrow>=15", "google-crc32c>=1.5", "protobuf>=4.21"]
 curate = ["scenedetect-headless>=0.7.2,<0.8"]
 beam = ["apache-beam>=2.60"]
 http = ["aiohttp>=3.9"]
+# Pinned, so that episodes are the same everywhere.
+sim = ["mujoco==3.8.1", "fast-simplification==0.2.0"]
 
 setuptools.setup(
     name="jepa_jax",
@@ -32,6 +34,8 @@ setuptools.setup(
         "gcs": ["gcsfs>=2024.6"],
         "s3": ["s3fs>=2024.6"],
         "http": http,
+        # The Franka Panda in MuJoCo; its meshes come with gym-hil, whose own requirements are not needed: docs/panda.md.
+        "sim": sim,
         # To read official .pt files; every other format needs no PyTorch.
         "torch": ["torch>=2.6"],
         # What tests and benchmarks compare with, or run on, besides the package itself. This PyTorch has CPU wheels of ordinary size.

@@ -3,8 +3,8 @@
     python -m jepa_jax.train --config=configs/pretrain.py:vitl16,mix=released --workdir=runs/vitl16 \
         --config.data.root=/data/shards
 
-Variants: vits16, vitb16, vitl16, vith16, vitg16 (option res, default 256), demo, and tabletop for
-`launch/robot_demo.sh`. Option mix: `released` (Kinetics, SSv2, HowTo100M), `vm22m` (the five sources of the paper, images among them)
+Variants: vits16, vitb16, vitl16, vith16, vitg16 (option res, default 256), demo, tabletop for
+`launch/robot_demo.sh`, and motion for the set of `python -m jepa_jax.data.motion_set`. Option mix: `released` (Kinetics, SSv2, HowTo100M), `vm22m` (the five sources of the paper, images among them)
 or `own`, the default: set `data.groups.*.paths` and `.weights`.
 
 The released ViT-L and ViT-H files say 10 epochs of 300 steps with a warm-up of 40 epochs,
@@ -17,7 +17,7 @@ from configs import common, mixtures
 
 def get_config(argument="vitl16"):
     """Return the config of a variant."""
-    name, options = common.parse_argument(argument, (*common.SIZES, "demo", "tabletop"), res=256, mix="own")
+    name, options = common.parse_argument(argument, (*common.SIZES, "demo", "tabletop", "motion"), res=256, mix="own")
     config = common.base_config()
     config.data.size = options["res"]
     if name == "demo":
@@ -25,6 +25,9 @@ def get_config(argument="vitl16"):
     elif name == "tabletop":
         _shrink(config)
         _fit_tabletop(config)
+    elif name == "motion":
+        _shrink(config)
+        _fit_motion(config)
     else:
         config.model.size = common.SIZES[name]
         config.mesh.fsdp = -1 if name in ("vith16", "vitg16") else 1
@@ -56,12 +59,24 @@ def _shrink(config):
 
 
 def _fit_tabletop(config):
-    """Fit the demo to the simulated table-top; what each choice is worth: README, "What made it learn"."""
+    """Fit the demo to the simulated table-top; what each choice is worth: docs/world_models.md, "What made it learn"."""
     # A world model sees single frames. Latents of one frame each are what it gets; two frames half a second
     # apart show what moves.
     config.model.update({"patch_size": 16, "tubelet_size": 1})
     config.data.update({"size": 64, "crop_scale": (0.6, 1.0), "flip": 0.0})
     config.data.groups.video.update({"frames": 2, "fps": 2.0, "batch_size": 64})
-    config.optim.update({"total_steps": 1200, "warmup_steps": 100, "decorrelation": 0.02})
+    config.optim.update({"total_steps": 1200, "warmup_steps": 100, "decorrelation": 0.002})
     config.checkpoint.every_steps = 100
+    config.log.every_steps = 20
+
+
+def _fit_motion(config):
+    """Fit the demo to moving digits, whose class and direction probes read."""
+    # Two frames a tubelet, as officially: what moves differs between them. Mirrored, a digit is another sign
+    # and goes the other way.
+    config.model.update({"patch_size": 16, "tubelet_size": 2})
+    config.data.update({"size": 64, "crop_scale": (0.6, 1.0), "flip": 0.0})
+    config.data.groups.video.update({"frames": 8, "fps": 4.0, "batch_size": 32})
+    config.optim.update({"total_steps": 2000, "warmup_steps": 150, "decorrelation": 0.02})
+    config.checkpoint.update({"every_steps": 100, "keep_every": 500})
     config.log.every_steps = 20

@@ -69,8 +69,7 @@ def _describe_protocol(model):
             f"one clip of {model.preprocessing.frames} frames spread over the whole video, central crop; the weights "
             "name no protocol (--protocol sets one)"
         )
-    text = f"{p.name}: {p.num_segments} segments of {p.frames} frames every {p.frame_step}"
-    return f"{text}, {p.num_views} views of {p.crop_size}"
+    return p.describe()
 
 
 def _read(path, model):

@@ -7,7 +7,7 @@ import sys
 import jax
 from tqdm import tqdm
 
-from jepa_jax import evaluate_robot
+from jepa_jax import evaluate_probe, evaluate_robot
 from jepa_jax.commandline import interrupt, types
 from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data import DataError, ShardSource
@@ -19,6 +19,7 @@ from jepa_jax.evals.readout import Frames, decode_positions
 from jepa_jax.evals.rollouts import measure, read_latents
 from jepa_jax.robots.presets import PRESETS, make_spec
 from jepa_jax.robots.world import bind_model
+from jepa_jax.sim.panda.installed import MissingSimulatorError
 from jepa_jax.training.checkpoint import CheckpointError
 from jepa_jax.viz import canvas, rollouts
 from jepa_jax.weights import store
@@ -57,7 +58,7 @@ def main(argv=None):
     args = _parser().parse_args(argv)
     try:
         return args.run(args)
-    except (CheckpointError, DataError, RecordError, WeightsError, OSError, ValueError) as error:
+    except (CheckpointError, DataError, MissingSimulatorError, RecordError, WeightsError, OSError, ValueError) as error:
         # Foreseen: the message says what to do, and a stack trace would bury it.
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -189,6 +190,9 @@ def _parser():
     evaluate_robot.add_robot(commands.add_parser(
         "robot", help="whether policies reach goals in closed loop, in a simulator", description=evaluate_robot.DESCRIPTION,
         epilog=evaluate_robot.EXAMPLES, formatter_class=parser.formatter_class))
+    evaluate_probe.add_probe(commands.add_parser(
+        "probe", help="how well probes classify labelled videos", description=evaluate_probe.DESCRIPTION,
+        epilog=evaluate_probe.EXAMPLES, formatter_class=parser.formatter_class))
     add = commands.add_parser("controls", help="encoders that have learnt nothing, to compare with", description=_CONTROLS,
                               formatter_class=parser.formatter_class)
     add.set_defaults(run=_controls)

@@ -2,11 +2,9 @@
 
 import ast
 import dataclasses
-import functools
 import os
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
 from jepa_jax.commandline import types
@@ -18,6 +16,7 @@ from jepa_jax.data.trajectories import KIND
 from jepa_jax.evals import samples
 from jepa_jax.evals.closed_loop import cloning, report, sight, trials
 from jepa_jax.evals.closed_loop.episodes import Runner
+from jepa_jax.evals.closed_loop.panda import Panda
 from jepa_jax.evals.closed_loop.planners import MODEL, POSES
 from jepa_jax.evals.closed_loop.tabletop import Tabletop
 from jepa_jax.planning.command import add_energy_arguments, energy_of
@@ -26,7 +25,9 @@ from jepa_jax.robots.conditions import ConditionMaker
 from jepa_jax.robots.world import bind_model
 from jepa_jax.sim.cameras import CAMERAS
 from jepa_jax.sim.collect import read_nuisance
+from jepa_jax.sim.episodes import PANDA, TABLETOP
 from jepa_jax.sim.nuisance import Nuisance
+from jepa_jax.sim.panda.installed import check_installed
 from jepa_jax.sim.tasks import TASKS
 from jepa_jax.viz import canvas
 from jepa_jax.viz import episodes as pictures
@@ -36,8 +37,9 @@ EXAMPLES = """examples:
   python -m jepa_jax.evaluate robot --model runs/ac --output reports/reach
   python -m jepa_jax.evaluate robot --model runs/encoder --policy oracle --sight trained,untrained,patches --output reports/eyes
   python -m jepa_jax.evaluate robot --model runs/ac --task grasp-box,place-cup --policy model,cloning,random --cloning-data shards/tabletop \\
-    --planner hybrid --set horizon=2 --output reports/objects"""
-DESCRIPTION = f"""Count how often policies reach goals that are given as pictures, in the simulated table-top. Starts and scenes are those of
+    --planner hybrid --set horizon=2 --output reports/objects
+  python -m jepa_jax.evaluate robot --world panda --model runs/panda_ac --task reach,grasp-cup --output reports/panda"""
+DESCRIPTION = f"""Count how often policies reach goals that are given as pictures, in a simulated world. Starts and scenes are those of
 the split 'test'; goals were reached by a scripted expert in the same scene; starts that have the task done already are
 left out. DIR gets robot.json, and for every row of the table a film (mp4) and a picture of some episodes.
 Policies: model (plans with the model), oracle (plans with the simulator itself, sees like the model), poses (plans with what the
@@ -45,6 +47,7 @@ robot reports, sees nothing: the limit of such a planner), cloning (imitates rec
 Tasks: {', '.join(TASKS)}."""
 REPORT = "robot.json"
 _FILM_PIXELS = 256
+_WORLDS = {TABLETOP: Tabletop, PANDA: Panda}
 _HINDSIGHT_FRAMES = cloning.MAX_AHEAD + 1
 
 
@@ -57,6 +60,7 @@ def add_robot(parser):
     parser.set_defaults(run=run)
     add = parser.add_argument
     add("--output", required=True, metavar="DIR", help="folder for report, films and pictures")
+    add("--world", choices=_WORLDS, default=TABLETOP, help="tabletop, or panda: a Franka arm in MuJoCo, extra 'sim' (default %(default)s)")
     add("--model", metavar="PATH", help="run or weights; policy 'model' needs an action predictor, the others an encoder at most")
     add("--encoder", metavar="PATH", help="weights of the frozen encoder, where PATH of --model lacks them")
     add("--policy", type=types.names(trials.POLICIES), default=(MODEL, "random", "expert"), metavar="NAME[,NAME]",
@@ -88,6 +92,8 @@ def add_robot(parser):
 def run(args):
     """Run all policies on all tasks and write what came out; returns the exit status."""
     check_folder(args.output)
+    if args.world == PANDA:
+        check_installed()
     model, params, trained, notes = _load(args)
     rows, written = [], []
     for name in args.task:
@@ -126,15 +132,15 @@ def _load(args):
 
 
 def _environment(args, name, model, trained):
-    """Make the table-top of a task as the arguments want it, seen as the model was trained to see."""
+    """Make the world of a task as the arguments want it, seen as the model was trained to see."""
     given = {"distance": args.range, "waypoints": args.waypoints, "steps": args.steps, "lift": args.lift}
     task = dataclasses.replace(TASKS[name], **{field: value for field, value in given.items() if value is not None})
     views = [view for view in (trained.views or ()) if view in CAMERAS] if trained else []
     camera = args.camera or (views or ["front"])[0]
     size = model.preprocessing.crop_size if model else sight.patch_sight().size
-    environment = Tabletop(task, camera, size, args.nuisance)
+    environment = _WORLDS[args.world](task, camera, size, args.nuisance)
     if trained and trained.fps != environment.control_rate:
-        raise ValueError(f"the model was trained on {trained.fps:g} frames per second; the table-top makes {environment.control_rate:g}")
+        raise ValueError(f"the model was trained on {trained.fps:g} frames per second; the simulator makes {environment.control_rate:g}")
     return environment
 
 
@@ -187,7 +193,7 @@ def _clone(args, environment, eyes, settings):
 def _draw(args, environment, found, row, label):
     """Write film and picture of some episodes; returns their paths."""
     film = found.film
-    frames, goals = _redrawn(environment, film)
+    frames, goals = environment.redraw(film, max(environment.size, _FILM_PIXELS))
     base = os.path.join(args.output, label.replace(" ", "-"))
     write_mp4(f"{base}.mp4", pictures.film_frames(found, frames, goals, pixels=_FILM_PIXELS, rate=environment.control_rate),
               environment.control_rate)
@@ -197,32 +203,6 @@ def _draw(args, environment, found, row, label):
     with new_file(f"{base}.png") as local:
         canvas.save_figure(figure, local)
     return [f"{base}.mp4", f"{base}.png"]
-
-
-def _redrawn(environment, film):
-    """Draw filmed episodes and their goals again, large enough to be looked at."""
-    large = dataclasses.replace(environment, size=max(environment.size, _FILM_PIXELS))
-    trials_, states = film["states"]
-    flat = lambda tree, axes: jax.tree.map(lambda part: part.reshape(-1, *part.shape[axes:]), tree)
-    draw = _drawing(large)
-    frames = np.asarray(draw(flat(states, 2), flat(trials_.scene, 2)))
-    count, each = trials_.goals.pose.shape[0], trials_.goals.pose.shape[2]
-    scenes = jax.tree.map(lambda part: np.repeat(part[:, 0], each, axis=0), trials_.scene)
-    goals = np.asarray(draw(flat(jax.tree.map(lambda part: part[:, 0], trials_.goals), 2), scenes))
-    return frames.reshape(count, -1, *frames.shape[1:]), goals.reshape(count, each, *goals.shape[1:])
-
-
-@functools.cache
-def _drawing(environment):
-    """Compile drawing one picture after the other; pictures of a batch of any length."""
-    one = jax.jit(lambda state, scene: environment.draw(*jax.tree.map(lambda part: part[None], (state, scene)))[0])
-
-    def draw(states, scenes):
-        count = len(jax.tree.leaves(states)[0])
-        pick = lambda number: jax.tree.map(lambda part: part[number], (states, scenes))
-        return np.stack([one(*pick(number)) for number in range(count)])
-
-    return draw
 
 
 def _numbers(text):

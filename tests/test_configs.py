@@ -11,7 +11,9 @@ from jepa_jax.tasks import pretrain as task
 from jepa_jax.tasks.step import make_schedules
 
 RELEASED = {"vitl16": 303_885_312, "vith16": 631_648_000, "vitg16": 1_012_173_952}
-VARIANTS = [(module, name) for module in (pretrain, cooldown) for name in (*common.SIZES, "demo")]
+VARIANTS = [(module, name) for module in (pretrain, cooldown) for name in (*common.SIZES, "demo")] + [
+    (pretrain, "tabletop"), (pretrain, "motion"),
+]
 
 
 @pytest.mark.parametrize("module, name", VARIANTS, ids=lambda value: getattr(value, "__name__", value))

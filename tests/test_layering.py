@@ -11,7 +11,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A folder imports itself and lower levels only. Files directly in the package, and the
 # program under `bench`, are entry points: level 6. They may draw, which is `viz`.
 LEVELS = {
-    "models": 1, "data": 1, "training": 1, "commandline": 1, "weights": 2, "robots": 2, "features": 3, "tasks": 3, "planning": 3, "sim": 3, "evals": 4, "curation": 4,
+    "models": 1, "data": 1, "training": 1, "commandline": 0, "weights": 2, "robots": 2, "features": 3, "tasks": 3, "planning": 3, "sim": 3, "evals": 4, "curation": 4,
     "viz": 5, "prepare": 5, "bench": 6,
 }
 ENTRY_LEVEL = 6

@@ -32,7 +32,7 @@ from jepa_jax.weights import native
 from jepa_jax.weights.bundle import Bundle, Preprocessing
 
 SMALL = {
-    "data.size": 32, "data.frames": 4, "data.fps": 5.0, "data.batch_size": 4, "data.workers": 0, "data.threads": 0,
+    "data.size": 32, "data.frames": 4, "rollout.auto_steps": 2, "data.fps": 5.0, "data.batch_size": 4, "data.workers": 0, "data.threads": 0,
     "model.predictor.width": 32, "model.predictor.depth": 1, "model.predictor.num_heads": 2, "optim.total_steps": 1,
     "optim.warmup_steps": 0, "optim.anneal_steps": 1, "log.monitor_tokens": 64,
 }

@@ -24,7 +24,7 @@ from jepa_jax.weights.bundle import Bundle, Preprocessing, WeightsError
 
 STEPS = 4
 SMALL = {
-    "data.size": 32, "data.frames": 4, "data.fps": 5.0, "data.batch_size": 4, "data.workers": 0, "data.threads": 0,
+    "data.size": 32, "data.frames": 4, "rollout.auto_steps": 2, "data.fps": 5.0, "data.batch_size": 4, "data.workers": 0, "data.threads": 0,
     "model.predictor.width": 32, "model.predictor.depth": 2, "model.predictor.num_heads": 2, "optim.total_steps": STEPS,
     "optim.warmup_steps": 1, "optim.anneal_steps": 1, "checkpoint.every_steps": 2, "log.every_steps": 1,
     "log.monitor_tokens": 64, "data.crop_aspect": (0.75, 1.35),

@@ -22,6 +22,13 @@ def positive(text: str) -> int:
     return number
 
 
+def even(text: str) -> int:
+    """Read an even number of at least 2, as sides of videos are."""
+    if (number := positive(text)) % 2:
+        raise argparse.ArgumentTypeError(f"{number} is odd, which H.264 cannot store")
+    return number
+
+
 def positive_float(text: str) -> float:
     """Read a finite number above 0."""
     if not (math.isfinite(number := float(text)) and number > 0):

@@ -36,3 +36,20 @@ def erase_box(height: int, width: int, uniforms: np.ndarray) -> tuple[int, int, 
             left = math.floor(column_u * (width - box_w + 1))
             return top, left, box_h, box_w
     return 0, 0, 0, 0
+
+
+def draw_box(probability: float, size: int, rng: np.random.Generator) -> tuple[tuple[int, int, int, int], int]:
+    """Draw the box that becomes noise, empty for most clips, and the seed of the noise.
+
+    Args:
+        probability: that a clip gets a box; 0 draws nothing.
+        size: side of the clip, pixels.
+        rng: consumed.
+
+    Returns:
+        ((top, left, height, width), seed).
+    """
+    if not probability:
+        return (0, 0, 0, 0), 0
+    chosen, uniforms, seed = rng.random(), rng.random((ATTEMPTS, 4)), int(rng.integers(2**32))
+    return (erase_box(size, size, uniforms) if chosen < probability else (0, 0, 0, 0)), seed

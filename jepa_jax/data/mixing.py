@@ -243,6 +243,44 @@ class _Loader:
         )
 
 
+class RowPipeline:
+    """Make the batches of one process out of a mixture whose rows are dicts of arrays.
+
+    Args:
+        group: rows per step, for all processes.
+        mixture: draws them.
+        process_index, process_count: which rows of each global batch are made here.
+    """
+
+    def __init__(self, group: GroupSpec, mixture: Mixture, process_index: int, process_count: int):
+        self.group, self._mixture = group, mixture
+        self._process = (process_index, process_count)
+
+    def batch_at(self, step: int) -> tuple[dict[str, np.ndarray], Notes]:
+        """Make the rows of this process for one step.
+
+        Args:
+            step: counted from 0; no earlier step needs to have been made.
+
+        Returns:
+            The rows' arrays, stacked by name, and `Notes`.
+
+        Raises:
+            DataError: 'no usable record', after `skips.max_tries` bad records for one row.
+        """
+        rows = self._mixture.rows(step, process_rows(self.group.batch_size, *self._process))
+        batch = {name: np.stack([row.value[name] for row in rows]) for name in rows[0].value}
+        return batch, self._mixture.notes(rows)
+
+    def describe(self) -> list[str]:
+        """Say what is in the mixture: a line for a step and one per source; errors as in `Mixture.describe`."""
+        return [self.group.shape_text(), *self._mixture.describe()]
+
+    def contents(self) -> dict[str, str]:
+        """Say what decides which rows are drawn, as `ClipPipeline.contents`."""
+        return {self.group.name: self.group.shape_text()} | self._mixture.contents()
+
+
 def open_sources(groups: Sequence[GroupSpec], kind: str, cache: FileCache) -> dict[str, list[ShardSource]]:
     """Open the sources of all groups.
 

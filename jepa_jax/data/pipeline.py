@@ -152,7 +152,7 @@ class _ClipMaker:
 
     def __call__(self, record: ClipRecord, rng: np.random.Generator) -> _Clip:
         video = load_clip(record, self._group, self._crop, rng, self._augment)
-        return _Clip(video, *_draw_erasing(self._augment, self._crop.size, rng))
+        return _Clip(video, *erasing.draw_box(self._augment.erase, self._crop.size, rng))
 
 
 def load_clip(
@@ -210,14 +210,6 @@ def load_clip(
 
 def _crop_uniforms(rng: np.random.Generator) -> np.ndarray:
     return rng.random((transforms.CROP_ATTEMPTS, 4))
-
-
-def _draw_erasing(augment: AugmentSpec, size: int, rng: np.random.Generator) -> tuple[tuple[int, int, int, int], int]:
-    """Draw the box that becomes noise, empty for most clips, and the seed of the noise."""
-    if not augment.erase:
-        return (0, 0, 0, 0), 0
-    chosen, uniforms, seed = rng.random(), rng.random((erasing.ATTEMPTS, 4)), int(rng.integers(2**32))
-    return (erasing.erase_box(size, size, uniforms) if chosen < augment.erase else (0, 0, 0, 0)), seed
 
 
 def _choose_frames(record: ClipRecord, group: GroupSpec, window: np.ndarray) -> np.ndarray:

@@ -42,9 +42,10 @@ class GroupSpec:
         name: key of the group in a batch.
         kind: 'video' or 'image'.
         frames: frames of the clip the model sees.
-        fps: sampling rate, frames per second; not used by images.
+        fps: sampling rate, frames per second; not used by images and with `step`.
         batch_size: clips per step over all processes.
         sources: where they come from.
+        step: native frames from one to the next, instead of a rate.
     """
 
     name: str
@@ -53,10 +54,12 @@ class GroupSpec:
     fps: float
     batch_size: int
     sources: tuple[SourceSpec, ...]
+    step: int | None = None
 
     def shape_text(self) -> str:
         """Say how many clips of what shape a step takes."""
-        shape = f"{self.frames} frames at {self.fps:g}/s" if self.kind == "video" else "images"
+        rate = f"at {self.fps:g}/s" if self.step is None else f"every {self.step}"
+        shape = f"{self.frames} frames {rate}" if self.kind == "video" else "images"
         return f"{self.batch_size} x {shape} per step"
 
     def labels(self) -> tuple[str, ...]:

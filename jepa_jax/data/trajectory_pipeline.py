@@ -10,7 +10,7 @@ from jepa_jax.data import transforms
 from jepa_jax.data.copies import DEFAULT_CACHE, FileCache
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.latents import Origin
-from jepa_jax.data.mixing import Mixture, Notes, open_sources, process_rows
+from jepa_jax.data.mixing import Mixture, RowPipeline, open_sources
 from jepa_jax.data.skips import MAX_BAD_FRACTION
 from jepa_jax.data.specs import NO_AUGMENT, CropSpec, GroupSpec, check_process, check_specs
 from jepa_jax.data.trajectories import KIND, TrajectoryRecord
@@ -20,8 +20,11 @@ from jepa_jax.data.trajectory_clips import TrajectoryClip, sample_trajectory
 Conditions = Callable[[TrajectoryRecord, TrajectoryClip], tuple[np.ndarray, np.ndarray]]
 
 
-class TrajectoryPipeline:
+class TrajectoryPipeline(RowPipeline):
     """Make the batches of one process out of robot trajectories.
+
+    A batch is `{'video': uint8 [b, T, S, S, 3]}` or `{'latents': bfloat16 [b, T, N, D]}`, with 'states' float32
+    [b, T, S], 'actions' float32 [b, T - 1, A] and, where asked for, 'extrinsics' float32 [b, T, 6].
 
     Args:
         group: frames, rate, batch size and sources; its kind is 'video'.
@@ -64,37 +67,10 @@ class TrajectoryPipeline:
             raise ValueError(f"flip is {crop.flip}; mirrored frames contradict states and actions, so it must be 0")
         if group.frames < 2:
             raise ValueError(f"group {group.name!r} has {group.frames} frames; an action leads from one to the next")
-        self.group = group
-        self._process = (process_index, process_count)
         make = SampleMaker(group, crop, conditions, views=views, extrinsics=extrinsics, latents=latents, origin=origin)
         sources = open_sources([group], KIND, cache)[group.name]
-        self._mixture = Mixture(group, sources, make, seed=seed, max_bad_fraction=max_bad_fraction)
-
-    def batch_at(self, step: int) -> tuple[dict[str, np.ndarray], Notes]:
-        """Make the rows of this process for one step.
-
-        Args:
-            step: counted from 0; no earlier step needs to have been made.
-
-        Returns:
-            `{'video': uint8 [b, T, S, S, 3]}` or `{'latents': bfloat16 [b, T, N, D]}`, with
-            'states' float32 [b, T, S], 'actions' float32 [b, T - 1, A] and, where asked for,
-            'extrinsics' float32 [b, T, 6]; and `Notes`.
-
-        Raises:
-            DataError: 'no usable record', after `skips.max_tries` bad records for one row.
-        """
-        rows = self._mixture.rows(step, process_rows(self.group.batch_size, *self._process))
-        batch = {name: np.stack([row.value[name] for row in rows]) for name in rows[0].value}
-        return batch, self._mixture.notes(rows)
-
-    def describe(self) -> list[str]:
-        """Say what is in the mixture: a line for a step and one per source; errors as in `Mixture.describe`."""
-        return [self.group.shape_text(), *self._mixture.describe()]
-
-    def contents(self) -> dict[str, str]:
-        """Say what decides which samples are drawn, as `ClipPipeline.contents`."""
-        return {self.group.name: self.group.shape_text()} | self._mixture.contents()
+        mixture = Mixture(group, sources, make, seed=seed, max_bad_fraction=max_bad_fraction)
+        super().__init__(group, mixture, process_index, process_count)
 
 
 class SampleMaker:

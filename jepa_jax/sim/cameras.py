@@ -54,13 +54,14 @@ _EXTRINSICS = {name: looking_at(*pair) for name, pair in _PLACES.items()}
 _WRIST_EXTRINSICS = looking_at(*_WRIST_PLACE)
 
 
-def extrinsics(name, pose, jitter):
+def extrinsics(name, pose, jitter, xp=jnp):
     """Return where a camera is.
 
     Args:
         name: one of CAMERAS.
         pose: float32 `[7]`, of the tool, with which the camera 'wrist' moves.
         jitter: float32 `[6]`, added to where the camera should be, m and rad.
+        xp: array library.
 
     Returns:
         float32 `[6]`.
@@ -73,22 +74,23 @@ def extrinsics(name, pose, jitter):
     if name != WRIST:
         return _EXTRINSICS[name] + jitter
     mounted = _WRIST_EXTRINSICS + jitter
-    return attached(pose, mounted)
+    return attached(pose, mounted, xp)
 
 
-def attached(pose, inner):
+def attached(pose, inner, xp=jnp):
     """Return where something is that is fixed to the tool.
 
     Args:
         pose: float32 `[7]`, of the tool.
         inner: float32 `[6]`, place and angles in the tool's frame.
+        xp: array library.
 
     Returns:
         float32 `[6]`, place and angles in the base frame.
     """
-    turn = poses.euler_to_matrix(pose[3:6], jnp)
-    angles = poses.matrix_to_euler(poses.product(turn, poses.euler_to_matrix(inner[3:], jnp)), jnp)
-    return jnp.concatenate([pose[:3] + poses.product(turn, inner[:3, None])[:, 0], angles])
+    turn = poses.euler_to_matrix(pose[3:6], xp)
+    angles = poses.matrix_to_euler(poses.product(turn, poses.euler_to_matrix(inner[3:], xp)), xp)
+    return xp.concatenate([pose[:3] + poses.product(turn, inner[:3, None])[:, 0], angles])
 
 
 def pixel_rays(camera, height, width, samples):

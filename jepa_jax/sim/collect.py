@@ -1,4 +1,4 @@
-"""Collect trajectories in the simulated table-top: `python -m jepa_jax.sim.collect --output shards/tabletop`."""
+"""Collect trajectories of a simulated robot: `python -m jepa_jax.sim.collect --output shards/tabletop`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,18 @@ from jepa_jax.data.publish import check_folder, write_json
 from jepa_jax.data.records import ShardSource
 from jepa_jax.data.workers import usable_cores
 from jepa_jax.sim.cameras import CAMERAS
-from jepa_jax.sim.episodes import SPLITS, Draw, TabletopSpec, phase_shares
+from jepa_jax.sim.episodes import (
+    PANDA,
+    SPECS,
+    SPLITS,
+    TABLETOP,
+    WORLDS,
+    Draw,
+    EpisodeSpec,
+    phase_shares,
+)
 from jepa_jax.sim.nuisance import Nuisance
+from jepa_jax.sim.panda.installed import MissingSimulatorError, check_installed
 from jepa_jax.sim.world import CONTROL_RATE
 
 _EXAMPLES = """examples:
@@ -29,6 +39,7 @@ _EXAMPLES = """examples:
   python -m jepa_jax.sim.collect --output shards/heldout --split test --episodes 200
   python -m jepa_jax.sim.collect --output shards/clean --nuisance 0 --camera front,left --size 128
   python -m jepa_jax.sim.collect --output shards/lamps --nuisance light=1,camera=0.5
+  python -m jepa_jax.sim.collect --world panda --output shards/panda --size 128 --camera front,wrist --processes 8
 
 Scripted and noisy policies reach, grasp, carry and place a box and a cup, or move freely, at 4 Hz. States, actions,
 camera poses and where the objects are come along. Actions are recorded as they were commanded: at the edge of the
@@ -49,12 +60,14 @@ def main(argv: list[str] | None = None) -> int:
     # Worker processes would fight over an accelerator; and all machines shall make the same pictures.
     os.environ["JAX_PLATFORMS"] = "cpu"
     jax.config.update("jax_platforms", "cpu")
-    spec = TabletopSpec(
+    spec = SPECS[args.world](
         size=args.size, crf=args.crf, min_frames=1, frames=args.frames, cameras=args.camera, nuisance=args.nuisance
     )
-    draws = [Draw(args.split, args.seed, number) for number in range(args.episodes)]
-    plan = shards.ShardPlan(args.output, args.name, args.per_shard, spec)
+    draws = [Draw(args.split, args.seed, number, args.world) for number in range(args.episodes)]
+    plan = shards.ShardPlan(args.output, args.name or args.world, args.per_shard, spec)
     try:
+        if args.world == PANDA:
+            check_installed()
         check_folder(args.output)
         earlier = 0 if args.overwrite else len(remote.glob(_pattern(plan))) * args.per_shard
         begun = time.monotonic()
@@ -63,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
                 draws, plan, workers=args.workers, overwrite=args.overwrite, on_item=lambda count, _: bar.update(count)
             )
         lines = _finish(counts, plan, earlier, time.monotonic() - begun)
-    except (ShardError, remote.UrlError, DataError, OSError) as error:
+    except (ShardError, remote.UrlError, DataError, MissingSimulatorError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt:
@@ -98,15 +111,17 @@ def _finish(counts: shards.ShardReport, plan: shards.ShardPlan, earlier: int, se
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m jepa_jax.sim.collect", description="Collect trajectories in the simulated table-top.",
+        prog="python -m jepa_jax.sim.collect", description="Collect trajectories of a simulated robot.",
         epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     arg = parser.add_argument
     arg("--output", required=True, metavar="DIR", help="folder for the shards")
-    arg("--name", default="tabletop", type=types.shard_set_name, help="first part of their names (default %(default)s)")
+    arg("--world", default=TABLETOP, choices=WORLDS,
+        help="tabletop (in JAX, kinematic) or panda (a Franka arm in MuJoCo; extra 'sim') (default %(default)s)")
+    arg("--name", type=types.shard_set_name, help="first part of their names (default: the world's)")
     arg("--episodes", default=2000, type=types.positive, metavar="N", help="default %(default)s")
     arg("--frames", default=32, type=types.positive, metavar="N", help="per episode (default %(default)s)")
-    arg("--size", default=64, type=_even, help="side of the frames, pixels, even (default %(default)s)")
+    arg("--size", default=64, type=types.even, help="side of the frames, pixels, even (default %(default)s)")
     arg("--camera", default=("front",), type=types.names(CAMERAS), metavar="NAME[,NAME...]",
         help=f"of {', '.join(CAMERAS)} (default front)")  # fmt: skip
     arg("--nuisance", default=Nuisance.all(1.0), type=read_nuisance, metavar="X",
@@ -114,18 +129,12 @@ def _parser() -> argparse.ArgumentParser:
     arg("--seed", default=0, type=types.count, help="default %(default)s")
     arg("--split", default=SPLITS[0], choices=SPLITS,
         help="episodes of one are never in the other, whatever the seeds (default %(default)s)")
-    arg("--crf", default=TabletopSpec.crf, type=types.crf,
+    arg("--crf", default=EpisodeSpec.crf, type=types.crf,
         help="x264 quality, 0 (best) to 51 (default %(default)s)")  # fmt: skip
     arg("--per-shard", default=64, type=types.positive, metavar="N", help="episodes per shard (default %(default)s)")
-    arg("--workers", default=usable_cores(), type=types.count, help="processes; 0 for none (default: one per core)")
+    arg("--workers", "--processes", default=usable_cores(), type=types.count, help="processes; 0 for none (default: one per core)")
     arg("--overwrite", action="store_true", help="remove the shards of that name and begin again")
     return parser
-
-
-def _even(text: str) -> int:
-    if (number := types.positive(text)) % 2:
-        raise argparse.ArgumentTypeError(f"{number} is odd, which H.264 cannot store")
-    return number
 
 
 def read_nuisance(text: str) -> Nuisance:

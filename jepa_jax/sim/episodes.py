@@ -1,4 +1,4 @@
-"""Episodes of the table-top as trajectory records, for shards."""
+"""Episodes of a simulated robot as trajectory records, for shards."""
 
 from __future__ import annotations
 
@@ -21,29 +21,38 @@ from jepa_jax.data.trajectories import TrajectoryRecord, View
 from jepa_jax.sim import bodies, policies
 from jepa_jax.sim.cameras import extrinsics
 from jepa_jax.sim.nuisance import Nuisance, sample_scene
+from jepa_jax.sim.panda import rollouts
 from jepa_jax.sim.rendering import render_batch
 from jepa_jax.sim.world import CONTROL_RATE
 
 # Episodes of two splits never have a start or a scene in common, whatever their seeds.
 SPLITS = ("train", "test")
+TABLETOP, PANDA = WORLDS = ("tabletop", "panda")
 
 
 class Draw(NamedTuple):
-    """Name one episode to simulate: its split, the seed and its number."""
+    """Name one episode to simulate: its split, the seed, its number and the world."""
 
     split: str
     seed: int
     number: int
+    world: str = TABLETOP
 
     @property
     def name(self) -> str:
         """Name the episode in reports."""
-        return f"tabletop/{self.split}/{self.seed}/{self.number:06d}"
+        return f"{self.world}/{self.split}/{self.seed}/{self.number:06d}"
+
+    @property
+    def key(self) -> jax.Array:
+        """Make the key of everything that is drawn."""
+        key = jax.random.fold_in(jax.random.key(self.seed), SPLITS.index(self.split))
+        return jax.random.fold_in(key, self.number)
 
 
 @dataclass(frozen=True)
-class TabletopSpec(TrajectorySpec):
-    """Say how episodes are simulated and stored.
+class EpisodeSpec(TrajectorySpec):
+    """Say how episodes are simulated and stored; a world adds how it simulates them.
 
     Args:
         size: side of the frames, pixels; even.
@@ -62,17 +71,17 @@ class TabletopSpec(TrajectorySpec):
     cameras: tuple[str, ...] = ("front",)
     nuisance: tuple[float, ...] = Nuisance.all(1.0)
 
+    def simulate(self, key: jax.Array) -> tuple[policies.Episode, dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Simulate and draw an episode: (episode, extrinsics `[L, 6]` by camera, frames uint8 `[L, H, W, 3]` by camera)."""
+        raise NotImplementedError
+
     def convert(self, item: Draw) -> Noted:
         """Simulate one episode and make its record.
 
         Raises:
             DataError: as in `TrajectorySpec.checked`.
         """
-        simulate = _simulation(self.frames, self.cameras, self.size)
-        key = jax.random.fold_in(jax.random.key(item.seed), SPLITS.index(item.split))
-        episode, places, pictures = jax.device_get(
-            simulate(jax.random.fold_in(key, item.number), jnp.asarray(self.nuisance, jnp.float32))
-        )
+        episode, places, pictures = self.simulate(item.key)
         views = []
         for name in self.cameras:
             video = encode_video(rgb_frames(pictures[name]), Fraction(CONTROL_RATE), self, item.name)
@@ -84,6 +93,32 @@ class TabletopSpec(TrajectorySpec):
                 None, item.name, _extras(episode),
             )
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TabletopSpec(EpisodeSpec):
+    """Simulate in JAX."""
+
+    def simulate(self, key: jax.Array):
+        """Simulate and draw an episode; see `EpisodeSpec`."""
+        strengths = jnp.asarray(self.nuisance, jnp.float32)
+        return jax.device_get(_simulation(self.frames, self.cameras, self.size)(key, strengths))
+
+
+@dataclass(frozen=True)
+class PandaSpec(EpisodeSpec):
+    """Simulate in MuJoCo."""
+
+    def simulate(self, key: jax.Array):
+        """Simulate and draw an episode; see `EpisodeSpec`.
+
+        Raises:
+            MissingSimulatorError: the extra 'sim' is not installed.
+        """
+        return rollouts.collect_episode(key, self.frames, self.cameras, self.size, Nuisance(*self.nuisance))
+
+
+SPECS = {TABLETOP: TabletopSpec, PANDA: PandaSpec}
 
 
 def _extras(episode) -> dict[str, np.ndarray]:

@@ -94,7 +94,7 @@ def _ground(rays, scene):
 
 def _color(material, places, scene):
     """Return the color of each place in full light: three arrays."""
-    pattern = _pattern(places, scene)
+    pattern = table_pattern(places, scene)
     own = {number: color for number, color in enumerate(COLORS.values())} | {FLOOR: scene.floor_color}
     own |= {FIRST_DISTRACTOR + i: scene.distractor_colors[i] for i in range(NUM_DISTRACTORS)}
     for i in range(3):
@@ -104,13 +104,13 @@ def _color(material, places, scene):
         yield color * scene.light_color[i]
 
 
-def _pattern(places, scene):
+def table_pattern(places, scene, xp=jnp):
     """Return how much of the pattern's color the table has at places, in [0, 1]."""
     x, y, _ = places
     waves = []
     for i in range(2):
         cycles = scene.pattern_waves[i, 0] * x + scene.pattern_waves[i, 1] * y + scene.pattern_waves[i, 2]
         # Smoothed triangles: as good as sines here, and cheaper.
-        triangle = 2 * jnp.abs(cycles - jnp.floor(cycles) - 0.5)
+        triangle = 2 * xp.abs(cycles - xp.floor(cycles) - 0.5)
         waves.append(triangle * triangle * (3 - 2 * triangle))
     return scene.pattern_strength * waves[0] * (1 - 0.5 * waves[1])

@@ -27,6 +27,8 @@ _HIGH = np.float32([0.62, 0.22, 0.33, 0.0, 0.0, 0.7, 0.3])
 _APPROACH = (0.08, 0.20)
 # Height of the tool while the expert carries an object to its place, m.
 _CARRY_HEIGHT = 0.17
+# How far an object may be pressed into what it stands on, in worlds where things give way, m.
+_SUNK = 0.003
 # An object is near its place from here on: the second goal of PLACE, m.
 _NEAR = 0.02
 # The expert's last goal of REACH and CARRY, m.
@@ -140,7 +142,7 @@ def draw_trial(key, task, nuisance):
     scene = sample_scene(scene_key, nuisance)
 
     def draw(tries, excluded):
-        start, intent, in_range = _draw_start(jax.random.fold_in(draw_key, tries), task)
+        start, intent, in_range = draw_start(jax.random.fold_in(draw_key, tries), task)
         goals, reached = _expert_goals(task, start, intent)
         done = succeeds(task, start, intent)
         return Trial(start, scene, goals, intent, excluded + (in_range & done), in_range & reached & ~done)
@@ -164,9 +166,9 @@ def succeeds(task, state, intent):
     if task.kind == PLACE:
         return policies.is_placed(state, intent)
     if task.kind == GRASP:
-        # What is held stood on the table or on something; half a millimeter is rounding.
+        # What is held stood on the table or on something, and sinks into it where fingers press it down.
         bottom = state.objects[intent.target, 2] - jnp.asarray(bodies.OBJECT_HALF_HEIGHTS)[intent.target]
-        return holds & (bottom > task.lift - 5e-4)
+        return holds & (bottom > task.lift - _SUNK)
     return (distance(task, state, intent) < REACHED_WITHIN) & (holds | (task.kind == REACH))
 
 
@@ -197,8 +199,8 @@ def expert_action(task, state, intent):
     return jnp.where(succeeds(task, state, intent), 0.0, action.at[3:6].set(0.0))
 
 
-def _draw_start(key, task):
-    """Draw a start: the state, the expert's intent, and whether the distance is as wanted."""
+def draw_start(key, task):
+    """Draw a start that may not do: the state, the expert's intent, and whether the distance is as wanted."""
     state_key, pose_key, goal_key = jax.random.split(key, 3)
     state = world.reset(state_key)
     target = jnp.int32(bodies.OBJECTS.index(task.thing) if task.thing else 0)
@@ -240,11 +242,11 @@ def _expert_goals(task, start, intent):
 
     last, before = jax.lax.scan(one, start, length=task.steps)
     path = jax.tree.map(lambda rows, end: jnp.concatenate([rows, end[None]]), before, last)
-    reached = jax.vmap(lambda state: _milestones(task, state, start, intent))(path)
+    reached = jax.vmap(lambda state: milestones(task, state, start, intent))(path)
     return jax.tree.map(lambda rows: rows[jnp.argmax(reached, 0)], path), reached.any(0).all()
 
 
-def _milestones(task, state, start, intent):
+def milestones(task, state, start, intent):
     """Tell of every goal whether a state has reached it: bool `[G]`."""
     done, gap = succeeds(task, state, intent), distance(task, state, intent)
     if task.kind == GRASP:

@@ -25,7 +25,7 @@ MAX_ACTION = np.float32([0.05, 0.05, 0.05, 0.12, 0.12, 0.25, 0.5])
 # Fingers that close on an object nearer than this, sideways and up or down, hold it, m.
 GRASP_WINDOW = 0.05
 # A held object falls when the fingers open by more than this, in closedness.
-_RELEASE = 0.1
+RELEASE = 0.1
 # What a new episode has between two things on the table, center to center, m.
 _CLEARANCE = 0.14
 _PLACE_LOW, _PLACE_HIGH = np.float32([0.33, -0.22]), np.float32([0.62, 0.22])
@@ -128,7 +128,7 @@ def _close(state, pose):
     closes = (state.pose[6] < contact) & (pose[6] >= contact)
     possible = closes & (aside < GRASP_WINDOW) & (above < GRASP_WINDOW)
     nearest = jnp.where(possible.any(), jnp.argmin(jnp.where(possible, aside, jnp.inf)), NOTHING)
-    keeps = pose[6] > contact[state.held] - _RELEASE
+    keeps = pose[6] > contact[state.held] - RELEASE
     held = jnp.where(state.held == NOTHING, nearest, jnp.where(keeps, state.held, NOTHING)).astype(jnp.int32)
     grip = jnp.where(state.held == NOTHING, _aligned(in_tool[held], held), state.grip)
     # Fingers stop where they touch.

@@ -49,7 +49,8 @@ def make_train_step(loss_fn, optimizer, schedules, *, accumulate, spike_factor, 
         state = optim.apply_update(optimizer, state, grads, apply, guard, target_key=target_key, **rates)
         metrics |= {"train/loss": loss} | {name: value.mean() for name, value in aux["losses"].items()}
         metrics |= {f"optim/grad_norm_{name}": optax.global_norm(tree) for name, tree in grads.items()}
-        metrics |= {"optim/lr": rates["learning_rate"], "optim/weight_decay": rates["weight_decay"],
+        # Of networks with rates of their own, the largest.
+        metrics |= {"optim/lr": jnp.max(rates["learning_rate"]), "optim/weight_decay": jnp.max(rates["weight_decay"]),
                     "guard/skipped": guard.skipped}
         if target_key is not None:
             metrics["ema/momentum"] = 1.0 - rates["ema_rate"]

@@ -107,8 +107,10 @@ class Progress:
             parts.append(f"ema {metrics['ema/momentum']:.5f}")
         if "train/copy_last" in metrics:
             parts.append(f"of copying {metrics['train/loss/teacher_forcing'] / metrics['train/copy_last']:.2f}")
+        if "train/best_accuracy" in metrics:
+            parts.append(f"best probe {metrics['train/best_accuracy']:.1%}")
         parts += [f"|g| {name.removeprefix('optim/grad_norm_')} {value:.2g}"
-                  for name, value in metrics.items() if name.startswith("optim/grad_norm")]
+                  for name, value in metrics.items() if name.startswith("optim/grad_norm") and "train/best_accuracy" not in metrics]
         parts += [f"rank {metrics['collapse/target_rank']:.1f}", f"{metrics['perf/clips_per_s']:.1f} clips/s",
                   f"data wait {metrics['data/wait_share']:.0%}", f"mem {memory_gib()[1]:.1f} GiB"]
         if "perf/utilisation" in metrics:

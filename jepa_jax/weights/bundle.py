@@ -97,6 +97,17 @@ class Protocol:
     crop_size: int
     layers: tuple[int, ...] = ()
 
+    def describe(self):
+        """Say it in words."""
+        segments = f"{self.num_segments} segment{'s' * (self.num_segments != 1)} of {self.frames} frames every {self.frame_step}"
+        views = f"{self.num_views} view{'s' * (self.num_views != 1)} of {self.crop_size}"
+        levels = f", layers {', '.join(map(str, self.layers))}" if self.layers else ""
+        return f"{self.name}: {segments}, {views}{levels}"
+
+    def to_json(self):
+        """Return the fields as JSON-able dict."""
+        return dataclasses.asdict(self) | {"layers": list(self.layers)}
+
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:

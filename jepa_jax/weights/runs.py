@@ -10,13 +10,13 @@ from jepa_jax.models.spec import abstract_params, build, describe
 from jepa_jax.training import checkpoint
 from jepa_jax.training.state import TrainState
 from jepa_jax.weights import native
-from jepa_jax.weights.bundle import Bundle, Network, Preprocessing, WeightsError
+from jepa_jax.weights.bundle import Bundle, Network, Preprocessing, Protocol, WeightsError
 
 # Folder of a workdir with the networks that its run read and did not train.
 _FROZEN = "frozen"
 
 
-def model_card(networks, crop_size, frames, target=None, world_model=None):
+def model_card(networks, crop_size, frames, target=None, world_model=None, protocol=None, labels=None, trained=None):
     """Say what a checkpoint's networks are, as JSON-able dict that `read` understands.
 
     Args:
@@ -24,7 +24,8 @@ def model_card(networks, crop_size, frames, target=None, world_model=None):
       crop_size: side of the training crops, pixels.
       frames: frames per clip in training.
       target: which of the networks has an EMA copy, or None.
-      world_model: see `Bundle`.
+      world_model, protocol, labels: see `Bundle`.
+      trained: JSON-able dict of what else decided the weights, compared at resume.
     """
     return {
         "networks": {name: describe(module) for name, module in networks.items()},
@@ -32,6 +33,9 @@ def model_card(networks, crop_size, frames, target=None, world_model=None):
         "frames": frames,
         "target": target,
         "world_model": world_model,
+        "protocol": protocol and protocol.to_json(),
+        "labels": labels and list(labels),
+        "trained": trained,
     }
 
 
@@ -93,8 +97,10 @@ def read(path):
         networks = {f"target_{card['target']}": Network(modules[card["target"]], target_params)} | networks
     workdir = store.directory.resolve().parent
     provenance = {"format": "run", "source": workdir.name, "step": step, "config": run["config"]}
-    bundle = Bundle(networks, preprocessing(card["crop_size"], card["frames"]), provenance=provenance,
-                    world_model=card["world_model"])
+    protocol = card.get("protocol")
+    protocol = protocol and Protocol(**protocol | {"layers": tuple(protocol["layers"])})
+    bundle = Bundle(networks, preprocessing(card["crop_size"], card["frames"]), provenance=provenance, protocol=protocol,
+                    labels=card.get("labels") and tuple(card["labels"]), world_model=card["world_model"])
     return _with_frozen(bundle, workdir / _FROZEN)
 
 

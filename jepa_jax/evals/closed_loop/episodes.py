@@ -21,7 +21,8 @@ class Observation(NamedTuple):
       frames: uint8 `[N, H, W, 3]`.
       poses: float32 `[N, S]`, states that the robot reports, in its units.
       extrinsics: float32 `[N, 6]`, poses of the camera in the robot's base frame, m and rad.
-      truth: the state of the simulator, for policies that are allowed to cheat; () where it is not pure.
+      truth: what the simulator knows, for policies that are allowed to cheat: `Environment.expert` takes it. The state
+        itself where the environment is pure.
     """
 
     frames: jax.Array
@@ -75,11 +76,10 @@ class Policy(NamedTuple):
 
 
 class Environment(Protocol):
-    """Simulate N episodes side by side. `state` is whatever the simulator wants to be handed back.
+    """Simulate N episodes side by side. `state` is what the simulator wants to be handed back, a pytree with leading axis N.
 
     Attributes:
-      pure: whether the functions below are written in JAX, without side effects, and `state` is a
-        pytree with leading axis N; then everything becomes one program.
+      pure: whether the functions below are written in JAX, without side effects; then everything becomes one program.
       steps: length of an episode.
       goal_steps: how many steps each goal is meant for.
       robot: `RobotSpec`, what poses and actions mean, and how large actions may be.
@@ -101,8 +101,11 @@ class Environment(Protocol):
     def measure(self, state):
         """Return whether the task is done, bool `[N]`, and how far it is from that, float32 `[N]`, m."""
 
-    def expert(self, state):
-        """Return the actions `[N, A]` of a scripted expert."""
+    def expert(self, truth):
+        """Return the actions `[N, A]` of a scripted expert; pure, whatever the rest is."""
+
+    def redraw(self, film, pixels):
+        """Draw what `Episodes.film` holds at another size: frames `[K, T + 1, H, W, 3]`, goals `[K, G, H, W, 3]`, uint8."""
 
 
 class Starts(NamedTuple):
@@ -127,7 +130,7 @@ class Episodes(NamedTuple):
       actions: float32 `[N, T, A]`.
       excluded: int32 `[N]`, as in `Starts`.
       film: dict with `frames`, uint8 `[K, T + 1, H, W, 3]`, and `goals`, uint8 `[K, G, H, W, 3]`, of the
-        first K episodes, and of a pure environment `states` (leading axes K, T + 1), to draw them again.
+        first K episodes, and `states` of the environment (leading axes K, T + 1), to draw them again.
       seconds: that all of it took; with the first batch that is compiled.
     """
 
@@ -234,18 +237,16 @@ def _compiled_reset(environment):
 def _drive(environment, act, params, carry, keys):
     """Take as many steps as there are keys; records of them, frames and states those before the first one too."""
 
-    def kept(state, seen):
-        return seen.frames, state if environment.pure else ()
-
     def one(carry, key):
         state, seen, memory = carry
         choice, memory = act(params, memory, key, seen)
         state, seen = environment.step(state, choice.actions)
-        return (state, seen, memory), _Steps(*environment.measure(state), choice, *kept(state, seen))
+        return (state, seen, memory), _Steps(*environment.measure(state), choice, seen.frames, state)
 
     steps = (jax.lax.scan if environment.pure else _loop)(one, carry, keys)[1]
     join = jnp.concatenate if environment.pure else np.concatenate
-    shown = jax.tree.map(lambda start, rows: join([start[None], rows]), kept(*carry[:2]), (steps.frames, steps.state))
+    state, seen, _ = carry
+    shown = jax.tree.map(lambda start, rows: join([start[None], rows]), (seen.frames, state), (steps.frames, steps.state))
     return steps._replace(frames=shown[0], state=shown[1])
 
 

@@ -7,16 +7,20 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jepa_jax.evals.closed_loop.episodes import Goals, Observation, Starts
 from jepa_jax.robots.presets import DROID
 from jepa_jax.sim import cameras, tasks, world
-from jepa_jax.sim.episodes import SPLITS
+from jepa_jax.sim.episodes import SPLITS, TABLETOP
 from jepa_jax.sim.nuisance import Nuisance
 from jepa_jax.sim.rendering import render
 
 # Pictures drawn side by side where that is faster than one after the other.
 _DRAWN_AT_ONCE = 256
+ROBOT = dataclasses.replace(
+    DROID, name=TABLETOP, action_low=tuple((-world.MAX_ACTION).tolist()), action_high=tuple(world.MAX_ACTION.tolist())
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +43,7 @@ class Tabletop:
 
     pure = True
     control_rate = world.CONTROL_RATE
-    robot = dataclasses.replace(
-        DROID, name="tabletop", action_low=tuple((-world.MAX_ACTION).tolist()), action_high=tuple(world.MAX_ACTION.tolist())
-    )
+    robot = ROBOT
 
     @property
     def steps(self):
@@ -83,6 +85,17 @@ class Tabletop:
         trials, states = state
         return jax.vmap(functools.partial(tasks.expert_action, self.task))(states, trials.intent)
 
+    def redraw(self, film, pixels):
+        """Draw filmed episodes and their goals again; see `Environment`."""
+        trials, states = film["states"]
+        flat = lambda tree, axes: jax.tree.map(lambda part: part.reshape(-1, *part.shape[axes:]), tree)
+        draw = _drawing(dataclasses.replace(self, size=pixels))
+        frames = np.asarray(draw(flat(states, 2), flat(trials.scene, 2)))
+        count, each = trials.goals.pose.shape[0], trials.goals.pose.shape[2]
+        scenes = jax.tree.map(lambda part: np.repeat(part[:, 0], each, axis=0), trials.scene)
+        goals = np.asarray(draw(flat(jax.tree.map(lambda part: part[:, 0], trials.goals), 2), scenes))
+        return frames.reshape(count, -1, *frames.shape[1:]), goals.reshape(count, each, *goals.shape[1:])
+
     def draw(self, states, scenes):
         """Draw `world.State` and `Scene` with a leading axis: uint8 `[n, H, W, 3]`."""
         at_once = None if jax.default_backend() == "cpu" else _DRAWN_AT_ONCE
@@ -93,3 +106,16 @@ class Tabletop:
         trials, states = state
         extrinsics = jax.vmap(functools.partial(cameras.extrinsics, self.camera))(states.pose, trials.scene.camera)
         return Observation(frames, states.pose, extrinsics, state)
+
+
+@functools.cache
+def _drawing(environment):
+    """Compile drawing one picture after the other; pictures of a batch of any length."""
+    one = jax.jit(lambda state, scene: environment.draw(*jax.tree.map(lambda part: part[None], (state, scene)))[0])
+
+    def draw(states, scenes):
+        count = len(jax.tree.leaves(states)[0])
+        pick = lambda number: jax.tree.map(lambda part: part[number], (states, scenes))
+        return np.stack([one(*pick(number)) for number in range(count)])
+
+    return draw

@@ -1,0 +1,178 @@
+"""How well probes classify labelled videos: probabilities of every probe, accuracies, confusions."""
+
+import collections
+import concurrent.futures
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jepa_jax.data.errors import DataError
+from jepa_jax.data.labelled import class_of
+from jepa_jax.data.segments import read_views
+from jepa_jax.data.workers import usable_cores
+from jepa_jax.evals.intervals import wilson
+from jepa_jax.models import normalize_pixels
+from jepa_jax.tasks.probe import encode_segments, score
+
+_TOP = 5
+# Batches that may wait for the device.
+_AHEAD = 2
+
+
+class Skipped(NamedTuple):
+    """A video that could not be read: its number in the source, where it lies, the reason and the message."""
+
+    number: int
+    location: str
+    reason: str
+    message: str
+
+
+class Judged(NamedTuple):
+    """What was found on n videos.
+
+    Attributes:
+      probabilities: float32 `[P, n, C]`, of every probe.
+      labels: int64 `[n]`.
+      numbers: int64 `[n]`, their places in the source.
+      skipped: list of `Skipped`.
+    """
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+    numbers: np.ndarray
+    skipped: list[Skipped]
+
+
+def judge(bundle, source, *, batch_size=4, seed=0, limit=None, on_videos=lambda count: None):
+    """Classify videos with every probe of a bundle.
+
+    Args:
+      bundle: `weights.bundle.Bundle` of one encoder and probes of one shape, with a protocol.
+      source: labelled data, as from `data.labelled.open_labelled`.
+      batch_size: videos computed together; compiled once.
+      seed: of the windows in time. Parity: official evaluations draw them at random too.
+      limit: videos at most, spread evenly over the source; all if None.
+      on_videos: called with the number of videos of every batch, the unreadable ones included.
+
+    Returns:
+      `Judged`; the softmax is averaged over views, tokens of all segments are seen at once.
+
+    Source: evals/video_classification_frozen/eval.py.
+    """
+    protocol, names = bundle.protocol, bundle.probes()
+    (encoder,) = (network for name, network in bundle.networks.items() if name not in names)
+    probe, pre = bundle.networks[names[0]].module, bundle.preprocessing
+    classes = probe.outputs[0][1]
+    run = jax.jit(functools.partial(_probabilities, encoder.module, probe, protocol.layers, np.float32(pre.mean), np.float32(pre.std)))
+    params = jax.device_put(({"encoder": encoder.params}, {name: bundle.networks[name].params for name in names}))
+    numbers = np.arange(len(source)) if limit is None else np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).astype(int))
+    read = functools.partial(_read, source, protocol, classes, seed)
+    found, skipped = [], []
+    with concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool:
+        for chunk in _ahead(pool, read, numbers, batch_size):
+            good = [row for row in chunk if not isinstance(row, Skipped)]
+            skipped += [row for row in chunk if isinstance(row, Skipped)]
+            if good:
+                # The last batch is filled up, so that all have one shape.
+                views = np.stack([good[min(at, len(good) - 1)][2] for at in range(batch_size)])
+                probabilities = np.asarray(run(*params, views))[:, : len(good)]
+                found.append((probabilities, [row[1] for row in good], [row[0] for row in good]))
+            on_videos(len(chunk))
+    if not found:
+        raise DataError("no usable record", f"none of {len(numbers)} videos could be used; the first: {skipped[0].message}")
+    probabilities, labels, used = zip(*found)
+    return Judged(np.concatenate(probabilities, 1), np.concatenate(labels).astype(np.int64), np.concatenate(used).astype(np.int64), skipped)
+
+
+def _read(source, protocol, classes, seed, number):
+    """Read one video: (number, label, views), or `Skipped`."""
+    number = int(number)
+    try:
+        record = source[number]
+        label = class_of(record, classes)
+        uniforms = np.random.default_rng((seed, number)).random(protocol.num_segments)
+        return number, label, read_views(record, protocol, uniforms)
+    except DataError as error:
+        return Skipped(number, source.locate(number), error.reason, str(error))
+
+
+def _ahead(pool, read, numbers, size):
+    """Yield what was read in chunks, a few of them ahead."""
+    waiting = collections.deque()
+    for first in range(0, len(numbers), size):
+        waiting.append([pool.submit(read, number) for number in numbers[first : first + size]])
+        if len(waiting) > _AHEAD:
+            yield [future.result() for future in waiting.popleft()]
+    while waiting:
+        yield [future.result() for future in waiting.popleft()]
+
+
+def _probabilities(encoder, probe, layers, mean, std, frozen, params, views):
+    """Turn views uint8 `[B, S, V, T, H, W, 3]` into `[P, B, C]`."""
+    def one(view):
+        tokens = encode_segments(encoder, frozen["encoder"], normalize_pixels(view, mean, std), layers)
+        return jax.nn.softmax(score(probe, params, tokens))
+
+    return jax.lax.map(one, jnp.moveaxis(views, 2, 0)).mean(0)
+
+
+def summarize(judged, settings):
+    """Compute what a report says.
+
+    Args:
+      judged: `Judged`.
+      settings: dict of every probe: how it was trained.
+
+    Returns:
+      JSON-able dict: n, classes, best (number of the probe with the highest top-1), and `probes`, for each its settings,
+      top1, top5 and class_mean in percent, the first with its 95 % interval. The class mean is over classes that occur.
+    """
+    rows = []
+    for probabilities, setting in zip(judged.probabilities, settings, strict=True):
+        hits = ranks(probabilities, judged.labels)
+        interval = wilson(int((hits < 1).sum()), len(hits))
+        recall = class_recall(probabilities, judged.labels)
+        rows.append({"setting": setting, "top1": _percent(interval.value), "top1_interval": [_percent(interval.low), _percent(interval.high)],
+                     "top5": _percent((hits < _TOP).mean()), "class_mean": _percent(np.nanmean(recall))})
+    best = int(np.argmax([row["top1"] for row in rows]))
+    return {"n": len(judged.labels), "classes": judged.probabilities.shape[-1], "skipped": len(judged.skipped), "best": best, "probes": rows}
+
+
+def ranks(probabilities, labels):
+    """Count how many classes are more probable than the true one: int64 `[n]`, 0 where it is right."""
+    own = np.take_along_axis(probabilities, labels[:, None], 1)
+    # Of equally probable classes the first is named first.
+    ties = (probabilities == own) & (np.arange(probabilities.shape[1]) < labels[:, None])
+    return (probabilities > own).sum(1) + ties.sum(1)
+
+
+def class_recall(probabilities, labels, k=1):
+    """Return the part of every class that is among the first k answers: float64 `[C]`, nan where it does not occur.
+
+    Source: evals/action_anticipation_frozen/metrics.py (ClassMeanRecall).
+    """
+    classes = probabilities.shape[1]
+    total = np.bincount(labels, minlength=classes)
+    hits = np.bincount(labels[ranks(probabilities, labels) < k], minlength=classes)
+    return np.where(total > 0, hits / np.maximum(total, 1), np.nan)
+
+
+def confusion(probabilities, labels):
+    """Count how often a class (row) is taken for another (column): int64 `[C, C]`."""
+    matrix = np.zeros((probabilities.shape[1],) * 2, np.int64)
+    np.add.at(matrix, (labels, probabilities.argmax(1)), 1)
+    return matrix
+
+
+def worst(probabilities, labels, count):
+    """Choose the wrong answers given with most confidence: positions, int64 `[<= count]`."""
+    wrong = np.flatnonzero(probabilities.argmax(1) != labels)
+    return wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][:count]
+
+
+def _percent(value):
+    return round(100 * float(value), 2)

@@ -1,0 +1,162 @@
+"""The command `evaluate probe`: accuracies of trained or converted probes on labelled videos, with pictures."""
+
+import os
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from jepa_jax.commandline import types
+from jepa_jax.commandline.stdout import write_lines
+from jepa_jax.data.errors import DataError
+from jepa_jax.data.labelled import ListSource, check_labels, open_labelled
+from jepa_jax.data.publish import check_folder, new_file, write_json
+from jepa_jax.data.segments import read_views
+from jepa_jax.evals import classification
+from jepa_jax.viz import canvas
+from jepa_jax.viz import classification as pictures
+from jepa_jax.weights import released, store
+from jepa_jax.weights.bundle import WeightsError, choose_encoder, keep_networks, network_sha256
+
+DESCRIPTION = """Classify labelled videos with every probe of a run of configs/probe.py, or of converted official weights,
+exactly as the protocol says. DIR gets probe.json (protocol, accuracies of all probes, weights' sha256, what was left out),
+confusion.png and worst.png of the best probe. Exit status: 0; 1 if too many videos could not be read; 2 if nothing was judged."""
+EXAMPLES = """examples:
+  python -m jepa_jax.evaluate probe val.csv --model runs/ssv2 --output reports/ssv2
+  python -m jepa_jax.evaluate probe val.csv --model models/ssv2 --protocol ssv2-vitl --output reports/released"""
+REPORT, CONFUSION, WORST = "probe.json", "confusion.png", "worst.png"
+_NAMED, _FRAMES, _EXAMPLES = 100, 4, 16
+
+
+def add_probe(parser):
+    """Add the options to the parser of the command."""
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add("data", metavar="DATA", help="list 'path label', folder of class folders, or labelled shards; not seen in training")
+    add("--model", required=True, metavar="PATH", help="run of configs/probe.py, or weights of an encoder with probes")
+    add("--output", required=True, metavar="DIR", help="folder for report and pictures, or a URL")
+    add("--protocol", choices=sorted(released.PROTOCOLS), help="how videos are seen (default: as the probes were trained)")
+    add("--labels", metavar="FILE", help="names of the classes, one per line (default: as the weights say)")
+    add("--samples", type=types.positive, help="videos at most, evenly spread (default: all)")
+    add("--batch", type=types.positive, default=4, help="videos computed together (default %(default)s)")
+    add("--seed", type=types.count, default=0, help="of the windows in time, which the official code draws too (default %(default)s)")
+    add("--max-skip-fraction", type=types.fraction, default=0.01,
+        help="exit with status 1 when more of the videos cannot be read (default %(default)s)")
+
+
+def run(args):
+    """Judge probes; returns the exit status."""
+    check_folder(args.output)
+    bundle = _read_bundle(args)
+    source = open_labelled(args.data)
+    classes = bundle.networks[bundle.probes()[0]].module.outputs[0][1]
+    if isinstance(source, ListSource):
+        check_labels(source, classes, what=args.data, need_all=False)
+    names = _class_names(args, bundle, source, classes)
+    total = min(len(source), args.samples or len(source))
+    with tqdm(total=total, desc="classifying (compiles first)", unit=" videos", dynamic_ncols=True) as bar:
+        judged = classification.judge(bundle, source, batch_size=args.batch, seed=args.seed, limit=args.samples, on_videos=bar.update)
+    report = classification.summarize(judged, _settings(bundle))
+    _draw(report, judged, bundle, source, names, args)
+    write_json(os.path.join(args.output, REPORT), _record(report, judged, bundle, args))
+    write_lines(_describe(report, bundle, args))
+    fraction = len(judged.skipped) / total
+    if fraction > args.max_skip_fraction:
+        write_lines([f"error: {fraction:.1%} of the videos could not be read, more than --max-skip-fraction {args.max_skip_fraction:g}; "
+                     f"first: {judged.skipped[0].message}"])
+        return 1
+    return 0
+
+
+def _read_bundle(args):
+    bundle = store.read(args.model)
+    probes = bundle.probes()
+    if not probes:
+        raise WeightsError(f"{args.model} has no probe; it holds {', '.join(bundle.networks)}. Train one: configs/probe.py")
+    if any(len(bundle.networks[name].module.outputs) != 1 for name in probes):
+        raise WeightsError(f"the probes of {args.model} anticipate actions; they do not classify clips")
+    protocol = released.find_protocol(args.protocol) if args.protocol else bundle.protocol
+    if protocol is None:
+        raise WeightsError(f"{args.model} does not say how its probes see a video; say it with --protocol")
+    if args.protocol and bundle.protocol and protocol != bundle.protocol:
+        raise WeightsError(f"--protocol is {protocol.describe()}, but the probes were trained as {bundle.protocol.describe()}")
+    encoder = choose_encoder(bundle.networks)
+    width = bundle.networks[encoder].module.width
+    if wrong := [name for name in probes if bundle.networks[name].module.width != width]:
+        raise WeightsError(f"{wrong[0]} takes tokens of width {bundle.networks[wrong[0]].module.width}, the encoder gives {width}")
+    kept = keep_networks(bundle, [encoder, *probes])
+    kept = type(kept)(**vars(kept) | {"protocol": protocol})
+    return kept
+
+
+def _class_names(args, bundle, source, classes):
+    names = bundle.labels or getattr(source, "class_names", None)
+    if args.labels:
+        with open(args.labels, encoding="utf-8") as file:
+            names = [line.strip() for line in file if line.strip()]
+    names = names or [str(number) for number in range(classes)]
+    if len(names) != classes:
+        raise ValueError(f"there are {len(names)} names of classes, but the probes have {classes} (--labels)")
+    return list(names)
+
+
+def _settings(bundle):
+    """Say how every probe was trained, where that is known."""
+    section = bundle.provenance.get("config", {}).get("optim", {})
+    pairs = [(lr, decay) for lr in section.get("lr", ()) for decay in section.get("weight_decay", ())] if "epochs" in section else []
+    if len(pairs) != len(bundle.probes()):
+        return [{} for _ in bundle.probes()]
+    return [{"lr": lr, "weight_decay": decay} for lr, decay in pairs]
+
+
+def _record(report, judged, bundle, args):
+    hashes = {name: network.sha256 or network_sha256(network.params) for name, network in bundle.networks.items()}
+    settings = {name: value for name, value in vars(args).items() if name not in ("run", "command")}
+    skipped = [skip._asdict() for skip in judged.skipped[:_NAMED]]
+    return {"metric": "top-1", "protocol": bundle.protocol.to_json(), **report, "sha256": hashes, "provenance": bundle.provenance,
+            "settings": settings, "versions": {"jax": jax.__version__, "backend": jax.default_backend()}, "left_out": skipped}
+
+
+def _describe(report, bundle, args):
+    lines = [f"protocol {bundle.protocol.describe()}", f"{report['n']} videos, {report['classes']} classes"]
+    if report["skipped"]:
+        lines.append(f"{report['skipped']} videos could not be read and do not count; {REPORT} names them")
+    lines += ["", f"{'probe':<10}{'lr':>9}{'decay':>9}{'top-1, %':>10}  {'95 %':<14}{'top-5, %':>9}{'class mean, %':>15}"]
+    for number, row in enumerate(report["probes"]):
+        low, high = row["top1_interval"]
+        setting = [f"{row['setting'][key]:>9g}" if row["setting"] else f"{'-':>9}" for key in ("lr", "weight_decay")]
+        lines.append(f"{number:<10}{''.join(setting)}{row['top1']:>10.2f}  {f'{low:.1f} to {high:.1f}':<14}{row['top5']:>9.2f}{row['class_mean']:>15.2f}"
+                     f"{'  best' if number == report['best'] and len(report['probes']) > 1 else ''}")
+    if len(report["probes"]) > 1:
+        lines.append("(the best of several is chosen on these videos, as officially; on others it will be a little worse)")
+    return [*lines, "", *(f"wrote {os.path.join(args.output, name)}" for name in (REPORT, CONFUSION, WORST))]
+
+
+def _draw(report, judged, bundle, source, names, args):
+    best, row = judged.probabilities[report["best"]], report["probes"][report["best"]]
+    title = f"{os.path.basename(os.path.normpath(args.model))} on {os.path.basename(os.path.normpath(args.data))}"
+    subtitle = f"{report['n']} videos; top-1 {row['top1']:.1f} %, mean over classes {row['class_mean']:.1f} %; {bundle.protocol.describe()}"
+    figure = pictures.draw_confusion(classification.confusion(best, judged.labels), classification.class_recall(best, judged.labels),
+                                     names, title, subtitle)
+    with new_file(os.path.join(args.output, CONFUSION)) as local:
+        canvas.save_figure(figure, local)
+    strips, captions = [], []
+    for place in classification.worst(best, judged.labels, _EXAMPLES):
+        try:
+            strips.append(_strip(source, bundle.protocol, judged.numbers[place], args.seed))
+        except DataError:
+            # It could be read a minute ago; a picture is not worth the report.
+            continue
+        guess = int(best[place].argmax())
+        captions.append(f"{names[judged.labels[place]]}, taken for {names[guess]} ({best[place][guess]:.0%})")
+    figure = pictures.draw_worst(strips, captions, f"{title}: wrong with most confidence", "frames of the first segment, in order")
+    with new_file(os.path.join(args.output, WORST)) as local:
+        canvas.save_figure(figure, local)
+
+
+def _strip(source, protocol, number, seed):
+    """Read a few frames of a video as the probe saw it: uint8 `[k, H, W, 3]`."""
+    uniforms = np.random.default_rng((seed, int(number))).random(protocol.num_segments)
+    views = read_views(source[int(number)], protocol, uniforms)
+    clip = views[0, views.shape[1] // 2]
+    return clip[np.linspace(0, len(clip) - 1, min(_FRAMES, len(clip))).astype(int)]

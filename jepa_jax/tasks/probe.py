@@ -1,0 +1,313 @@
+"""Frozen evaluation: attentive probes that read classes off an encoder, many settings trained at once."""
+
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jepa_jax.data.iterate import make_iterator
+from jepa_jax.data.labelled import ListSource, check_labels, open_labelled
+from jepa_jax.data.labelled_pipeline import LabelledPipeline
+from jepa_jax.data.specs import CropSpec, GroupSpec
+from jepa_jax.models import AttentiveProbe, erase_boxes, join_levels, join_segments, normalize_pixels, token_grid
+from jepa_jax.models.flops import encoder_flops, stack_flops
+from jepa_jax.models.spec import abstract_params
+from jepa_jax.tasks.pretrain import make_augment
+from jepa_jax.tasks.sources import make_cache, make_sources, naming_root
+from jepa_jax.tasks.step import make_train_step, sample_latents
+from jepa_jax.training import optim, sharding
+from jepa_jax.training.state import create_state, tensor_names
+from jepa_jax.training.task import Task
+from jepa_jax.weights import bundle as weights
+from jepa_jax.weights import runs, start, store
+
+GROUP = "labelled"
+OUTPUT = "label"
+
+
+def encode_segments(encoder, params, video, layers):
+    """Compute the tokens of all segments of a batch, as a probe gets them.
+
+    Args:
+      encoder, params: the frozen `VideoEncoder`.
+      video: float32 `[B, S, T, H, W, 3]`, normalised.
+      layers: see `Protocol`.
+
+    Returns:
+      `[B, S*N, D]`, all tokens of the first segment first; with layers `[B, S*L*N, D]`. No gradient.
+
+    Source: evals/video_classification_frozen/modelcustom/*.py.
+    """
+    def encode(segment):
+        if layers:
+            return join_levels(encoder.apply({"params": params}, segment, layers, method="encode_layers"))
+        return encoder.apply({"params": params}, segment)
+
+    # Segment by segment: an encoder needs far more memory than its tokens.
+    tokens = jax.lax.map(encode, jnp.swapaxes(video, 0, 1))
+    return jax.lax.stop_gradient(join_segments(tokens[:, None])[0])
+
+
+def score(probe, params, tokens):
+    """Score the classes with every probe, as one program over all.
+
+    Args:
+      probe: `AttentiveProbe` with a single output.
+      params: dict from the name of a probe to its parameters.
+      tokens: `[B, N, D]`.
+
+    Returns:
+      float32 `[P, B, classes]`, probes in the order of `weights.bundle.probe_names`.
+    """
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[name] for name in weights.probe_names(params)))
+    (logits,) = jax.vmap(lambda one: probe.apply({"params": one}, tokens))(stacked).values()
+    return logits
+
+
+def make_loss(probe, encoder, *, layers, mean, std, monitor_tokens):
+    """Build the loss of all probes.
+
+    Returns:
+      Function (params, frozen, batch) -> (loss, aux) as in `step.make_train_step`; `params` maps names of probes
+      to their parameters, `frozen` has the key encoder, `batch` is as `LabelledPipeline.batch_at` makes it. The
+      loss is the sum of the probes' mean cross-entropies, so that each is trained as if it were alone.
+
+    Source: evals/video_classification_frozen/eval.py.
+    """
+    def loss_fn(params, frozen, batch):
+        video = normalize_pixels(batch["video"], np.float32(mean), np.float32(std))
+        if "erase_boxes" in batch:
+            flat = lambda name: batch[name].reshape(-1, *batch[name].shape[2:])
+            erased = erase_boxes(video.reshape(-1, *video.shape[2:]), flat("erase_boxes"), flat("erase_seeds"))
+            video = erased.reshape(video.shape)
+        tokens = encode_segments(encoder, frozen["encoder"], video, layers)
+        logits = score(probe, params, tokens)
+        labels = batch["label"]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels[None]).mean(1)
+        right = (logits.argmax(-1) == labels[None]).astype(jnp.float32).mean(1)
+        metrics = {}
+        for number, name in enumerate(weights.probe_names(params)):
+            metrics |= {f"train/loss/{name}": losses[number], f"train/accuracy/{name}": right[number]}
+        metrics |= {"train/best_loss": losses.min(), "train/best_accuracy": right.max()}
+        return losses.sum(), {"losses": metrics, "samples": sample_latents(tokens, tokens, monitor_tokens)}
+
+    return loss_fn
+
+
+def make_sweep(section):
+    """List the settings of the probes: dicts of lr and weight_decay, in the order of their names.
+
+    Args:
+      section: `optim` of a config, with tuples `lr` and `weight_decay`.
+
+    Raises:
+      ValueError: if there is none, or one is negative.
+    """
+    found = [{"lr": lr, "weight_decay": decay} for lr, decay in itertools.product(section.lr, section.weight_decay)]
+    if not found or any(not math.isfinite(value) or value < 0 for setting in found for value in setting.values()):
+        raise ValueError(f"optim.lr {section.lr} and optim.weight_decay {section.weight_decay} must be lists of numbers of at "
+                         "least 0; a probe is trained for every pair")
+    return found
+
+
+def make_schedules(section, sweep):
+    """Build the schedules of all probes: their values are float32 `[P]`.
+
+    Args:
+      section: `optim` of a config; `start_lr` None starts every probe at its own rate.
+      sweep: from `make_sweep`.
+
+    Returns:
+      `optim.Schedules`.
+
+    Source: evals/video_classification_frozen/eval.py (init_opt, WarmupCosineLRSchedule).
+    """
+    alone = [
+        optim.make_schedules(
+            schedule="warmup_cosine", lr=one["lr"], start_lr=one["lr"] if section.start_lr is None else section.start_lr,
+            final_lr=section.final_lr, weight_decay=one["weight_decay"], final_weight_decay=one["weight_decay"], ema=1.0,
+            final_ema=1.0, total_steps=section.total_steps, warmup_steps=section.warmup_steps, anneal_steps=0, horizon_scale=1.0,
+        )
+        for one in sweep
+    ]
+    together = lambda field: lambda k: jnp.stack([getattr(schedules, field)(k) for schedules in alone])
+    return optim.Schedules(together("learning_rate"), together("weight_decay"), alone[0].ema_rate)
+
+
+def make_optimizer(section):
+    """Build AdamW for probes with a rate and a weight decay each; everything is decayed, biases and norms too.
+
+    Returns:
+      optax.GradientTransformationExtraArgs; `update` takes `learning_rate` and `weight_decay` as `[P]`.
+    """
+    adam = optax.scale_by_adam(b1=section.b1, b2=section.b2, eps=section.eps)
+
+    def update(grads, state, params, *, learning_rate, weight_decay):
+        direction, state = adam.update(grads, state, params)
+        updates = {
+            name: jax.tree.map(lambda d, p, at=at: -learning_rate[at] * (d + weight_decay[at] * p), direction[name], params[name])
+            for at, name in enumerate(weights.probe_names(params))
+        }
+        return updates, state
+
+    return optax.GradientTransformationExtraArgs(adam.init, update)
+
+
+def make_protocol(config):
+    """Build the `Protocol` of a config: how a video is seen in training and evaluation."""
+    section = config.protocol
+    return weights.Protocol(section.name, section.frames, section.frame_step, section.num_segments, section.num_views,
+                            config.data.size, tuple(section.layers))
+
+
+def open_data(config, root, paths, cache):
+    """Open labelled data; returns (sources, number of classes, their names or None).
+
+    Raises:
+      ValueError: if the number of classes is not set and no list tells it.
+      ListError: if a list is of another format, a label is out of range, or a class has no example.
+    """
+    data = config.data
+    with naming_root(data.root):
+        sources = [open_labelled(spec.paths[0], cache) for spec in make_sources(root, paths, "data")]
+    lists = [source for source in sources if isinstance(source, ListSource)]
+    names = next((source.class_names for source in lists if source.class_names), None)
+    count = data.num_classes or (len(names) if names else 0)
+    if not count and len(lists) == len(sources):
+        count = int(max(source.labels().max() for source in lists)) + 1
+    if count < 2:
+        raise ValueError(f"data.num_classes is {count}; say how many classes there are, at least 2 (shards do not tell)")
+    for spec, source in zip(data.paths, sources):
+        if isinstance(source, ListSource):
+            check_labels(source, count, what=spec, need_all=len(sources) == 1 and not data.allow_empty_classes)
+    return sources, count, names
+
+
+def read_encoder(path):
+    """Read the encoder that is frozen: (`Bundle` of it alone, sha256 of its weights).
+
+    Raises:
+      ValueError: if no path is given.
+      WeightsError: if it cannot be read.
+    """
+    if not path:
+        raise ValueError("encoder is not set: give --config.encoder=WEIGHTS, a run or a name on the hub")
+    found = store.read(path, choose=lambda names: (weights.choose_encoder(names),))
+    name = weights.choose_encoder(found.networks)
+    found = weights.keep_networks(found, [name])
+    return found, found.networks[name].sha256 or weights.network_sha256(found.networks[name].params)
+
+
+def make_task(config, mesh):
+    """Build the task of training probes.
+
+    Args:
+      config: locked ConfigDict as in `configs/probe.py`; where `optim.total_steps` is 0, it is set to what
+        `optim.epochs` take.
+      mesh: device mesh from `sharding.make_mesh`.
+
+    Returns:
+      `Task`.
+
+    Raises:
+      ValueError: if a setting is impossible; nothing has been compiled then.
+      WeightsError: if the encoder cannot be read.
+      ListError, FileNotFoundError, DataError: if there is something wrong with the data.
+    """
+    data, section = config.data, config.optim
+    sharding.check_batch_size(GROUP, data.batch_size, mesh, section.accumulate)
+    sweep, protocol = make_sweep(section), make_protocol(config)
+    sources, num_classes, class_names = open_data(config, data.root, data, make_cache(data))
+    if not section.total_steps:
+        section.total_steps = max(1, section.epochs * (sum(map(len, sources)) // data.batch_size))
+    frozen, sha256 = read_encoder(config.encoder)
+    (network,) = frozen.networks.values()
+    model, pre = config.model, frozen.preprocessing
+    encoder = network.module.clone(attention=model.attention, dtype=jnp.dtype(model.dtype),
+                                   residual_dtype=jnp.dtype(model.encoder_residual_dtype))
+    probe = make_probe(model, encoder.width, num_classes)
+    names = [f"{weights.PROBE}{number}" for number in range(len(sweep))]
+    pipeline = make_pipeline(config, sources, protocol, num_classes, jax.process_index(), jax.process_count())
+    init_params = lambda rng: {name: probe.init(jax.random.fold_in(rng, at), jnp.zeros((1, 1, encoder.width)))["params"]
+                               for at, name in enumerate(names)}
+    optimizer = make_optimizer(section)
+    abstract = {name: abstract_params(probe) for name in names}
+    loss_fn = make_loss(probe, encoder, layers=protocol.layers, mean=pre.mean, std=pre.std, monitor_tokens=config.log.monitor_tokens)
+    card = runs.model_card(dict.fromkeys(names, probe), data.size, protocol.frames, protocol=protocol, labels=class_names,
+                           trained={"encoder_sha256": sha256, "sweep": sweep})
+    return Task(
+        init_state=lambda rng: create_state(init_params(rng), {}, optimizer),
+        train_step=make_train_step(loss_fn, optimizer, make_schedules(section, sweep), accumulate=section.accumulate,
+                                   spike_factor=config.guard.spike_factor),
+        open_data=functools.partial(make_iterator, pipeline, workers=data.workers, threads=data.threads, prefetch=data.prefetch),
+        tensor_names=optim.checked_names(tensor_names(abstract)),
+        clips_per_step=data.batch_size,
+        flops_per_step=_step_flops(probe, encoder, protocol, data, len(sweep)),
+        data_state={"seed": config.seed} | pipeline.contents(),
+        model_card=card,
+        check_card=functools.partial(_check_card, card=card),
+        read_weights=_no_weights,
+        summary=_summarize(protocol, sweep, abstract, num_classes, section, sha256) + pipeline.describe(),
+        frozen={"encoder": network.params},
+        write_frozen=functools.partial(runs.write_frozen, frozen),
+    )
+
+
+def make_probe(model, width, num_classes):
+    """Build the `AttentiveProbe` of a config's `model` section."""
+    return AttentiveProbe(
+        width=width, depth=model.depth, num_heads=model.num_heads, mlp_ratio=model.mlp_ratio, outputs=((OUTPUT, num_classes),),
+        norm_eps=model.norm_eps, attention=model.attention, remat=model.remat, dtype=jnp.dtype(model.dtype),
+        param_dtype=jnp.dtype(model.param_dtype), residual_dtype=jnp.dtype(model.residual_dtype),
+    )
+
+
+def make_pipeline(config, sources, protocol, num_classes, process_index=0, process_count=1):
+    """Build the `LabelledPipeline` of one process."""
+    data = config.data
+    group = GroupSpec(GROUP, "video", protocol.frames, 1.0, data.batch_size, make_sources(data.root, data, "data"),
+                      step=protocol.frame_step)
+    return LabelledPipeline(
+        group, sources, CropSpec(data.size, data.crop_scale, data.crop_aspect, data.flip), make_augment(data.augment), protocol,
+        num_classes,
+        seed=config.seed, max_bad_fraction=data.max_bad_fraction, process_index=process_index, process_count=process_count,
+    )
+
+
+def _check_card(path, then, resumed, *, card):
+    start.check_networks(path, card, then)
+    now, then = ({"protocol": found.get("protocol"), **(found.get("trained") or {})} for found in (card, then))
+    wrong = [f"{key}: {then.get(key)!r} in the checkpoint, {value!r} in this config" for key, value in now.items() if then.get(key) != value]
+    if resumed and wrong:
+        raise weights.WeightsError(f"{path} was trained otherwise than this config describes: {'; '.join(wrong)}; go on with the "
+                                   "config it was started with, or take another --workdir")
+
+
+def _no_weights(path):
+    raise weights.WeightsError(f"probes start from new weights, not from {path}; leave start.mode at 'scratch'")
+
+
+def _tokens(encoder, protocol, size):
+    per_clip = math.prod(token_grid(protocol.frames, size, size, encoder.patch_size, encoder.tubelet_size))
+    return per_clip, per_clip * protocol.num_segments * max(1, len(protocol.layers))
+
+
+def _step_flops(probe, encoder, protocol, data, count):
+    per_clip, tokens = _tokens(encoder, protocol, data.size)
+    one = stack_flops(tokens, probe.width, probe.depth - 1, probe.mlp_ratio) + 4 * tokens * probe.width**2
+    # A backward pass costs twice the forward pass; the encoder has none.
+    return data.batch_size * (protocol.num_segments * encoder_flops(encoder, per_clip) + 3 * count * one)
+
+
+def _summarize(protocol, sweep, abstract, num_classes, section, sha256):
+    size = 4 * weights.count_params(abstract)
+    return [
+        f"protocol {protocol.describe()}; {num_classes} classes",
+        f"encoder sha256 {sha256[:12]}, frozen",
+        f"{len(sweep)} probes trained at once: lr {', '.join(map(str, section.lr))} x weight decay "
+        f"{', '.join(map(str, section.weight_decay))}; {size / 2**30:.2f} GiB of weights, {4 * size / 2**30:.2f} GiB with gradients and AdamW's moments",
+    ]

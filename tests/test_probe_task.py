@@ -1,0 +1,199 @@
+"""Probes on a frozen encoder: every one trained as if alone, from a list of videos to a confusion matrix."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from compiling import fast_jit
+from configs.probe import get_config
+from jepa_jax import evaluate
+from jepa_jax.data.listing import ListError
+from jepa_jax.evals import classification
+from jepa_jax.models import AttentiveProbe
+from jepa_jax.tasks import probe as task
+from jepa_jax.training import loop, sharding
+from jepa_jax.data.skips import SkipCounter
+from jepa_jax.weights import store
+from jepa_jax.weights.bundle import Bundle, Preprocessing, WeightsError
+from jepa_jax.weights.released import PROTOCOLS
+from media import write_video
+from parity.files import load
+from test_classify import ENCODER
+from weight_bundles import random_network
+
+CLASSES = 3
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """Path of a tiny random encoder."""
+    path = tmp_path_factory.mktemp("encoder") / "weights"
+    store.write(Bundle({"encoder": random_network(ENCODER, 0)}, Preprocessing(crop_size=32, short_side=36, frames=4)), path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """A list of six readable videos of three classes, and one that is no video."""
+    folder = tmp_path_factory.mktemp("videos")
+    lines = [f"{write_video(folder / f'{i}.mp4', frames=12, height=32 + 8 * i, width=48)} {i % CLASSES}" for i in range(6)]
+    (folder / "broken.mp4").write_bytes(b"no video")
+    (folder / "good.csv").write_text("\n".join(lines) + "\n")
+    (folder / "list.csv").write_text("\n".join([*lines, f"{folder / 'broken.mp4'} 1"]) + "\n")
+    return folder
+
+
+def make_config(encoder, path, **optim):
+    config = get_config("demo")
+    config.encoder = encoder
+    config.protocol.update({"frames": 4, "num_segments": 2, "layers": (0, 2)})
+    config.model.update({"depth": 2, "num_heads": 2})
+    config.data.update({"paths": (str(path),), "size": 32, "batch_size": 8, "workers": 0, "threads": 0, "max_bad_fraction": 0.5})
+    config.data.augment.update({"erase": 1.0})
+    config.optim.update({"total_steps": 3, "lr": (0.1, 0.01), "weight_decay": (0.0, 0.4)} | optim)
+    config.checkpoint.every_steps = 2
+    return config.lock()
+
+
+@pytest.fixture(scope="module")
+def run(encoder, videos, tmp_path_factory):
+    """Workdir of a finished run."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = make_config(encoder, videos / "list.csv")
+    mesh = sharding.make_mesh(1)
+    made = task.make_task(config, mesh)
+    loop.train(made, SkipCounter(0.5), mesh, workdir, config=config, total_steps=3)
+    return workdir
+
+
+def test_from_a_list_to_a_confusion_matrix(run, videos, tmp_path, capsys):
+    status = evaluate.main(["probe", str(videos / "list.csv"), "--model", str(run), "--output", str(tmp_path), "--batch", "4",
+                            "--max-skip-fraction", "0.5"])
+    assert status == 0, capsys.readouterr().err
+    report = json.loads((tmp_path / "probe.json").read_text())
+    assert (report["n"], report["skipped"], report["classes"], len(report["probes"])) == (6, 1, CLASSES, 4)
+    assert report["probes"][1]["setting"] == {"lr": 0.1, "weight_decay": 0.4}
+    assert report["protocol"]["num_segments"] == 2 and report["protocol"]["layers"] == [0, 2]
+    assert "broken.mp4" in report["left_out"][0]["message"]
+    assert (tmp_path / "confusion.png").stat().st_size > 10_000 and (tmp_path / "worst.png").exists()
+    assert "1 videos could not be read" in capsys.readouterr().out
+
+
+def test_too_many_unreadable_videos_are_a_failure(run, videos, tmp_path):
+    assert evaluate.main(["probe", str(videos / "list.csv"), "--model", str(run), "--output", str(tmp_path), "--batch", "4"]) == 1
+
+
+def test_a_run_is_a_classifier(run):
+    bundle = store.read(str(run))
+    assert bundle.probes() == ["probe_0", "probe_1", "probe_2", "probe_3"] and "encoder" in bundle.networks
+    assert bundle.protocol.describe() == "demo: 2 segments of 4 frames every 2, 1 view of 32, layers 0, 2"
+
+
+def test_every_probe_is_trained_as_if_it_were_alone():
+    module = AttentiveProbe(12, 2, 2, outputs=(("label", CLASSES),))
+    config = make_config("none", "none", start_lr=0.02, warmup_steps=2, total_steps=6)
+    sweep = task.make_sweep(config.optim)
+    names = [f"probe_{i}" for i in range(len(sweep))]
+    rng = np.random.default_rng(0)
+    tokens, labels = rng.normal(size=(6, 4, 5, 12)).astype(np.float32), rng.integers(CLASSES, size=(6, 4))
+    initial = {name: module.init(jax.random.key(i), tokens[0])["params"] for i, name in enumerate(names)}
+    optimizer, schedules = task.make_optimizer(config.optim), task.make_schedules(config.optim, sweep)
+
+    def cross_entropy(logits, labels):
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(-1)
+
+    @fast_jit
+    def together(params, state, tokens, labels, k):
+        loss, grads = jax.value_and_grad(lambda p: cross_entropy(task.score(module, p, tokens), labels[None]).sum())(params)
+        updates, state = optimizer.update(grads, state, params, learning_rate=schedules.learning_rate(k), weight_decay=schedules.weight_decay(k))
+        return optax.apply_updates(params, updates), state
+
+    params, state = initial, optimizer.init(initial)
+    for k in range(6):
+        params, state = together(params, state, tokens[k], labels[k], k + 1)
+    for number in (0, 3):
+        rates = jnp.stack([schedules.learning_rate(k + 1)[number] for k in range(6)])
+        reference = optax.adamw(lambda count: rates[count], weight_decay=sweep[number]["weight_decay"])
+        alone = initial[names[number]]
+        state = reference.init(alone)
+        step = fast_jit(lambda p, s, x, y: _alone(module, reference, cross_entropy, p, s, x, y))
+        for k in range(6):
+            alone, state = step(alone, state, tokens[k], labels[k])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), alone, params[names[number]])
+
+
+def _alone(module, optimizer, loss, params, state, tokens, labels):
+    grads = jax.grad(lambda p: loss(module.apply({"params": p}, tokens)["label"], labels))(params)
+    updates, state = optimizer.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+
+def test_schedules_of_a_sweep_are_those_of_the_golden_arrays(golden):
+    arrays, config = load(golden, "schedules")
+    for number in (0, 1):
+        s = config[f"probe_{number}"]
+        section = make_config("none", "none", lr=(s["mc_ref_lr"],), weight_decay=(s["mc_final_wd"],), start_lr=s["mc_start_lr"],
+                              final_lr=s["mc_final_lr"], warmup_steps=s["mc_warmup_steps"], total_steps=s["T_max"]).optim
+        rate = task.make_schedules(section, task.make_sweep(section)).learning_rate
+        expected = arrays[f"out/probe_lr_{number}"][: s["T_max"]]
+        np.testing.assert_allclose([rate(k + 1)[0] for k in range(0, s["T_max"], 7)], expected[::7], rtol=1e-4, atol=1e-9)
+
+
+def test_metrics_are_those_of_the_golden_arrays(golden):
+    arrays, _ = load(golden, "metrics")
+    logits = arrays["in/logits"].reshape(-1, arrays["in/logits"].shape[-1])
+    labels = arrays["in/labels"].reshape(-1).astype(np.int64)
+    for k in (1, 5):
+        np.testing.assert_allclose(100 * np.nanmean(classification.class_recall(logits, labels, k)), arrays[f"out/recall{k}_all"][-1], rtol=1e-5)
+        np.testing.assert_allclose(100 * (classification.ranks(logits, labels) < k).mean(), arrays[f"out/accuracy{k}_all"][-1], rtol=1e-5)
+    views = np.asarray(jax.nn.softmax(arrays["in/view_logits"])).mean(0)
+    np.testing.assert_allclose(views, arrays["out/view_prob"], rtol=1e-5)
+    hits = classification.ranks(views, arrays["in/labels"][0].astype(np.int64)) < 1
+    np.testing.assert_allclose(100 * hits.mean(), arrays["out/view_top1"], rtol=1e-5)
+
+
+def test_confusion_counts_what_is_taken_for_what():
+    probabilities = np.array([[0.9, 0.1, 0.0], [0.2, 0.5, 0.3], [0.4, 0.35, 0.25]], np.float32)
+    labels = np.array([0, 2, 2])
+    assert classification.confusion(probabilities, labels).tolist() == [[1, 0, 0], [0, 0, 0], [1, 1, 0]]
+    assert classification.worst(probabilities, labels, 5).tolist() == [1, 2]
+    assert np.isnan(classification.class_recall(probabilities, labels)[1])
+
+
+@pytest.mark.parametrize("change, error, message", [
+    ({"num_classes": 2}, ListError, "2 of 6 labels outside of 0 to 1"),
+    ({"num_classes": 5}, ListError, r"no example of 2 of 5 classes \(3, 4\)"),
+    ({"batch_size": 0}, ValueError, "batch"),
+    ({"paths": ("missing.csv",)}, (ListError, FileNotFoundError, OSError), "missing.csv"),
+])
+def test_bad_data_is_refused_before_anything_is_computed(encoder, videos, change, error, message):
+    config = make_config(encoder, videos / "good.csv")
+    config.data.update(change)
+    with pytest.raises(error, match=message):
+        task.make_task(config, sharding.make_mesh(1))
+
+
+def test_what_a_probe_needs_is_asked_for(videos, encoder, tmp_path):
+    with pytest.raises(ValueError, match="encoder is not set"):
+        task.make_task(make_config("", videos / "good.csv"), sharding.make_mesh(1))
+    with pytest.raises(ValueError, match="must be lists of numbers"):
+        task.make_task(make_config(encoder, videos / "good.csv", lr=()), sharding.make_mesh(1))
+    assert evaluate.main(["probe", str(videos / "good.csv"), "--model", encoder, "--output", str(tmp_path)]) == 2
+
+
+def test_a_probe_of_another_width_is_refused(videos, tmp_path):
+    networks = {"encoder": random_network(ENCODER, 0), "probe_0": random_network(AttentiveProbe(36, 1, 3, outputs=(("label", 3),)), 1)}
+    store.write(Bundle(networks, Preprocessing(crop_size=32, short_side=36, frames=4), protocol=task.make_protocol(make_config("", ""))), tmp_path / "w")
+    with pytest.raises(WeightsError, match="takes tokens of width 36, the encoder gives 24"):
+        evaluate.evaluate_probe.run(evaluate._parser().parse_args(["probe", str(videos / "good.csv"), "--model", str(tmp_path / "w"), "--output", str(tmp_path)]))
+
+
+def test_every_preset_has_its_published_protocol():
+    for name in ("ssv2", "diving48", "jester", "k400", "coin"):
+        for model in ("vitl", "vitg384"):
+            assert task.make_protocol(get_config(f"{name},model={model}")) == PROTOCOLS[f"{name}-{model}"]
+    assert len(task.make_sweep(get_config("ssv2").optim)) == 20
