@@ -11,6 +11,7 @@ def get_config(argument=""):
     config = world_model.get_config("demo")
     config.model.predictor.update({"width": 16, "depth": 1, "num_heads": 2})
     config.data.update({"size": 32, "frames": 3, "batch_size": 2, "workers": 0, "threads": 0})
+    config.rollout.auto_steps = 2
     config.log.monitor_tokens = 64
     return config
 '''
