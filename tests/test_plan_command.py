@@ -92,6 +92,9 @@ def test_plan(run, tmp_path):
     ((), {"goal": "nothing.png"}, "nothing.png: there is no such file"),
     (("--state", "0.5,0,0.3"), {}, "state has 3 numbers, 3 of them finite; robot 'droid' needs 7: x (m), y (m)"),
     (("--state", "0.5,0,0.3,nan,0,0,0"), {}, "6 of them finite"),
+    (("--state", "0.5,0,0.3,180,0,0,0.2"), {}, "rotation: found an angle of 180; robot 'droid' needs radians within 6.38; these look like degrees"),
+    (("--state", "0.5,0,0.3,3.1,0,0,85"), {}, "gripper: found 85 to 85; robot 'droid' needs gripper_range 0 to 1"),
+    (("--samples", "2000000000"), {}, "make 4000000001 calls of the model; there may be 2147483647 at most"),
     (("--state", "a,b"), {}, "could not convert string to float: 'a'; give x (m)"),
     (("--bounds", "0.1:-0.1,0:1,0:1,0:1"), {}, "bounds of action number 0 are 0.1 to -0.1; the low one must be below the high one"),
     (("--bounds", "0:1,0:1"), {}, "the low bounds of an action are 2 numbers; give one for each of x, y, z, gripper"),
@@ -109,6 +112,8 @@ def test_a_budget_that_does_not_fit(run, monkeypatch):
     monkeypatch.setattr("jepa_jax.planning.memory.free_bytes", lambda: 300_000)
     status, _, error = run("--samples", "1000", "--chunk", "500")
     assert status == 2 and "chunk is 500; the largest that fits is" in error
+    status, _, error = run("--samples", "5000")
+    assert status == 2 and "samples is 5000, whose actions alone take about 0.343 MiB" in error and "the largest that fits is 3541" in error
     status, out, _ = run("--samples", "40")
     assert status == 0 and "at once" in out
 

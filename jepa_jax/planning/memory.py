@@ -12,6 +12,8 @@ from jepa_jax.models.attention import choose_backend
 # The part of free memory that a plan may take: the estimate is rough, and allocators leave gaps.
 _USABLE = 0.85
 _MEMORY_FILE = "/proc/meminfo"
+# Noise, candidates, those that are sorted and those that are joined: all of an iteration, however few are evaluated at once.
+_COPIES = 4
 
 
 def candidate_bytes(world, spec, *, slopes=False):
@@ -80,11 +82,13 @@ def fit_memory(world, spec, free=None, robots=1, devices=1):
       `PlanSpec`, with `chunk` set if not all fit.
 
     Raises:
-      ValueError: if the chunk that is set does not fit, with the largest one that does; or not even one.
+      ValueError: if the chunk that is set does not fit, with the largest one that does; or not even one; or the actions of
+        all samples do not, with the most that do.
     """
     free = free_bytes() if free is None else free
     if free is None:
         return spec
+    _check_samples(spec, free, robots)
     # Candidates, and starts of the descent, which are fewer and take more each.
     groups = [(spec.samples * bool(spec.iterations), False), (spec.restarts * bool(spec.gradient_steps), True)]
     fits = []
@@ -106,6 +110,17 @@ def fit_memory(world, spec, free=None, robots=1, devices=1):
     # Even chunks, so that few candidates are computed for nothing.
     chunk = -(-wanted // -(-wanted // most))
     return dataclasses.replace(spec, chunk=min(most, -(-chunk // devices) * devices))
+
+
+def _check_samples(spec, free, robots):
+    """Raise ValueError unless the actions and costs of all candidates fit, which are kept whole."""
+    if not spec.iterations:
+        return
+    each = 4 * robots * (_COPIES * spec.horizon * spec.dims + spec.iterations)
+    most = int(_USABLE * free / each)
+    if spec.samples > most:
+        raise ValueError(f"planner: samples is {spec.samples}, whose actions alone take about {_text(each * spec.samples)}, and {_text(free)} "
+                         f"are free; the largest that fits is {most}")
 
 
 def _text(count):

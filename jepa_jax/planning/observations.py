@@ -15,6 +15,7 @@ import numpy as np
 from jepa_jax.data.transforms import centered_crop_box, crop_resize_uint8
 from jepa_jax.planning.latent import make_root
 from jepa_jax.robots.algebra import to_frame
+from jepa_jax.robots.checks import check_states
 
 
 class Scene(NamedTuple):
@@ -84,7 +85,7 @@ def read_state(text, robot):
       float32 `[state_dim]`.
 
     Raises:
-      ValueError: if there are more or fewer numbers, or they are not finite.
+      ValueError: if there are more or fewer numbers, they are not finite, or cannot be the robot's, such as angles in degrees.
     """
     names = ", ".join(f"{name} ({unit})" if unit else name for name, unit in zip(robot.state_names, robot.state_units))
     try:
@@ -94,7 +95,9 @@ def read_state(text, robot):
     if len(numbers) != robot.state_dim or not all(map(math.isfinite, numbers)):
         raise ValueError(f"state has {len(numbers)} numbers, {sum(map(math.isfinite, numbers))} of them finite; robot {robot.name!r} "
                          f"needs {robot.state_dim}: {names}")
-    return np.asarray(numbers, np.float32)
+    state = np.asarray(numbers, np.float32)
+    check_states(robot, state, f"state {text!r}")
+    return state
 
 
 def read_moves(path, robot):
@@ -108,7 +111,7 @@ def read_moves(path, robot):
       (list of T pictures uint8 `[H, W, 3]`, states float32 `[T, state_dim]`).
 
     Raises:
-      ValueError: if an array is missing or has another shape, or a number is not finite.
+      ValueError: if an array is missing or has another shape, a number is not finite, or states cannot be the robot's.
     """
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: is no .npz file" if os.path.exists(path) else f"{path}: there is no such file")
@@ -122,6 +125,7 @@ def read_moves(path, robot):
     if states.shape[-1] != robot.state_dim or not np.isfinite(states).all():
         raise ValueError(f"{path}: states have {states.shape[-1]} numbers, {int((~np.isfinite(states)).sum())} of all are not finite; "
                          f"robot {robot.name!r} has {robot.state_dim}")
+    check_states(robot, states, path)
     return [check_picture(frame, path) for frame in frames[0]], states[0]
 
 

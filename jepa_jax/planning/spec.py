@@ -14,6 +14,8 @@ import jax
 GRADIENT_COST = 3
 CHOICES = ("mean", "best")
 LAST, SUM = "last", "sum"
+# They are counted in int32.
+_MOST_EVALUATIONS = 2**31 - 1
 _PER_DIM = ("std", "start", "momentum_mean", "momentum_std", "deadzone")
 
 
@@ -142,6 +144,9 @@ class PlanSpec:
             object.__setattr__(self, "cost", self._numbers("cost", self.cost, self.horizon))
         self._check_counts()
         self._check_numbers()
+        if self.evaluations > _MOST_EVALUATIONS:
+            raise ValueError(f"planner: samples, iterations, gradient_steps, restarts and horizon make {self.evaluations} calls of the "
+                             f"model; there may be {_MOST_EVALUATIONS} at most")
 
     @property
     def dims(self) -> int:

@@ -45,8 +45,27 @@ def check_record(spec: RobotSpec, record: TrajectoryRecord, views: Sequence[str]
         _check_numbers(spec, record, "action", record.actions)
     _check_rotation(spec, record)
     _check_gripper(spec, record)
+    if doubt := _doubt(spec, record.states):
+        reason, *said = doubt
+        raise _refusal(reason, spec, record, *said)
     if spec.frame == "camera":
         _check_cameras(spec, record, views)
+
+
+def check_states(spec: RobotSpec, states: np.ndarray, name: str) -> None:
+    """Refuse states whose numbers cannot be a robot's, such as angles in degrees.
+
+    Args:
+        spec: the robot.
+        states: `[..., S]`, as recorded.
+        name: whose they are, for the message.
+
+    Raises:
+        ValueError: angles beyond a turn, quaternions not of length 1, or a gripper out of range.
+    """
+    if doubt := _doubt(spec, states.reshape(-1, spec.state_dim)):
+        _, field, found, needed = doubt
+        raise ValueError(f"{name}: {field}: found {found}; robot {spec.name!r} needs {needed}")
 
 
 def check_same(first: RobotSpec, second: RobotSpec, what: str) -> None:
@@ -95,38 +114,38 @@ def _check_rotation(spec: RobotSpec, record: TrajectoryRecord) -> None:
         found = f"{record.rotation!r}" + (f" at {_EULER_AT}" if record.rotation == _EULER else "")
         remedy = "; if the numbers are that, prepare the data with --rotation xyz-euler" if says else ""
         raise _refusal("wrong robot", spec, record, "rotation", found, needed + remedy)
-    part = spec.part("rotation")
-    if part is None:
-        return
-    numbers = record.states[:, part.where].astype(np.float64)
-    if ROTATIONS[spec.rotation].angles:
-        largest = float(np.abs(numbers).max())
-        if not largest <= _MAX_ANGLE:
-            needed = f"radians within {_MAX_ANGLE:.2f}; these look like degrees (or count turns: wrap them)"
-            raise _refusal("angles in degrees", spec, record, "rotation", f"an angle of {largest:.4g}", needed)
-        return
-    lengths = np.linalg.norm(numbers, axis=1)
-    worst = int(np.abs(lengths - 1).argmax())
-    if not abs(lengths[worst] - 1) <= _LENGTH_TOLERANCE:
-        found = f"a quaternion of length {lengths[worst]:.4g} in row {worst}"
-        raise _refusal("not unit quaternions", spec, record, "rotation", found, "lengths of 1 (x y z w)")
 
 
 def _check_gripper(spec: RobotSpec, record: TrajectoryRecord) -> None:
-    if spec.gripper is None:
-        return
     low, high = spec.gripper_range
     stated = record.gripper_range
-    if stated is not None and tuple(stated) != (low, high):
+    if spec.gripper is not None and stated is not None and tuple(stated) != (low, high):
         found = f"{stated[0]:g} for open and {stated[1]:g} for closed"
         needed = f"{low:g} for open and {high:g} for closed; `prepare` now stores 0 and 1 where it is told the range"
         raise _refusal("other gripper range", spec, record, "gripper_range", found, needed)
-    slack = _GRIPPER_SLACK * (high - low)
-    numbers = record.states[:, spec.gripper]
-    least, most = float(numbers.min()), float(numbers.max())
-    if not (least >= low - slack and most <= high + slack):
-        needed = f"gripper_range {low:g} to {high:g}"
-        raise _refusal("gripper out of range", spec, record, "gripper", f"{least:.4g} to {most:.4g}", needed)
+
+
+def _doubt(spec: RobotSpec, states: np.ndarray) -> tuple[str, str, str, str] | None:
+    """Say why states `[n, S]` cannot be a robot's: reason, field, what was found, what is needed; None if they can."""
+    part = spec.part("rotation")
+    if part is not None and ROTATIONS[spec.rotation].angles:
+        largest = float(np.abs(states[:, part.where]).max())
+        if not largest <= _MAX_ANGLE:
+            needed = f"radians within {_MAX_ANGLE:.2f}; these look like degrees (or count turns: wrap them)"
+            return "angles in degrees", "rotation", f"an angle of {largest:.4g}", needed
+    elif part is not None:
+        lengths = np.linalg.norm(states[:, part.where].astype(np.float64), axis=1)
+        worst = int(np.abs(lengths - 1).argmax())
+        if not abs(lengths[worst] - 1) <= _LENGTH_TOLERANCE:
+            found = f"a quaternion of length {lengths[worst]:.4g} in row {worst}"
+            return "not unit quaternions", "rotation", found, "lengths of 1 (x y z w)"
+    if spec.gripper is not None:
+        low, high = spec.gripper_range
+        slack, numbers = _GRIPPER_SLACK * (high - low), states[:, spec.gripper]
+        least, most = float(numbers.min()), float(numbers.max())
+        if not (least >= low - slack and most <= high + slack):
+            return "gripper out of range", "gripper", f"{least:.4g} to {most:.4g}", f"gripper_range {low:g} to {high:g}"
+    return None
 
 
 def _check_cameras(spec: RobotSpec, record: TrajectoryRecord, views: Sequence[str] | None) -> None:
