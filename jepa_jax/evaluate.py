@@ -63,7 +63,7 @@ def main(argv=None):
         sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt:
-        return interrupt.stop("stopped; no report was written")
+        return interrupt.stop(getattr(args, "stopped", "stopped; no report was written"))
 
 
 def _rollout(args):

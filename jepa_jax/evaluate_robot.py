@@ -2,7 +2,10 @@
 
 import ast
 import dataclasses
+import functools
 import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 from tqdm import tqdm
@@ -57,7 +60,7 @@ def add_robot(parser):
     Args:
       parser: argparse parser.
     """
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, stopped=f"stopped; {REPORT} has the rows that were finished, if any")
     add = parser.add_argument
     add("--output", required=True, metavar="DIR", help="folder for report, films and pictures")
     add("--world", choices=_WORLDS, default=TABLETOP, help="tabletop, or panda: a Franka arm in MuJoCo, extra 'sim' (default %(default)s)")
@@ -94,25 +97,27 @@ def run(args):
     check_folder(args.output)
     if args.world == PANDA:
         check_installed()
+    if trials.CLONING in args.policy and not args.cloning_data:
+        raise ValueError("policy cloning needs --cloning-data, trajectory shards with frames")
     model, params, trained, notes = _load(args)
-    rows, written = [], []
-    for name in args.task:
-        environment = _environment(args, name, model, trained)
-        for kind in args.policy:
-            for eyes in _sights(args, kind, model, params):
-                row, paths = _run_row(args, name, environment, kind, eyes, trained, params)
-                rows.append({"task": name, **row})
-                written += paths
-    path = os.path.join(args.output, REPORT)
-    settings = {name: value for name, value in vars(args).items() if name not in ("run", "command")}
-    write_json(path, {
+    todo = _list_rows(args, model, params, trained)
+    notes = [*notes, *_camera_notes(trained, todo[0].environment.camera)]
+    settings = {name: value for name, value in vars(args).items() if name not in ("run", "command", "stopped")}
+    head = {
         "model": {"sha256": model.sha256, "provenance": model.provenance} if model else None, "settings": settings,
-        "versions": {"jax": jax.__version__, "device": jax.devices()[0].device_kind}, "notes": notes, "rows": rows,
-    })
+        "versions": {"jax": jax.__version__, "device": jax.devices()[0].device_kind}, "notes": notes,
+    }
+    rows, written, path = [], [], os.path.join(args.output, REPORT)
+    for row in todo:
+        found, paths = _run_row(args, row)
+        rows.append({"task": row.task, **found})
+        written += paths
+        # Now, as the others may take hours.
+        write_json(path, {**head, "rows": rows})
     lines = [f"note: {note}" for note in notes]
     for name in args.task:
         found = [row for row in rows if row["task"] == name]
-        lines += ["", f"{name}: {found[0]['episodes']} episodes, 95 % intervals", *report.describe(found)]
+        lines += ["", f"{name}: {report.describe_starts(found[0])}", *report.describe(found)]
     write_lines([*lines, "", *(f"wrote {file}" for file in [path, *written])])
     return 0
 
@@ -146,38 +151,76 @@ def _environment(args, name, model, trained):
 
 def _sights(args, kind, model, params):
     """Return the ways to see that a policy is tried with."""
-    if kind in (*trials.BLIND, POSES):
-        return [sight.patch_sight()]
-    kinds = (sight.TRAINED,) if kind == MODEL else args.sight
-    return [sight.make_sight(name, model, params) if model else sight.patch_sight() for name in kinds]
+    if kind == MODEL:
+        kinds = (sight.TRAINED,)
+    else:
+        # Those that see nothing are told so.
+        kinds = (sight.PATCHES,) if kind in (*trials.BLIND, POSES) else args.sight
+    return [sight.make_sight(name, model, params, seed=args.seeds[0]) if model else sight.patch_sight() for name in kinds]
 
 
-def _run_row(args, name, environment, kind, eyes, trained, params):
-    """Run one policy on one task: (row of the report, files written)."""
+class _Row(NamedTuple):
+    """What a row of the report is about; `make` returns its policy, and a dict of what is to be known about it."""
+
+    task: str
+    environment: Any
+    kind: str
+    eyes: sight.Sight
+    make: Callable
+
+
+def _list_rows(args, model, params, trained):
+    """Make everything that can be refused, before the first row takes its time; list of `_Row`."""
     timer = args.goal_steps or (None if args.switch_energy else trials.TASK_TIMES)
     settings = trials.Settings(args.planner, tuple(args.set), energy_of(args), timer, args.switch_energy)
-    known = {}
+    rows = []
+    for name in args.task:
+        environment = _environment(args, name, model, trained)
+        for kind in args.policy:
+            for eyes in _sights(args, kind, model, params):
+                rows.append(_Row(name, environment, kind, eyes, _maker(args, environment, kind, eyes, settings, trained, params)))
+    return rows
+
+
+def _maker(args, environment, kind, eyes, settings, trained, params):
+    if kind == trials.CLONING:
+        return functools.partial(_clone, args, environment, eyes, trials.make_pursuit(environment, eyes, settings))
     if kind in trials.BLIND:
-        policy = trials.BLIND[kind](environment)
-    elif kind == trials.CLONING:
-        policy, known["imitation_error"] = _clone(args, environment, eyes, settings)
+        made = trials.BLIND[kind](environment), {}
     else:
-        policy, spec = trials.make_planner(kind, environment, eyes, settings, trained, params)
-        known |= {"spec": dataclasses.asdict(spec), "evaluations": spec.evaluations}
+        policy, spec = trials.make_planner(kind, environment, eyes, settings, trained, params, at_once=_at_once(args))
+        made = policy, {"spec": dataclasses.asdict(spec), "evaluations": spec.evaluations}
+    return lambda: made
+
+
+def _at_once(args):
+    return min(args.at_once, args.episodes)
+
+
+def _camera_notes(trained, camera):
+    """Say so if a model looks through a camera that it was not trained on."""
+    if not trained or not trained.views or camera in trained.views:
+        return []
+    return [f"the model was trained on view {' or '.join(trained.views)}; here it looks through camera {camera!r}"]
+
+
+def _run_row(args, row):
+    """Run one policy on one task: (row of the report, files written)."""
+    environment, kind, eyes = row.environment, row.kind, row.eyes
+    policy, known = row.make()
+    known = {"camera": environment.camera, "pixels": environment.size, **known}
     looks = kind not in (*trials.BLIND, POSES)
-    label = " ".join([name, kind, eyes.name] if looks else [name, kind])
-    runner = Runner(environment, policy, at_once=min(args.at_once, args.episodes), filmed=args.films)
+    label = " ".join([row.task, kind, eyes.name] if looks else [row.task, kind])
+    runner = Runner(environment, policy, at_once=_at_once(args), filmed=args.films)
     with tqdm(total=args.episodes * len(args.seeds), desc=f"{label} (compiles first)", unit=" episodes", dynamic_ncols=True) as bar:
         found = runner.run(args.seeds, args.episodes, bar.update)
     wait = runner.milliseconds_per_plan() if kind in (MODEL, trials.CLONING) else None
-    row = report.summarize(found, kind, eyes.name if looks else "", wait, known)
-    return row, _draw(args, environment, found, row, label) if args.films else []
+    counted = report.summarize(found, kind, eyes.name if looks else "", wait, known)
+    return counted, _draw(args, environment, found, counted, label) if args.films else []
 
 
-def _clone(args, environment, eyes, settings):
-    """Train the policy that imitates: (`Policy`, error)."""
-    if not args.cloning_data:
-        raise ValueError("policy cloning needs --cloning-data, trajectory shards with frames")
+def _clone(args, environment, eyes, pursuit):
+    """Train the policy that imitates: (`Policy`, what is to be known about it)."""
     source = ShardSource(args.cloning_data, KIND)
     maker = samples.frame_maker(
         args.cloning_data, _HINDSIGHT_FRAMES, ConditionMaker(environment.robot, (environment.camera,)), fps=environment.control_rate,
@@ -186,8 +229,8 @@ def _clone(args, environment, eyes, settings):
     with tqdm(total=args.cloning_samples, desc="reading clips to clone", unit=" clips", dynamic_ncols=True) as bar:
         found = samples.read_samples(source, maker, args.cloning_samples, seed=args.seeds[0], on_sample=bar.update)
     with tqdm(total=args.cloning_steps, desc="cloning (encodes first)", unit=" steps", dynamic_ncols=True) as bar:
-        return cloning.clone(trials.make_pursuit(environment, eyes, settings), found.arrays, steps=args.cloning_steps,
-                             seed=args.seeds[0], on_steps=bar.update)
+        policy, error = cloning.clone(pursuit, found.arrays, steps=args.cloning_steps, seed=args.seeds[0], on_steps=bar.update)
+    return policy, {"imitation_error": error}
 
 
 def _draw(args, environment, found, row, label):

@@ -68,6 +68,13 @@ def test_waypoints_lead_to_the_goal_and_starts_that_are_done_are_left_out():
     assert drawn.excluded.sum() > 5 and (start >= tasks.REACHED_WITHIN).all()
 
 
+def test_starts_that_the_expert_cannot_solve_are_left_out_and_counted():
+    hasty = dataclasses.replace(tasks.TASKS["reach"], steps=2)
+    drawn = fast_jit(jax.vmap(lambda key: tasks.draw_trial(key, hasty, Nuisance())))(jax.random.split(jax.random.key(2), 32))
+    start = np.abs(drawn.start.pose[:, :3] - drawn.intent.goal[:, :3]).max(1)
+    assert drawn.valid.all() and (start <= 0.105 + 1e-6).all() and drawn.unsolved.sum() > 32 and not drawn.excluded.any()
+
+
 @pytest.mark.parametrize("changes, said", [
     ({"kind": "fly"}, "fly"), ({"thing": "box"}, "box"), ({"distance": (0.3, 0.1)}, "0.3"), ({"steps": 0}, "0 steps"),
     ({"lift": 0.5}, "0.5"), ({"kind": "grasp", "thing": "cup", "waypoints": 2}, "waypoints"),
@@ -92,7 +99,7 @@ class Point:
         self.goals = np.stack([starts.mean(1), starts[:, 1]], 1)
         state, valid = starts[:, 0], np.full(len(numbers), not self.hopeless)
         frames = np.stack([draw_point(goals) for goals in self.goals])
-        return state, self.see(state), Goals(frames, self.goals), Starts(np.zeros(len(numbers), np.int32), valid)
+        return state, self.see(state), Goals(frames, self.goals), Starts(*np.zeros((2, len(numbers)), np.int32), valid)
 
     def see(self, state):
         return Observation(draw_point(state), state, np.zeros((len(state), 6), np.float32), ())
@@ -133,6 +140,9 @@ def test_a_simulator_outside_jax_takes_the_same_policies():
     rows = [report.summarize(found, "poses"), report.summarize(Runner(environment, baselines.zero_policy(environment)).run([0], 8), "zero")]
     assert rows[0]["end_by_seed"].keys() == {"0", "1"} and rows[1]["end"]["value"] == 0 and rows[1]["energy_median"] is None
     assert len({line.index("[") for line in report.describe(rows)[1:]}) == 1
+    assert report.describe_starts(rows[1]) == "8 episodes, 95 % intervals"
+    said = report.describe_starts(rows[1] | {"unsolved_starts": 3})
+    assert said == "8 episodes, 95 % intervals; 3 starts left out from which the expert did not get there"
     with pytest.raises(ValueError, match="table-top"):
         trials.make_planner(planners.ORACLE, environment, SIGHT)
     with pytest.raises(ValueError, match="8 of 8 episodes have no start"):
@@ -172,10 +182,34 @@ def test_a_perfect_model_plans_through_pictures_and_a_wrong_one_does_not():
     near = still < 1.2
     assert near.sum() > 5 and np.median(found[1].distance[near, -1]) < 0.15
     assert np.median(found[-1].distance[near, -1]) > np.median(still[near])
-    other = PerfectWorld(1)
-    other.robot = dataclasses.replace(other.robot, mode="absolute")
-    with pytest.raises(ValueError, match="absolute in frame 'base'; the simulator takes delta"):
-        trials.make_planner(planners.MODEL, environment, SIGHT, settings, trained._replace(world=other), {"action_predictor": {}})
+    for changes, said in (
+        ({"mode": "absolute"}, "absolute in frame 'base'; the simulator takes delta"),
+        ({"state_names": ("x", "y", "lift")}, "of robot 'generic' with states x, y, lift; those of the simulator, 'generic', are x, y, z"),
+        ({"action_units": ("m", "m", "m"), "state_units": ("m", "m", "mm"), "source": "recorded"}, r"with states x \(m\), y \(m\), z \(mm\)"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            trials.make_planner(planners.MODEL, environment, SIGHT, settings, _seen_by(changes), {"action_predictor": {}})
+
+
+def _seen_by(changes):
+    world = PerfectWorld(1)
+    world.robot = dataclasses.replace(world.robot, **changes)
+    return Trained(world, 4.0, 8, SIZE, (1.0, 1.0), None, "", ())
+
+
+def test_a_model_moves_the_numbers_that_its_robot_plans(monkeypatch):
+    environment, settings = Point(), trials.Settings(changes=(("samples", 64), ("iterations", 2)))
+    plan = lambda **more: trials.make_planner(planners.MODEL, environment, SIGHT, settings, _seen_by({"planned": ("x", "z")}),
+                                              {"action_predictor": {}}, **more)
+    policy, spec = plan()
+    actions = Runner(environment, policy, at_once=4).run([0], 4).actions
+    assert spec.dims == 2 and (actions[..., 1] == 0).all() and actions[..., [0, 2]].any((0, 1)).all()
+    monkeypatch.setattr("jepa_jax.planning.memory.free_bytes", lambda: 1_000_000)
+    chunk = plan()[1].chunk
+    assert chunk < 64
+    with pytest.raises(ValueError, match="not even one fits"):
+        monkeypatch.setattr("jepa_jax.planning.memory.free_bytes", lambda: 1000)
+        plan()
 
 
 def _goals(seed, count):
@@ -191,8 +225,19 @@ def test_the_policy_is_compiled_once_and_episodes_do_not_depend_on_their_neighbo
     first, again = (runner.run([3], 8) for _ in range(2))
     np.testing.assert_array_equal(first.actions, again.actions)
     assert len(traces) == 1 and runner.milliseconds_per_plan(2) > 0
-    still = [Runner(environment, baselines.zero_policy(environment), at_once=count).run([3], 6).distance for count in (2, 4)]
-    np.testing.assert_array_equal(*still)
+    drawn = [Runner(environment, baselines.random_policy(environment), at_once=count).run([3], 6).actions for count in (2, 4)]
+    np.testing.assert_array_equal(*drawn)
+    assert len(np.unique(drawn[0][..., 0])) == drawn[0][..., 0].size
+    searched = Runner(environment, policy, at_once=2).run([3], 6).actions
+    np.testing.assert_allclose(searched, first.actions[:6], atol=1e-6)
+
+
+def test_nobody_moves_further_than_the_robot_can():
+    environment = Point()
+    far = lambda params, memory, keys, seen: (baselines.zero_policy(environment).act((), (), keys, seen)[0]._replace(
+        actions=jnp.full((2, 3), -9.0)), memory)
+    found = Runner(environment, Policy("far", lambda params, goals: (), far), at_once=2).run([0], 2)
+    np.testing.assert_array_equal(found.actions, np.float32(-0.2))
 
 
 def test_goals_change_when_they_look_near_enough():

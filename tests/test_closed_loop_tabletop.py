@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jepa_jax import evaluate
+from jepa_jax import evaluate, evaluate_robot
 from jepa_jax.evals.closed_loop import trials
 from jepa_jax.evals.closed_loop.episodes import Runner
 from jepa_jax.evals.closed_loop.sight import patch_sight
@@ -63,11 +63,24 @@ def test_the_command_counts_films_and_reports(tmp_path, capsys):
     (["--policy", "model"], "need --model"),
     (["--policy", "expert", "--range", "0.3,0.1"], "from 0.3 to 0.1 m"),
     (["--policy", "poses", "--goal-steps", "3,3"], "2 times for 1 goals"),
-    (["--policy", "poses", "--set", "smples=3"], "no setting smples"),
-    (["--policy", "cloning", "--sight", "patches"], "needs --cloning-data"),
-    (["--policy", "expert", "--task", "place-cup", "--waypoints", "3"], "has its own goals"),
+    (["--policy", "expert,poses", "--set", "smples=3"], "no setting smples"),
+    (["--policy", "expert", "--task", "reach,place-cup", "--waypoints", "3"], "has its own goals"),
+    (["--policy", "poses", "--task", "reach,place-cup", "--goal-steps", "15"], "1 times for 3 goals"),
+    (["--policy", "expert,cloning", "--sight", "patches"], "needs --cloning-data"),
 ])  # fmt: skip
 def test_what_cannot_be_run_is_said(arguments, said, tmp_path, capsys):
     assert evaluate.main(["robot", "--output", str(tmp_path), "--episodes", "2", "--films", "0", *arguments]) == 2
     assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_rows_that_are_finished_are_kept_when_it_is_stopped(tmp_path, capsys, monkeypatch):
+    def stop(args, row):
+        if row.kind == "zero":
+            raise KeyboardInterrupt
+        return {"policy": row.kind}, []
+
+    monkeypatch.setattr(evaluate_robot, "_run_row", stop)
+    assert evaluate.main(["robot", "--output", str(tmp_path), "--policy", "expert,zero", "--episodes", "2"]) == 130
+    assert json.loads((tmp_path / "robot.json").read_text())["rows"] == [{"task": "reach", "policy": "expert"}]
+    assert "robot.json has the rows that were finished" in capsys.readouterr().err

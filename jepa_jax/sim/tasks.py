@@ -116,6 +116,7 @@ class Trial(NamedTuple):
         goals: `world.State` with a leading axis G.
         intent: `policies.Intent` of the expert; `goal` is the pose that 'reach' and 'reach with' go to.
         excluded: int32, draws before this one that were left out because they start with the task done.
+        unsolved: int32, those that were left out because the expert did not get there.
         valid: bool, whether there is a start from which the expert gets there, within `MAX_TRIES` draws.
     """
 
@@ -124,6 +125,7 @@ class Trial(NamedTuple):
     goals: world.State
     intent: policies.Intent
     excluded: jax.Array
+    unsolved: jax.Array
     valid: jax.Array
 
 
@@ -141,18 +143,19 @@ def draw_trial(key, task, nuisance):
     scene_key, draw_key = jax.random.split(key)
     scene = sample_scene(scene_key, nuisance)
 
-    def draw(tries, excluded):
+    def draw(tries, excluded, unsolved):
         start, intent, in_range = draw_start(jax.random.fold_in(draw_key, tries), task)
         goals, reached = _expert_goals(task, start, intent)
         done = succeeds(task, start, intent)
-        return Trial(start, scene, goals, intent, excluded + (in_range & done), in_range & reached & ~done)
+        usable = in_range & ~done
+        return Trial(start, scene, goals, intent, excluded + (in_range & done), unsolved + (usable & ~reached), usable & reached)
 
     def again(carry):
         tries, trial = carry
-        return tries + 1, draw(tries, trial.excluded)
+        return tries + 1, draw(tries, trial.excluded, trial.unsolved)
 
     # Nothing that is not valid is looked at, so the first one may be anything; this way it is compiled once.
-    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(draw, 0, 0))
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(draw, 0, 0, 0))
     return jax.lax.while_loop(lambda carry: ~carry[1].valid & (carry[0] < MAX_TRIES), again, (jnp.int32(0), nothing))[1]
 
 

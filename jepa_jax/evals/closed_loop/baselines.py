@@ -17,7 +17,7 @@ def zero_policy(environment):
     Returns:
       `Policy`.
     """
-    still = lambda key, seen: latent.still_actions(environment.robot, seen.poses)
+    still = lambda keys, seen: latent.still_actions(environment.robot, seen.poses)
     return _memoryless("zero", still)
 
 
@@ -26,8 +26,8 @@ def random_policy(environment):
     robot = environment.robot
     low, high = (jnp.float32(bounds)[jnp.array(robot.planned_dims)] for bounds in (robot.action_low, robot.action_high))
 
-    def decide(key, seen):
-        drawn = jax.random.uniform(key, (len(seen.poses), len(low)), minval=low, maxval=high)
+    def decide(keys, seen):
+        drawn = jax.vmap(lambda key: jax.random.uniform(key, low.shape, minval=low, maxval=high))(keys)
         return planning.full_actions(robot, seen.poses, drawn)
 
     return _memoryless("random", decide)
@@ -35,12 +35,12 @@ def random_policy(environment):
 
 def expert_policy(environment):
     """Do as the scripted expert of a pure environment does, which knows all: the best that can be hoped for."""
-    return _memoryless("expert", lambda key, seen: environment.expert(seen.truth))
+    return _memoryless("expert", lambda keys, seen: environment.expert(seen.truth))
 
 
 def _memoryless(name, decide):
-    def act(params, memory, key, seen):
+    def act(params, memory, keys, seen):
         count = len(seen.poses)
-        return Choice(decide(key, seen), jnp.zeros(count, jnp.int32), jnp.full(count, jnp.nan)), memory
+        return Choice(decide(keys, seen), jnp.zeros(count, jnp.int32), jnp.full(count, jnp.nan)), memory
 
     return Policy(name, lambda params, goals: (), act)

@@ -86,7 +86,7 @@ def clone(pursuit, arrays, *, steps=1500, seed=0, on_steps=lambda count: None):
 
 
 def _policy(pursuit, read, scales, weights):
-    def act(params, pursued, key, seen):
+    def act(params, pursued, keys, seen):
         now, goal, _, energy, pursued = pursuit.look(params["sight"], pursued, seen)
         out = _network(params["weights"], scales, read(now), read(goal), seen.poses)
         return Choice(out * scales.actions[1] + scales.actions[0], pursued.progress.goal, energy), pursued

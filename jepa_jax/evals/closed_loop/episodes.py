@@ -13,6 +13,9 @@ import numpy as np
 
 from jepa_jax.robots.spec import RobotSpec
 
+# Sets the keys of policies apart from those of splits, which are small numbers.
+_POLICY = 1 << 16
+
 
 class Observation(NamedTuple):
     """What there is to see of N episodes.
@@ -63,7 +66,7 @@ class Policy(NamedTuple):
     Attributes:
       name: for tables.
       begin: (params, `Goals`) -> memory, any pytree; called once per episode.
-      act: (params, memory, key, `Observation`) -> (`Choice`, memory).
+      act: (params, memory, keys `[N]`, `Observation`) -> (`Choice`, memory).
       params: pytree of arrays; they travel as arguments, so that weights are no constants of the program.
 
     Both functions are pure and can be compiled.
@@ -82,7 +85,7 @@ class Environment(Protocol):
       pure: whether the functions below are written in JAX, without side effects; then everything becomes one program.
       steps: length of an episode.
       goal_steps: how many steps each goal is meant for.
-      robot: `RobotSpec`, what poses and actions mean, and how large actions may be.
+      robot: `RobotSpec`, what poses and actions mean, and how large actions may be: the `Runner` clips those of all policies.
       control_rate: steps per second.
     """
 
@@ -113,10 +116,12 @@ class Starts(NamedTuple):
 
     Attributes:
       excluded: int32 `[N]`, draws left out because they begin with the task done.
+      unsolved: int32 `[N]`, draws left out because the expert, whose states are the goals, did not get there.
       valid: bool `[N]`, whether a start was found at all.
     """
 
     excluded: jax.Array
+    unsolved: jax.Array
     valid: jax.Array
 
 
@@ -127,8 +132,8 @@ class Episodes(NamedTuple):
       seed: int32 `[N]`, and `number`, int32 `[N]`: which episode it is.
       success: bool `[N, T]` after every step, and `distance`, float32 `[N, T]`, m.
       energy: float32 `[N, T]` before every step, and `goal`, int32 `[N, T]`: as in `Choice`.
-      actions: float32 `[N, T, A]`.
-      excluded: int32 `[N]`, as in `Starts`.
+      actions: float32 `[N, T, A]`, as they were taken.
+      excluded, unsolved: int32 `[N]`, as in `Starts`.
       film: dict with `frames`, uint8 `[K, T + 1, H, W, 3]`, and `goals`, uint8 `[K, G, H, W, 3]`, of the
         first K episodes, and `states` of the environment (leading axes K, T + 1), to draw them again.
       seconds: that all of it took; with the first batch that is compiled.
@@ -142,6 +147,7 @@ class Episodes(NamedTuple):
     goal: np.ndarray
     actions: np.ndarray
     excluded: np.ndarray
+    unsolved: np.ndarray
     film: dict[str, Any]
     seconds: float
 
@@ -202,8 +208,8 @@ class Runner:
                 _check(starts, steps, self._policy.name, count)
                 # Pictures are large: only those that are wanted are kept.
                 films.append(_film(goals, steps, min(count, self._filmed - sum(len(film["goals"]) for film in films))))
-                rows = (np.full(count, seed), numbers[:count], *_by_episode(steps, count), starts.excluded[:count])
-                found.append(rows)
+                left_out = (starts.excluded[:count], starts.unsolved[:count])
+                found.append((np.full(count, seed), numbers[:count], *_by_episode(steps, count), *left_out))
                 on_episodes(count)
         columns = [np.concatenate(column) for column in zip(*found)]
         film = jax.tree.map(lambda *parts: np.concatenate(parts), *films)
@@ -212,7 +218,7 @@ class Runner:
     def _batch(self, seed, numbers):
         params, environment = self._policy.params, self._environment
         state, seen, goals, starts = self._reset(seed, numbers)
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), numbers[0]), environment.steps)
+        keys = _policy_keys(np.int32(seed), numbers, environment.steps)
         return goals, starts, self._drive(params, (state, seen, self._begin(params, goals)), keys)
 
     def milliseconds_per_plan(self, repeats: int = 5) -> float:
@@ -223,7 +229,7 @@ class Runner:
         memory, act, times = self._begin(params, goals), jax.jit(self._policy.act), []
         for repeat in range(repeats + 1):
             begun = time.perf_counter()
-            jax.block_until_ready(act(params, memory, jax.random.key(repeat), seen)[0])
+            jax.block_until_ready(act(params, memory, jax.random.split(jax.random.key(repeat), 1), seen)[0])
             times.append(1000 * (time.perf_counter() - begun))
         return float(np.median(times[1:]))
 
@@ -234,12 +240,22 @@ def _compiled_reset(environment):
     return jax.jit(environment.reset)
 
 
-def _drive(environment, act, params, carry, keys):
-    """Take as many steps as there are keys; records of them, frames and states those before the first one too."""
+@functools.partial(jax.jit, static_argnums=2)
+def _policy_keys(seed, numbers, steps):
+    """Make keys `[T, N]` that depend on seed and number of an episode alone, and are none of those that it was drawn with."""
+    key = jax.random.fold_in(jax.random.key(seed), _POLICY)
+    return jax.vmap(lambda number: jax.random.split(jax.random.fold_in(key, number), steps), out_axes=1)(numbers)
 
-    def one(carry, key):
+
+def _drive(environment, act, params, carry, keys):
+    """Take as many steps as there are rows of keys; records of them, frames and states those before the first one too."""
+    low, high = np.float32(environment.robot.action_low), np.float32(environment.robot.action_high)
+
+    def one(carry, keys):
         state, seen, memory = carry
-        choice, memory = act(params, memory, key, seen)
+        choice, memory = act(params, memory, keys, seen)
+        # Whoever asks: a policy that imitates knows no bounds.
+        choice = choice._replace(actions=jnp.clip(choice.actions, low, high))
         state, seen = environment.step(state, choice.actions)
         return (state, seen, memory), _Steps(*environment.measure(state), choice, seen.frames, state)
 
@@ -253,8 +269,8 @@ def _drive(environment, act, params, carry, keys):
 def _loop(one, carry, keys):
     """Do what `lax.scan` does, in Python."""
     rows = []
-    for key in keys:
-        carry, row = one(carry, key)
+    for step_keys in keys:
+        carry, row = one(carry, step_keys)
         rows.append(jax.device_get(row))
     return carry, jax.tree.map(lambda *parts: np.stack(parts), *rows)
 

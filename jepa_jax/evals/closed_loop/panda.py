@@ -74,7 +74,7 @@ class Panda:
         trials = jax.tree.map(lambda *parts: np.stack(parts), *found)
         state = PandaState(trials, trials.start, trials.trial.start)
         goals = self._goals(trials, self.size)
-        return state, self._seen(state), Goals(goals, trials.trial.goals.pose), Starts(trials.trial.excluded, trials.trial.valid)
+        return state, self._seen(state), Goals(goals, trials.trial.goals.pose), Starts(trials.trial.excluded, trials.trial.unsolved, trials.trial.valid)
 
     def step(self, state, actions):
         """Take actions; see `Environment`."""

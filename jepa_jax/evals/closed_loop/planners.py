@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jepa_jax import planning
 from jepa_jax.evals.closed_loop.episodes import Choice, Policy
 from jepa_jax.robots.algebra import apply_action
+from jepa_jax.robots.spec import RobotSpec
 
 MODEL, ORACLE, POSES = "model", "oracle", "poses"
 # The pose oracle's price of a gripper that is fully open instead of closed, m.
@@ -22,12 +23,14 @@ class Dynamics(NamedTuple):
 
     Attributes:
       name: for tables.
+      robot: `RobotSpec` that says which numbers of an action are planned.
       dynamics_fn, cost_fn: as in `planning.plan`.
       root: (latents `[h*w, D]`, `Observation` of one, goal latents `[h*w, D]`, goal pose `[S]`, mean) -> `planning.Root`.
       params: of the functions.
     """
 
     name: str
+    robot: RobotSpec
     dynamics_fn: Callable
     cost_fn: Callable
     root: Callable
@@ -51,9 +54,11 @@ def model_dynamics(environment, world, params, spec, energy):
       ValueError: the model is of another robot.
     """
     own, robot = world.robot, environment.robot
-    if (own.state_dim, own.action_dim) != (robot.state_dim, robot.action_dim):
-        raise ValueError(f"the model is of robot {own.name!r} with {own.state_dim} states and {own.action_dim} actions; that of "
-                         f"the simulator, {robot.name!r}, has {robot.state_dim} and {robot.action_dim}")
+    for kind in ("state", "action"):
+        told, needed = (_numbers(spec, kind) for spec in (own, robot))
+        if told != needed:
+            raise ValueError(f"the model is of robot {own.name!r} with {kind}s {', '.join(told)}; those of the simulator, {robot.name!r}, "
+                             f"are {', '.join(needed)}")
     if own.frame != robot.frame or own.absolute_dims != robot.absolute_dims:
         raise ValueError(f"the model's actions are {own.mode} in frame {own.frame!r}; the simulator takes {robot.mode} ones in "
                          f"frame {robot.frame!r}")
@@ -63,7 +68,7 @@ def model_dynamics(environment, world, params, spec, energy):
         extrinsics = seen.extrinsics if world.predictor.use_extrinsics else None
         return planning.make_root(world, latents, seen.poses, goal, extrinsics, mean)
 
-    return Dynamics(MODEL, planner.dynamics_fn, planner.cost_fn, root, {"action_predictor": params["action_predictor"]})
+    return Dynamics(MODEL, own, planner.dynamics_fn, planner.cost_fn, root, {"action_predictor": params["action_predictor"]})
 
 
 def oracle_dynamics(environment, sight, energy):
@@ -92,8 +97,8 @@ def oracle_dynamics(environment, sight, energy):
     def cost_fn(params, state, goal, action):
         return energy(sight.see(params, state[1].frames), goal, sight.grid)
 
-    return Dynamics(ORACLE, dynamics_fn, cost_fn, lambda latents, seen, goal, pose, mean: planning.Root((seen.truth, seen), goal, mean),
-                    sight.params)
+    root = lambda latents, seen, goal, pose, mean: planning.Root((seen.truth, seen), goal, mean)
+    return Dynamics(ORACLE, environment.robot, dynamics_fn, cost_fn, root, sight.params)
 
 
 def pose_dynamics(environment):
@@ -108,7 +113,13 @@ def pose_dynamics(environment):
         cost = jnp.linalg.norm((state - goal)[..., position.where], axis=-1)
         return cost if gripper is None else cost + _GRIPPER_PRICE * jnp.abs(state - goal)[..., gripper.where].sum(-1)
 
-    return Dynamics(POSES, dynamics_fn, cost_fn, lambda latents, seen, goal, pose, mean: planning.Root(seen.poses, pose, mean))
+    return Dynamics(POSES, robot, dynamics_fn, cost_fn, lambda latents, seen, goal, pose, mean: planning.Root(seen.poses, pose, mean))
+
+
+def _numbers(robot, kind):
+    """List the numbers of a robot's states or actions, with their units."""
+    pairs = zip(getattr(robot, f"{kind}_names"), getattr(robot, f"{kind}_units"))
+    return [f"{name} ({unit})" if unit else name for name, unit in pairs]
 
 
 def planner_spec(environment, robot, preset="icem", **changes):
@@ -129,27 +140,26 @@ def planner_spec(environment, robot, preset="icem", **changes):
     return planning.make_spec(robot, preset, **(limits | changes))
 
 
-def planner_policy(environment, pursuit, dynamics, spec, *, warm=True, robots_at_once=None):
+def planner_policy(pursuit, dynamics, spec, *, warm=True, robots_at_once=1):
     """Plan anew at every step and take the first action.
 
     Args:
-      environment: `Environment`.
       pursuit: `Pursuit`.
       dynamics: `Dynamics`.
       spec: `planning.PlanSpec`.
       warm: start from the previous plan, less its first action.
-      robots_at_once: plans made side by side; None for one after the other on a CPU, all at once elsewhere.
+      robots_at_once: plans made side by side.
 
     Returns:
       `Policy`.
     """
-    robot = environment.robot
+    robot = dynamics.robot
 
     def begin(params, goals):
         mean = jnp.broadcast_to(jnp.float32(spec.start), (len(goals.frames), spec.horizon, spec.dims))
         return pursuit.begin(params["sight"], goals), mean
 
-    def act(params, memory, key, seen):
+    def act(params, memory, keys, seen):
         pursued, means = memory
         now, goal, pose, energy, pursued = pursuit.look(params["sight"], pursued, seen)
 
@@ -157,8 +167,8 @@ def planner_policy(environment, pursuit, dynamics, spec, *, warm=True, robots_at
             key, *parts = robot
             return planning.plan(params["dynamics"], key, dynamics.root(*parts), dynamics.dynamics_fn, dynamics.cost_fn, spec)
 
-        together = robots_at_once or (1 if jax.default_backend() == "cpu" else len(now))
-        robots = jax.random.split(key, len(now)), now, seen, goal, pose, means
+        together = min(robots_at_once, len(now))
+        robots = keys, now, seen, goal, pose, means
         # A batch of one would be mapped over for nothing.
         found = jax.lax.map(one, robots, batch_size=together if together > 1 else None)
         actions = planning.full_actions(robot, seen.poses, found.actions[:, 0])

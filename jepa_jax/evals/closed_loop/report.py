@@ -28,7 +28,7 @@ def summarize(episodes, policy, sight="", milliseconds=None, settings=()):
     known = np.isfinite(episodes.energy).all()
     return {
         "policy": policy, "encoder": sight, "settings": dict(settings),
-        "episodes": len(end), "excluded_starts": int(episodes.excluded.sum()),
+        "episodes": len(end), "excluded_starts": int(episodes.excluded.sum()), "unsolved_starts": int(episodes.unsolved.sum()),
         "end": wilson(int(end.sum()), len(end)).to_json(), "ever": wilson(int(ever.sum()), len(ever)).to_json(),
         "end_by_seed": {str(seed): float(end[episodes.seed == seed].mean()) for seed in seeds},
         "ever_by_seed": {str(seed): float(ever[episodes.seed == seed].mean()) for seed in seeds},
@@ -36,6 +36,13 @@ def summarize(episodes, policy, sight="", milliseconds=None, settings=()):
         "energy_median": np.round(np.median(episodes.energy, 0), 6).tolist() if known else None,
         "milliseconds_per_plan": milliseconds, "seconds": round(episodes.seconds, 2),
     }
+
+
+def describe_starts(row):
+    """Say in words which episodes a result of `summarize` is about."""
+    said = f"{row['episodes']} episodes, 95 % intervals"
+    left_out = (("excluded_starts", "that had the task done already"), ("unsolved_starts", "from which the expert did not get there"))
+    return "; ".join([said, *(f"{row[name]} starts left out {why}" for name, why in left_out if row[name])])
 
 
 def describe(rows):

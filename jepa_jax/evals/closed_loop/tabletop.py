@@ -65,7 +65,7 @@ class Tabletop:
         frames = self.draw(jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), shown), scenes)
         frames = frames.reshape(len(numbers), -1, *frames.shape[1:])
         state, goals = (trials, trials.start), Goals(frames[:, 1:], trials.goals.pose)
-        return state, self._seen(frames[:, 0], state), goals, Starts(trials.excluded, trials.valid)
+        return state, self._seen(frames[:, 0], state), goals, Starts(trials.excluded, trials.unsolved, trials.valid)
 
     def step(self, state, actions):
         """Take actions; see `Environment`."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
+
 from jepa_jax import planning
 from jepa_jax.evals.closed_loop import baselines, planners, report
 from jepa_jax.evals.closed_loop.episodes import Runner
@@ -33,7 +35,7 @@ class Settings:
       threshold: energy below which a goal counts as reached, or None for never.
       warm: start from the previous plan; None to do so with our presets and plans of several steps. A plan of one
         step has nothing left after it: its successor then starts from standing still.
-      robots_at_once: as in `planners.planner_policy`.
+      robots_at_once: plans made side by side; None for one after the other on a CPU, all at once elsewhere.
     """
 
     preset: str = "icem"
@@ -53,7 +55,7 @@ def make_pursuit(environment, sight, settings):
     return Pursuit(sight, settings.energy, timer, settings.threshold)
 
 
-def make_planner(kind, environment, sight, settings=Settings(), trained=None, params=None):
+def make_planner(kind, environment, sight, settings=Settings(), trained=None, params=None, *, at_once=16):
     """Make a policy that plans.
 
     Args:
@@ -63,18 +65,21 @@ def make_planner(kind, environment, sight, settings=Settings(), trained=None, pa
       sight: `Sight`; with 'model', of the encoder that it was trained on.
       settings: `Settings`.
       trained, params: `robots.world.Trained` and its parameters, for 'model'.
+      at_once: episodes that will run side by side.
 
     Returns:
-      (`Policy`, `planning.PlanSpec`).
+      (`Policy`, `planning.PlanSpec`); as many candidates of the model are evaluated at once as fit into memory.
 
     Raises:
-      ValueError: the kind is unknown, or model, simulator and settings do not fit together.
+      ValueError: the kind is unknown, model, simulator and settings do not fit together, or plans not into memory.
     """
     if kind not in (planners.MODEL, planners.ORACLE, planners.POSES):
         raise ValueError(f"there is no planner on {kind!r}; allowed: {planners.MODEL}, {planners.ORACLE}, {planners.POSES}")
     robot = trained.world.robot if kind == planners.MODEL else environment.robot
     spec = planners.planner_spec(environment, robot, settings.preset, **dict(settings.changes))
+    together = settings.robots_at_once or (1 if jax.default_backend() == "cpu" else at_once)
     if kind == planners.MODEL:
+        spec = planning.fit_memory(trained.world, spec, robots=together)
         dynamics = planners.model_dynamics(environment, trained.world, params, spec, settings.energy)
     elif kind == planners.ORACLE:
         dynamics = planners.oracle_dynamics(environment, sight, settings.energy)
@@ -82,7 +87,7 @@ def make_planner(kind, environment, sight, settings=Settings(), trained=None, pa
         dynamics = planners.pose_dynamics(environment)
     warm = settings.preset not in OFFICIAL and spec.horizon > 1 if settings.warm is None else settings.warm
     pursuit = make_pursuit(environment, sight, settings)
-    return planners.planner_policy(environment, pursuit, dynamics, spec, warm=warm, robots_at_once=settings.robots_at_once), spec
+    return planners.planner_policy(pursuit, dynamics, spec, warm=warm, robots_at_once=together), spec
 
 
 def oracle_success(sight, task="reach", settings=Settings(changes=(("samples", 48), ("iterations", 2))), *, episodes=32, seeds=(0,),
@@ -102,6 +107,7 @@ def oracle_success(sight, task="reach", settings=Settings(changes=(("samples", 4
       What `report.summarize` does: `end` and `ever` with 95 % intervals, `final_cm_quartiles`, `energy_median`.
     """
     environment = Tabletop(TASKS[task] if isinstance(task, str) else task, size=sight.size, nuisance=Nuisance.all(nuisance))
-    policy, _ = make_planner(planners.ORACLE, environment, sight, settings)
-    found = Runner(environment, policy, at_once=min(at_once, episodes), filmed=0).run(seeds, episodes)
+    at_once = min(at_once, episodes)
+    policy, _ = make_planner(planners.ORACLE, environment, sight, settings, at_once=at_once)
+    found = Runner(environment, policy, at_once=at_once, filmed=0).run(seeds, episodes)
     return report.summarize(found, policy.name, sight.name)

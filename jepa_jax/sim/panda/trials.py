@@ -40,7 +40,7 @@ def draw_trial(key, task, nuisance):
     """
     world, (draw, act, judge) = rollouts.shared_world(), _compiled(task)
     scene_key, draw_key = jax.random.split(key)
-    scene, excluded = rollouts.draw_scene(scene_key, nuisance), 0
+    scene, excluded, unsolved = rollouts.draw_scene(scene_key, nuisance), 0, 0
     for tries in range(tasks.MAX_TRIES):
         drawn, intent, in_range = jax.device_get(draw(jax.random.fold_in(draw_key, tries)))
         world.place(drawn)
@@ -58,12 +58,13 @@ def draw_trial(key, task, nuisance):
         reached = np.stack([judge(state, start, intent)[1] for state, _ in path])
         if reached.any(0).all():
             break
+        unsolved += 1
     else:
         path, reached = [(start, world.save())], np.ones((1, task.num_goals), bool)
         usable = False
     goals, vectors = ([path[at][part] for at in reached.argmax(0)] for part in range(2))
     states = jax.tree.map(lambda *parts: np.stack(parts), *goals)
-    trial = tasks.Trial(start, scene, states, intent, np.int32(excluded), np.bool_(usable))
+    trial = tasks.Trial(start, scene, states, intent, np.int32(excluded), np.int32(unsolved), np.bool_(usable))
     return PandaTrial(trial, path[0][1], np.stack(vectors))
 
 
