@@ -151,11 +151,9 @@ def _environment(args, name, model, trained):
 
 def _sights(args, kind, model, params):
     """Return the ways to see that a policy is tried with."""
-    if kind == MODEL:
-        kinds = (sight.TRAINED,)
-    else:
-        # Those that see nothing are told so.
-        kinds = (sight.PATCHES,) if kind in (*trials.BLIND, POSES) else args.sight
+    if kind in (*trials.BLIND, POSES):
+        return [sight.make_sight(sight.PATCHES, model, params) if model else sight.patch_sight()]
+    kinds = (sight.TRAINED,) if kind == MODEL else args.sight
     return [sight.make_sight(name, model, params, seed=args.seeds[0]) if model else sight.patch_sight() for name in kinds]
 
 
@@ -171,18 +169,19 @@ class _Row(NamedTuple):
 
 def _list_rows(args, model, params, trained):
     """Make everything that can be refused, before the first row takes its time; list of `_Row`."""
-    timer = args.goal_steps or (None if args.switch_energy else trials.TASK_TIMES)
-    settings = trials.Settings(args.planner, tuple(args.set), energy_of(args), timer, args.switch_energy)
     rows = []
     for name in args.task:
         environment = _environment(args, name, model, trained)
         for kind in args.policy:
             for eyes in _sights(args, kind, model, params):
-                rows.append(_Row(name, environment, kind, eyes, _maker(args, environment, kind, eyes, settings, trained, params)))
+                rows.append(_Row(name, environment, kind, eyes, _maker(args, environment, kind, eyes, trained, params)))
     return rows
 
 
-def _maker(args, environment, kind, eyes, settings, trained, params):
+def _maker(args, environment, kind, eyes, trained, params):
+    """Check what a policy is to be, and make it unless that takes long; returns `_Row.make`."""
+    timer = args.goal_steps or (None if args.switch_energy else trials.TASK_TIMES)
+    settings = trials.Settings(args.planner, tuple(args.set), energy_of(args), timer, args.switch_energy)
     if kind == trials.CLONING:
         return functools.partial(_clone, args, environment, eyes, trials.make_pursuit(environment, eyes, settings))
     if kind in trials.BLIND:

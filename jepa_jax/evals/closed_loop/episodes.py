@@ -186,7 +186,7 @@ class Runner:
         """Run so many episodes of every seed.
 
         Args:
-          seeds: whole numbers.
+          seeds: whole numbers from 0 to 2**31 - 1, all different.
           episodes: of each seed.
           on_episodes: called with the number of episodes of every batch.
 
@@ -194,18 +194,22 @@ class Runner:
           `Episodes`, seed after seed.
 
         Raises:
-          ValueError: nothing to run, the task has no start as it was described, or actions are not finite.
+          ValueError: nothing to run, seeds that would repeat episodes, the task has no start as it was described, or
+            actions are not finite.
         """
         if episodes < 1 or not seeds:
             raise ValueError(f"{episodes} episodes of {len(seeds)} seeds; there must be at least one of each")
+        if len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**31 for seed in seeds):
+            raise ValueError(f"seeds {', '.join(map(str, seeds))}; they must be different, for the same one gives the same episodes, and "
+                             f"from 0 to {2**31 - 1}")
         begun, found, films = time.monotonic(), [], []
         for seed in seeds:
             for first in range(0, episodes, self._at_once):
                 # The last batch is filled up, so that all have one shape.
                 numbers = np.arange(first, first + self._at_once, dtype=np.int32)
                 count = min(self._at_once, episodes - first)
-                goals, starts, steps = jax.device_get(self._batch(np.int32(seed), numbers))
-                _check(starts, steps, self._policy.name, count)
+                goals, starts, steps = jax.device_get(self._batch(np.int32(seed), numbers, count))
+                _check_actions(steps.choice.actions, self._policy.name, count)
                 # Pictures are large: only those that are wanted are kept.
                 films.append(_film(goals, steps, min(count, self._filmed - sum(len(film["goals"]) for film in films))))
                 left_out = (starts.excluded[:count], starts.unsolved[:count])
@@ -215,10 +219,11 @@ class Runner:
         film = jax.tree.map(lambda *parts: np.concatenate(parts), *films)
         return Episodes(*columns, film, time.monotonic() - begun)
 
-    def _batch(self, seed, numbers):
+    def _batch(self, seed, numbers, count):
         params, environment = self._policy.params, self._environment
         state, seen, goals, starts = self._reset(seed, numbers)
-        keys = _policy_keys(np.int32(seed), numbers, environment.steps)
+        _check_starts(starts, count)
+        keys = _policy_keys(seed, numbers, environment.steps)
         return goals, starts, self._drive(params, (state, seen, self._begin(params, goals)), keys)
 
     def milliseconds_per_plan(self, repeats: int = 5) -> float:
@@ -275,12 +280,15 @@ def _loop(one, carry, keys):
     return carry, jax.tree.map(lambda *parts: np.stack(parts), *rows)
 
 
-def _check(starts, steps, name, count):
-    missing = count - int(starts.valid[:count].sum())
+def _check_starts(starts, count):
+    missing = count - int(np.asarray(starts.valid)[:count].sum())
     if missing:
         raise ValueError(f"{missing} of {count} episodes have no start of the wanted distance from which the expert gets to the "
                          "goal; choose other distances, or more steps")
-    bad = ~np.isfinite(steps.choice.actions[:, :count]).all((0, 2))
+
+
+def _check_actions(actions, name, count):
+    bad = ~np.isfinite(actions[:, :count]).all((0, 2))
     if bad.any():
         raise ValueError(f"policy {name!r} asked for actions that are not finite in {int(bad.sum())} of {count} episodes")
 

@@ -51,14 +51,15 @@ def model_dynamics(environment, world, params, spec, energy):
       `Dynamics`.
 
     Raises:
-      ValueError: the model is of another robot.
+      ValueError: the model is of a robot with other numbers, or moves it in another way.
     """
     own, robot = world.robot, environment.robot
     for kind in ("state", "action"):
         told, needed = (_numbers(spec, kind) for spec in (own, robot))
-        if told != needed:
-            raise ValueError(f"the model is of robot {own.name!r} with {kind}s {', '.join(told)}; those of the simulator, {robot.name!r}, "
-                             f"are {', '.join(needed)}")
+        # A unit that is not stated may be any.
+        if len(told) != len(needed) or any(a != b or (unit and other and unit != other) for (a, unit), (b, other) in zip(told, needed)):
+            told, needed = (", ".join(f"{name} ({unit})" if unit else name for name, unit in numbers) for numbers in (told, needed))
+            raise ValueError(f"the model is of robot {own.name!r} with {kind}s {told}; those of the simulator, {robot.name!r}, are {needed}")
     if own.frame != robot.frame or own.absolute_dims != robot.absolute_dims:
         raise ValueError(f"the model's actions are {own.mode} in frame {own.frame!r}; the simulator takes {robot.mode} ones in "
                          f"frame {robot.frame!r}")
@@ -117,9 +118,8 @@ def pose_dynamics(environment):
 
 
 def _numbers(robot, kind):
-    """List the numbers of a robot's states or actions, with their units."""
-    pairs = zip(getattr(robot, f"{kind}_names"), getattr(robot, f"{kind}_units"))
-    return [f"{name} ({unit})" if unit else name for name, unit in pairs]
+    """List the numbers of a robot's states or actions: pairs (name, unit)."""
+    return list(zip(getattr(robot, f"{kind}_names"), getattr(robot, f"{kind}_units")))
 
 
 def planner_spec(environment, robot, preset="icem", **changes):

@@ -1,4 +1,4 @@
-"""Policies by name, and the quickest way to know what an encoder and an energy are worth."""
+"""Policies by name, and the settings of those that plan."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ from typing import Any
 import jax
 
 from jepa_jax import planning
-from jepa_jax.evals.closed_loop import baselines, planners, report
-from jepa_jax.evals.closed_loop.episodes import Runner
+from jepa_jax.evals.closed_loop import baselines, planners
 from jepa_jax.evals.closed_loop.pursuit import Pursuit
-from jepa_jax.evals.closed_loop.tabletop import Tabletop
 from jepa_jax.planning.presets import OFFICIAL
-from jepa_jax.sim.nuisance import Nuisance
-from jepa_jax.sim.tasks import TASKS
 
 EXPERT, RANDOM, ZERO, CLONING = "expert", "random", "zero", "cloning"
 # Policies that do not look at pictures.
@@ -88,26 +84,3 @@ def make_planner(kind, environment, sight, settings=Settings(), trained=None, pa
     warm = settings.preset not in OFFICIAL and spec.horizon > 1 if settings.warm is None else settings.warm
     pursuit = make_pursuit(environment, sight, settings)
     return planners.planner_policy(pursuit, dynamics, spec, warm=warm, robots_at_once=together), spec
-
-
-def oracle_success(sight, task="reach", settings=Settings(changes=(("samples", 48), ("iterations", 2))), *, episodes=32, seeds=(0,),
-                   nuisance=1.0, at_once=16):
-    """Measure how well the table-top can be planned in with perfect dynamics: what eyes and energy are worth, without a model.
-
-    Args:
-      sight: `Sight`.
-      task: one of `sim.tasks.TASKS`, or a `Task`.
-      settings: `Settings`.
-      episodes: of each seed.
-      seeds: whole numbers.
-      nuisance: strength from 0 to 1.
-      at_once: episodes that run side by side.
-
-    Returns:
-      What `report.summarize` does: `end` and `ever` with 95 % intervals, `final_cm_quartiles`, `energy_median`.
-    """
-    environment = Tabletop(TASKS[task] if isinstance(task, str) else task, size=sight.size, nuisance=Nuisance.all(nuisance))
-    at_once = min(at_once, episodes)
-    policy, _ = make_planner(planners.ORACLE, environment, sight, settings, at_once=at_once)
-    found = Runner(environment, policy, at_once=at_once, filmed=0).run(seeds, episodes)
-    return report.summarize(found, policy.name, sight.name)
