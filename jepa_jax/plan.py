@@ -31,8 +31,8 @@ _EXAMPLES = """examples:
   python -m jepa_jax.plan --model runs/ac --observation now.png --goal goal.png --state state.npy --planner hybrid --horizon 3 --output plans/1
   python -m jepa_jax.plan --model vjepa2-ac-vitg.pt --observation now.png --goal goal.png --state state.npy --planner paper --chunk 100
 
-The state is that of the robot in the observation, in the units of its description (`python -m jepa_jax.inspect RUN` names
-them), read from text or a .npy file. Pictures are cropped as in training."""
+The state is that of the robot in the observation, in the units of its description (too few numbers are answered with their
+names), read from text or a .npy file. Pictures are cropped as in training."""
 REPORT, PICTURE = "plan.json", "plan.png"
 # Plans that are timed: so many, or fewer where they take longer than this in all.
 _REPEATS, _REPEAT_S = 5, 2.0

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import robots
 from compiling import fast_options
 from weight_bundles import random_network
 
-from jepa_jax import plan
+from jepa_jax import plan, prepare
 from jepa_jax.bench import __main__ as bench
 from jepa_jax.bench import planners, planning
 from jepa_jax.models import ActionPredictor, VideoEncoder
@@ -188,6 +189,19 @@ class TestBench:
         # The peer is the official planner, noise and all.
         assert run["max_action_difference"] < 1e-5 and run["torch"]["plan_ms"]["num"] == 2 and run["evaluations"] == 50
         assert "times ours" in capsys.readouterr().out
+
+    def test_planners_are_compared_on_trajectories(self, files, tmp_path, capsys, monkeypatch):
+        for number in range(2):
+            robots.write_droid(tmp_path / "raw" / str(number), 30, seed=number, views=("left",))
+        assert prepare.main(["droid", str(tmp_path / "raw"), "--output", str(tmp_path / "shards"), "--workers", "0"]) == 0
+        monkeypatch.setattr(planners, "compare_planners", functools.partial(planners.compare_planners, names=("cem",), reference="notebook"))
+        common = ["plan", "--model", str(files / "ac"), "--shards", str(tmp_path / "shards"), "--output", str(tmp_path / "record.json")]
+        assert bench.main([*common, "--states", "3", "--apart", "2", "--seed", "4"]) == 0
+        record = json.loads((tmp_path / "record.json").read_text())
+        assert record["states"] == 3 and record["apart"] == 2 and record["seed"] == 4 and record["horizon"] == 1
+        assert "3 test states, 2 steps from their goals" in capsys.readouterr().out
+        for wrong, said in ((["--horizons", "1", "2"], "one horizon a run"), (["--samples", "9", "--dtype", "bfloat16"], "--samples, --dtype: ")):
+            assert bench.main([*common, *wrong]) == 2 and said in capsys.readouterr().err
 
     def test_planners_are_compared(self, tmp_path, capsys):
         world = WorldModel(NETWORKS["action_predictor"].module, DROID)

@@ -7,10 +7,13 @@ import tempfile
 
 from jepa_jax.bench import report
 from jepa_jax.cli import load_config
+from jepa_jax.commandline import types
 from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data.claims import ShardError
 from jepa_jax.data.errors import DataError
 
+# Of `plan`, where none are given.
+_HORIZONS = [1, 2]
 _EXAMPLES = """examples:
   python -m jepa_jax.bench step --size vit_small --batch 1 --against torch
   python -m jepa_jax.bench step --config configs/pretrain.py:vitl16 --batch 32 --dtype bfloat16
@@ -145,13 +148,18 @@ def _plan(args):
 
         if not args.shards:
             raise ValueError("--model compares planners on trajectories; give --shards DIR")
-        record = measure_planners(args.model, args.shards, encoder=args.encoder, states=args.states, apart=args.apart,
-                                  horizon=args.horizons[0])
-        return record, f"planners-{os.path.basename(os.path.normpath(args.model))}-h{args.horizons[0]}-{device.device_kind}"
+        if given := [name for name in ("samples", "iterations", "dtype", "chunk", "against") if getattr(args, name)]:
+            raise ValueError(f"--{', --'.join(given)}: --model compares planners as they are; leave it out")
+        horizon, *more = args.horizons or [1]
+        if more:
+            raise ValueError(f"--horizons {' '.join(map(str, args.horizons))}: --model compares planners at one horizon a run")
+        record = measure_planners(args.model, args.shards, encoder=args.encoder, states=args.states, apart=args.apart, horizon=horizon,
+                                  seed=args.seed)
+        return record, f"planners-{os.path.basename(os.path.normpath(args.model))}-h{horizon}-seed{args.seed}-{device.device_kind}"
     from jepa_jax.bench.planning import measure_planning
 
     dtype = args.dtype or ("float32" if device.platform == "cpu" else "bfloat16")
-    record = measure_planning(args.size, samples=args.samples, iterations=args.iterations, horizons=args.horizons, dtype=dtype,
+    record = measure_planning(args.size, samples=args.samples, iterations=args.iterations, horizons=args.horizons or _HORIZONS, dtype=dtype,
                               repeats=args.repeats, chunk=args.chunk, against=args.against)
     peer = f"-{args.against}" if args.against else ""
     return record, f"plan-{args.size}-{dtype}-{device.device_kind}{peer}"
@@ -321,7 +329,8 @@ def _add_plan(kinds):
     add("--size", choices=("tiny", "full"), default="tiny", help="of the model; full is the released one (default %(default)s)")
     add("--samples", type=_positive, help="candidates (default: 64 tiny, 800 full)")
     add("--iterations", type=_positive, help="of the search (default: 4 tiny, 10 full)")
-    add("--horizons", type=_positive, nargs="+", default=[1, 2], help="steps ahead, each measured by itself (default 1 2)")
+    add("--horizons", type=_positive, nargs="+",
+        help=f"steps ahead, each measured by itself (default {' '.join(map(str, _HORIZONS))}; one with --model, 1)")
     add("--dtype", choices=("float32", "bfloat16"), help="default: float32 on CPU, else bfloat16")
     add("--chunk", type=_positive, help="candidates at once, on both sides (default: as many as fit)")
     add("--repeats", type=_positive, default=3, help="timed plans (default %(default)s)")
@@ -330,6 +339,7 @@ def _add_plan(kinds):
     add("--encoder", metavar="PATH", help="its encoder, where PATH lacks it")
     add("--shards", nargs="+", metavar="DIR", help="held-out trajectories for --model")
     add("--states", type=_positive, default=64, help="test states for --model (default %(default)s)")
+    add("--seed", type=types.count, default=0, help="of states and search for --model (default %(default)s)")
     add("--apart", type=_positive, default=4, help="steps from a state to its goal for --model (default %(default)s)")
 
 

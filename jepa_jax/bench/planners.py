@@ -52,7 +52,7 @@ def measure_planners(model, shards, *, encoder=None, states=64, apart=4, horizon
     found = samples.read_samples(source, samples.make_maker(trained, shards, apart + 1, latents=stored), states, seed=seed)
     device = jax.devices()[0]
     return {
-        "benchmark": "planners", "model": model, "shards": list(shards), "apart": apart,
+        "benchmark": "planners", "model": model, "shards": list(shards), "apart": apart, "seed": seed,
         "device": {"kind": device.device_kind, "platform": device.platform, "num": 1}, "machine": report.machine(),
         **compare_planners(trained.world, params, _roots(trained.world, params, found.arrays, batch), horizon=horizon, batch=batch,
                            seed=seed),
