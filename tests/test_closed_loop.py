@@ -138,6 +138,8 @@ def test_a_simulator_outside_jax_takes_the_same_policies():
     assert (found.energy[0] > 0).all() and found.seed.tolist() == [0] * 12 + [1] * 12
     assert not np.array_equal(found.distance[:12], found.distance[12:])
     rows = [report.summarize(found, "poses"), report.summarize(Runner(environment, baselines.zero_policy(environment)).run([0], 8), "zero")]
+    still = Runner(environment, baselines.zero_policy(environment)).run([0], 2)
+    assert (still.goal == 1).all(), "who pursues no goal is shown the last one"
     assert rows[0]["end_by_seed"].keys() == {"0", "1"} and rows[1]["end"]["value"] == 0 and rows[1]["energy_median"] is None
     assert len({line.index("[") for line in report.describe(rows)[1:]}) == 1
     assert report.describe_starts(rows[1]) == "8 episodes, 95 % intervals"

@@ -18,7 +18,7 @@ def zero_policy(environment):
       `Policy`.
     """
     still = lambda keys, seen: latent.still_actions(environment.robot, seen.poses)
-    return _memoryless("zero", still)
+    return _memoryless("zero", environment, still)
 
 
 def random_policy(environment):
@@ -30,17 +30,20 @@ def random_policy(environment):
         drawn = jax.vmap(lambda key: jax.random.uniform(key, low.shape, minval=low, maxval=high))(keys)
         return planning.full_actions(robot, seen.poses, drawn)
 
-    return _memoryless("random", decide)
+    return _memoryless("random", environment, decide)
 
 
 def expert_policy(environment):
     """Do as the scripted expert of a pure environment does, which knows all: the best that can be hoped for."""
-    return _memoryless("expert", lambda keys, seen: environment.expert(seen.truth))
+    return _memoryless("expert", environment, lambda keys, seen: environment.expert(seen.truth))
 
 
-def _memoryless(name, decide):
+def _memoryless(name, environment, decide):
+    # Whoever looks at no goals is judged by the last one, which films then show.
+    last = len(environment.goal_steps) - 1
+
     def act(params, memory, keys, seen):
         count = len(seen.poses)
-        return Choice(decide(keys, seen), jnp.zeros(count, jnp.int32), jnp.full(count, jnp.nan)), memory
+        return Choice(decide(keys, seen), jnp.full(count, last, jnp.int32), jnp.full(count, jnp.nan)), memory
 
     return Policy(name, lambda params, goals: (), act)

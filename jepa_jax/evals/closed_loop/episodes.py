@@ -51,7 +51,7 @@ class Choice(NamedTuple):
 
     Attributes:
       actions: float32 `[N, A]`, in the robot's units.
-      goal: int32 `[N]`, number of the goal that was pursued.
+      goal: int32 `[N]`, number of the goal that was pursued; of the last one where none is looked at.
       energy: float32 `[N]`, how far it is away in the policy's eyes; NaN where it has no opinion.
     """
 

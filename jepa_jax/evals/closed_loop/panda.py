@@ -73,8 +73,8 @@ class Panda:
         found = [_trial(self.task, self.nuisance, int(seed), int(number)) for number in numbers]
         trials = jax.tree.map(lambda *parts: np.stack(parts), *found)
         state = PandaState(trials, trials.start, trials.trial.start)
-        goals = self._goals(trials, self.size)
-        return state, self._seen(state), Goals(goals, trials.trial.goals.pose), Starts(trials.trial.excluded, trials.trial.unsolved, trials.trial.valid)
+        goals, trial = Goals(self._goals(trials, self.size), trials.trial.goals.pose), trials.trial
+        return state, self._seen(state), goals, Starts(trial.excluded, trial.unsolved, trial.valid)
 
     def step(self, state, actions):
         """Take actions; see `Environment`."""
