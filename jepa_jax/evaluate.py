@@ -7,7 +7,7 @@ import sys
 import jax
 from tqdm import tqdm
 
-from jepa_jax import evaluate_probe, evaluate_robot
+from jepa_jax import evaluate_distance, evaluate_probe, evaluate_robot
 from jepa_jax.commandline import interrupt, types
 from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data import DataError, ShardSource
@@ -40,8 +40,6 @@ _CONTROLS = """Write the frozen encoders that a trained one must beat: DIR/rando
 DIR/patches, which hands on the pixels of every patch. Train a world model on each, as on the trained one."""
 REPORT, PICTURE = "report.json", "report.png"
 _POSITION = "position"
-# Records that may be unreadable before it is known whether shards hold frames or features.
-_LOOKED_AT = 10
 # Records named in the report; a data set may have thousands that are too short.
 _NAMED = 100
 
@@ -70,8 +68,8 @@ def _rollout(args):
     """Make the rollout report; returns the exit status."""
     check_folder(args.output)
     source = ShardSource(args.shards, KIND)
-    record = _first_record(source)
-    stored = _holds_latents(record, args.view)
+    record = samples.first_record(source)
+    stored = samples.holds_latents(record, args.view)
     networks = ("action_predictor",) if stored and not args.encoder else ("encoder", "action_predictor")
     model, params = load_with_encoder(args.model, args.encoder, networks)
     robot = make_spec({"preset": args.robot}, record) if args.robot else None
@@ -110,7 +108,7 @@ def _positions(found, robot, args):
 def _fitting(trained, params, args):
     """Read the frames that the readout is fitted on, pairs from as many trajectories as there are; `Frames`."""
     source = ShardSource(args.fit, KIND)
-    maker = samples.make_maker(trained, args.fit, 2, latents=_holds_latents(_first_record(source), args.view))
+    maker = samples.make_maker(trained, args.fit, 2, latents=samples.holds_latents(samples.first_record(source), args.view))
     with tqdm(total=args.fit_samples, desc="reading to fit", unit=" samples", dynamic_ncols=True) as bar:
         found = samples.read_samples(source, maker, args.fit_samples, seed=args.seed, extras=args.extra,
                                      on_sample=bar.update)
@@ -153,22 +151,6 @@ def _write(report, measured, found, trained, model, notes, args):
     return status
 
 
-def _holds_latents(record, views):
-    """Tell whether a record holds features, in the views that are used."""
-    return any(view.latents for view in record.views if not views or view.name in views)
-
-
-def _first_record(source):
-    """Read the first record that can be read."""
-    problems = []
-    for number in range(min(_LOOKED_AT, len(source))):
-        try:
-            return source[number]
-        except DataError as error:
-            problems.append(error)
-    raise problems[0] if problems else DataError("empty source", "the shards hold no records")
-
-
 def _position_part(robot):
     part = robot.part("position")
     if part is None:
@@ -193,6 +175,9 @@ def _parser():
     evaluate_probe.add_probe(commands.add_parser(
         "probe", help="how well probes classify labelled videos", description=evaluate_probe.DESCRIPTION,
         epilog=evaluate_probe.EXAMPLES, formatter_class=parser.formatter_class))
+    evaluate_distance.add_distance(commands.add_parser(
+        "distance", help="learn how many steps frames are apart, as a planner's energy", description=evaluate_distance.DESCRIPTION,
+        epilog=evaluate_distance.EXAMPLES, formatter_class=parser.formatter_class))
     add = commands.add_parser("controls", help="encoders that have learnt nothing, to compare with", description=_CONTROLS,
                               formatter_class=parser.formatter_class)
     add.set_defaults(run=_controls)

@@ -22,7 +22,8 @@ from jepa_jax.evals.closed_loop.episodes import Runner
 from jepa_jax.evals.closed_loop.panda import Panda
 from jepa_jax.evals.closed_loop.planners import MODEL, POSES
 from jepa_jax.evals.closed_loop.tabletop import Tabletop
-from jepa_jax.planning.command import add_energy_arguments, energy_of
+from jepa_jax.planning.command import TEMPORAL, add_energy_arguments, energy_of
+from jepa_jax.planning.energy import Energy
 from jepa_jax.planning.presets import PRESETS
 from jepa_jax.robots.conditions import ConditionMaker
 from jepa_jax.robots.world import bind_model
@@ -39,6 +40,8 @@ from jepa_jax.weights.load import load_with_encoder
 EXAMPLES = """examples:
   python -m jepa_jax.evaluate robot --model runs/ac --output reports/reach
   python -m jepa_jax.evaluate robot --model runs/encoder --policy oracle --sight trained,untrained,patches --output reports/eyes
+  python -m jepa_jax.evaluate robot --model runs/encoder --policy oracle --layers 1,3,-1 --output reports/layers
+  python -m jepa_jax.evaluate robot --model runs/ac --distance temporal --distance-head steps.safetensors --output reports/steps
   python -m jepa_jax.evaluate robot --model runs/ac --task grasp-box,place-cup --policy model,cloning,random --cloning-data shards/tabletop \\
     --planner hybrid --set horizon=2 --output reports/objects
   python -m jepa_jax.evaluate robot --world panda --model runs/panda_ac --task reach,grasp-cup --output reports/panda"""
@@ -50,6 +53,8 @@ robot reports, sees nothing: the limit of such a planner), cloning (imitates rec
 Tasks: {', '.join(TASKS)}."""
 REPORT = "robot.json"
 _FILM_PIXELS = 256
+# Policies that do not look at pictures.
+_EYELESS = (*trials.BLIND, POSES)
 _WORLDS = {TABLETOP: Tabletop, PANDA: Panda}
 _HINDSIGHT_FRAMES = cloning.MAX_AHEAD + 1
 
@@ -70,6 +75,8 @@ def add_robot(parser):
         help=f"of {', '.join(trials.POLICIES)} (default model,random,expert)")
     add("--sight", type=types.names(sight.KINDS), default=(sight.TRAINED,), metavar="NAME[,NAME]",
         help="encoders of oracle and cloning: trained, untrained (new weights), patches (raw pixels) (default trained)")
+    add("--layers", type=_layers, default=(), metavar="N[,N]",
+        help="blocks of the encoder that oracle and cloning see together, such as 1,3,-1; -1 is the last (default: its output)")
     add("--episodes", type=types.positive, default=50, metavar="N", help="of each seed (default %(default)s)")
     add("--seeds", type=_numbers, default=(0,), metavar="N[,N]", help="of episodes and policies (default 0)")
     add("--task", type=types.names(TASKS), default=("reach",), metavar="NAME[,NAME]", help="default reach")
@@ -124,7 +131,10 @@ def run(args):
 
 def _load(args):
     """Load what the policies need: (model or None, params, `Trained` or None, notes)."""
-    looks = {kind for kind in args.policy if kind not in (*trials.BLIND, POSES)}
+    looks = {kind for kind in args.policy if kind not in _EYELESS}
+    if args.layers and MODEL in looks:
+        raise ValueError(f"--layers {','.join(map(str, args.layers))}: the world model predicts the encoder's output alone, that of its last layer, "
+                         f"so policy {MODEL} cannot look at others; leave out one of the two")
     if not args.model:
         if MODEL in looks or (looks and args.sight != (sight.PATCHES,)):
             raise ValueError(f"policies {', '.join(sorted(looks))} need --model; without it there are {', '.join(trials.BLIND)}, {POSES}, "
@@ -151,10 +161,19 @@ def _environment(args, name, model, trained):
 
 def _sights(args, kind, model, params):
     """Return the ways to see that a policy is tried with."""
-    if kind in (*trials.BLIND, POSES):
+    if kind in _EYELESS:
         return [sight.make_sight(sight.PATCHES, model, params) if model else sight.patch_sight()]
     kinds = (sight.TRAINED,) if kind == MODEL else args.sight
-    return [sight.make_sight(name, model, params, seed=args.seeds[0]) if model else sight.patch_sight() for name in kinds]
+    make = functools.partial(sight.make_sight, model=model, params=params, seed=args.seeds[0], layers=args.layers)
+    return [make(name) if model else sight.patch_sight() for name in kinds]
+
+
+def _energy(args, kind, eyes):
+    """Return the energy that a policy sees with."""
+    if kind in _EYELESS and args.distance == TEMPORAL and not args.switch_energy:
+        # A learned distance knows one encoder, and these have none; they do not need it either.
+        return Energy()
+    return energy_of(args, eyes.encoder_sha256, f"policy {kind}, sight {eyes.name},")
 
 
 class _Row(NamedTuple):
@@ -181,7 +200,7 @@ def _list_rows(args, model, params, trained):
 def _maker(args, environment, kind, eyes, trained, params):
     """Check what a policy is to be, and make it unless that takes long; returns `_Row.make`."""
     timer = args.goal_steps or (None if args.switch_energy else trials.TASK_TIMES)
-    settings = trials.Settings(args.planner, tuple(args.set), energy_of(args), timer, args.switch_energy)
+    settings = trials.Settings(args.planner, tuple(args.set), _energy(args, kind, eyes), timer, args.switch_energy)
     if kind == trials.CLONING:
         return functools.partial(_clone, args, environment, eyes, trials.make_pursuit(environment, eyes, settings))
     if kind in trials.BLIND:
@@ -208,7 +227,7 @@ def _run_row(args, row):
     environment, kind, eyes = row.environment, row.kind, row.eyes
     policy, known = row.make()
     known = {"camera": environment.camera, "pixels": environment.size, **known}
-    looks = kind not in (*trials.BLIND, POSES)
+    looks = kind not in _EYELESS
     label = " ".join([row.task, kind, eyes.name] if looks else [row.task, kind])
     runner = Runner(environment, policy, at_once=_at_once(args), filmed=args.films)
     with tqdm(total=args.episodes * len(args.seeds), desc=f"{label} (compiles first)", unit=" episodes", dynamic_ncols=True) as bar:
@@ -249,6 +268,10 @@ def _draw(args, environment, found, row, label):
 
 def _numbers(text):
     return tuple(types.count(part) for part in text.split(","))
+
+
+def _layers(text):
+    return tuple(map(int, text.split(",")))
 
 
 def _setting(text):

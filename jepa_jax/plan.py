@@ -65,10 +65,11 @@ def _run(args):
     robot = trained.world.robot
     state = read_state(args.state, robot)
     spec = fit_memory(trained.world, make_spec(robot, args.planner, **_changes(args, robot)))
-    planner, calibration = bind(trained.world, spec, energy_of(args)), None
+    energy = energy_of(args, trained.encoder_sha256)
+    planner, calibration = bind(trained.world, spec, energy), None
     if args.calibrate:
         moves = read_moves(args.calibrate, robot)
-        calibration = watch(trained, params, *moves, energy=energy_of(args), extrinsics=args.extrinsics, seed=args.seed)
+        calibration = watch(trained, params, *moves, energy=energy, extrinsics=args.extrinsics, seed=args.seed)
         planner = calibrate(planner, calibration)
         notes.append(_describe_calibration(calibration, robot))
     began = time.perf_counter()

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from compiling import fast_jit
 
+from jepa_jax import planning
+from jepa_jax.evals import temporal
 from jepa_jax.evals.closed_loop import baselines, cloning, planners, report, trials
 from jepa_jax.evals.closed_loop.episodes import (
     Goals,
@@ -17,7 +19,7 @@ from jepa_jax.evals.closed_loop.episodes import (
     Starts,
 )
 from jepa_jax.evals.closed_loop.pursuit import Pursuit
-from jepa_jax.evals.closed_loop.sight import patch_sight
+from jepa_jax.evals.closed_loop.sight import patch_sight, see_all
 from jepa_jax.evals.intervals import wilson
 from jepa_jax.models import ActionPredictor
 from jepa_jax.robots.algebra import apply_action
@@ -257,6 +259,20 @@ def test_goals_change_when_they_look_near_enough():
         Pursuit(SIGHT)
     with pytest.raises(ValueError, match="3 times for 2 goals"):
         plan_with_poses(environment, timer=(1, 2, 3))
+
+
+def test_goals_change_when_few_steps_are_left():
+    """The learnt distance of pictures plans for a simulator outside JAX, and says when the first goal is reached."""
+    rng, environment = np.random.default_rng(0), Point()
+    starts, ends = rng.uniform(-0.8, 0.8, (2, 150, 1, 3))
+    clips = np.float32(starts + np.clip(ends - starts, -1.6, 1.6) / 8 * np.arange(9)[:, None])
+    latents = np.concatenate(list(see_all(SIGHT, draw_point(clips.reshape(-1, 3)))))
+    points = temporal.fit_points(latents.reshape(150, 9, *latents.shape[1:]), steps=150)
+    energy = planning.TemporalEnergy(points, SIGHT.grid, "", 4.0, 9)
+    settings = trials.Settings(changes=(("samples", 48), ("iterations", 3)), energy=energy, timer=None, threshold=1.0)
+    found = Runner(environment, trials.make_planner(planners.POSES, environment, SIGHT, settings)[0], at_once=8).run([0], 8)
+    assert (found.goal[:, -1] == 1).mean() > 0.5 and (found.goal[:, 0] == 0).all()
+    assert (found.energy[:, 0] > 1).mean() > 0.5
 
 
 def test_cloning_learns_what_was_done():

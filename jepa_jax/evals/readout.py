@@ -1,25 +1,23 @@
 """Positions read off latents by a small attentive readout that was fitted on true ones: errors in centimetres."""
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from jepa_jax.evals.rollouts import MODES, TRUE
-from jepa_jax.models.norms import normalize_latents
+from jepa_jax.models.attentive_readout import apply_readout, init_readout
 
 _CENTIMETRES = 100.0
 TRUE_LATENTS, COPY_LAST, MEAN_POSITION = "true_latents", "copy_last", "mean_position"
-# Every query points at a place: what is there and where it is goes through a layer of its own.
-_QUERIES, _PLACE, _VALUE, _HIDDEN = 16, 32, 32, 256
 _STEPS, _MIN_STEPS, _BATCH, _CHUNK = 4000, 300, 64, 256
 # Updates per frame at most: few frames are learnt by heart.
 _ROUNDS = 30
 _RATE, _DECAY, _WARMUP, _HUBER = 1e-3, 0.05, 100, 0.3
+
+_read = jax.jit(apply_readout)
 
 
 class Frames(NamedTuple):
@@ -127,7 +125,7 @@ def fit_readout(latents, targets, *, seed=0):
     steps = int(np.clip(_ROUNDS * len(latents) // _BATCH, _MIN_STEPS, _STEPS))
     rate = optax.warmup_cosine_decay_schedule(0.0, _RATE, _WARMUP, steps)
     optimizer = optax.adamw(rate, weight_decay=_DECAY)
-    params = _init(jax.random.key(seed), *latents.shape[1:], targets.shape[1])
+    params = init_readout(jax.random.key(seed), *latents.shape[1:], targets.shape[1])
     state, rng = optimizer.init(params), np.random.default_rng(seed)
     step = jax.jit(functools.partial(_step, optimizer), donate_argnums=(0, 1))
     scaled = ((targets - mean) / scale).astype(np.float32)
@@ -135,28 +133,6 @@ def fit_readout(latents, targets, *, seed=0):
         rows = rng.integers(0, len(latents), _BATCH)
         params, state = step(params, state, latents[rows], scaled[rows])
     return Readout(params, mean, scale)
-
-
-def _init(key, tokens, width, outputs):
-    keys = jax.random.split(key, 5)
-    draw = lambda number, *shape, fan_in: jax.random.normal(keys[number], shape) / math.sqrt(fan_in)
-    return {
-        "query": draw(0, width, _QUERIES, fan_in=width), "where": jnp.zeros((_QUERIES, tokens)),
-        "place": draw(1, tokens, _PLACE, fan_in=1), "value": draw(2, _QUERIES, width + _PLACE, _VALUE, fan_in=width + _PLACE),
-        "hidden": draw(3, _QUERIES * _VALUE, _HIDDEN, fan_in=_QUERIES * _VALUE), "hidden_bias": jnp.zeros(_HIDDEN),
-        "out": 0.1 * draw(4, _HIDDEN, outputs, fan_in=_HIDDEN), "out_bias": jnp.zeros(outputs),
-    }
-
-
-@jax.jit
-def _read(params, latents):
-    """Map `[b, N, D]` to scaled targets `[b, K]`."""
-    tokens = normalize_latents(jnp.asarray(latents, jnp.float32))
-    weights = jax.nn.softmax(jnp.einsum("bnd,dq->bqn", tokens, params["query"]) + params["where"], axis=-1)
-    found = [jnp.einsum("bqn,bnd->bqd", weights, tokens), jnp.einsum("bqn,np->bqp", weights, params["place"])]
-    values = jnp.einsum("bqd,qdv->bqv", jnp.concatenate(found, axis=-1), params["value"])
-    hidden = jax.nn.gelu(values.reshape(len(tokens), -1) @ params["hidden"] + params["hidden_bias"])
-    return hidden @ params["out"] + params["out_bias"]
 
 
 def _step(optimizer, params, state, latents, targets):

@@ -69,22 +69,24 @@ def make_maker(trained, paths, frames, *, latents):
     )
 
 
-def frame_maker(paths, frames, conditions, *, fps, size, views):
-    """Build what cuts clips of square frames, without a model to say how.
+def frame_maker(paths, frames, conditions, *, fps, size, views, origin=None):
+    """Build what cuts clips of square frames, or of their features, without a world model to say how.
 
     Args:
       paths: of the shards, for messages.
       frames: F.
-      conditions: `ConditionMaker`.
+      conditions: such as `ConditionMaker`.
       fps: frames per second.
       size: side of the frames, pixels.
-      views: names of the cameras to choose from.
+      views: names of the cameras to choose from; None for any.
+      origin: `data.latents.Origin` of the features that the shards hold instead of frames.
 
     Returns:
       `SampleMaker`.
     """
     group = GroupSpec("trajectory", "video", frames, fps, 1, (SourceSpec(tuple(paths), 1.0),))
-    return SampleMaker(group, CropSpec(size, CENTERED, (1.0, 1.0), 0.0), conditions, views=views, extrinsics=False, latents=False)
+    return SampleMaker(group, CropSpec(size, CENTERED, (1.0, 1.0), 0.0), conditions, views=views, extrinsics=False,
+                       latents=origin is not None, origin=origin)
 
 
 def read_samples(source, maker, count, *, seed=0, extras=(), on_sample=lambda: None):
@@ -125,6 +127,26 @@ def read_samples(source, maker, count, *, seed=0, extras=(), on_sample=lambda: N
         if len(rows) == before:
             break
     return _join(rows, skips)
+
+
+def holds_latents(record, views):
+    """Tell whether a record holds features, in the views that are used."""
+    return any(view.latents for view in record.views if not views or view.name in views)
+
+
+def first_record(source):
+    """Read the first record that can be read.
+
+    Raises:
+      DataError: why the first one cannot be read, if none of the first ones can.
+    """
+    problems = []
+    for number in range(min(_LOOKED_AT, len(source))):
+        try:
+            return source[number]
+        except DataError as error:
+            problems.append(error)
+    raise problems[0] if problems else DataError("empty source", "the shards hold no records")
 
 
 class _Failure(NamedTuple):

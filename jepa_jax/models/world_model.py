@@ -7,7 +7,7 @@ from jepa_jax.models.norms import normalize_latents
 from jepa_jax.models.pixels import PIXEL_MEAN, PIXEL_STD, normalize_pixels
 
 
-def encode_frames(encoder, params, video, *, at_once=None, mean=PIXEL_MEAN, std=PIXEL_STD):
+def encode_frames(encoder, params, video, *, at_once=None, mean=PIXEL_MEAN, std=PIXEL_STD, layers=()):
     """Encode every frame by itself, held for one tubelet, so that no latent knows of another frame.
 
     Args:
@@ -16,9 +16,11 @@ def encode_frames(encoder, params, video, *, at_once=None, mean=PIXEL_MEAN, std=
       video: `[B, F, H, W, 3]`, uint8 RGB or float that is normalised already.
       at_once: frames of each clip in memory at once; None for all. It does not change the result.
       mean, std: float32 `[3]`, in units of [0, 1], for uint8 frames.
+      layers: static tuple of L 0-based blocks whose outputs are wanted; empty for the encoder's output.
 
     Returns:
-      `[B, F, h*w, D]`, every latent normalised, in float32 or wider.
+      `[B, F, h*w, D]`, every latent normalised, in float32 or wider; of several layers `[B, F, h*w, L*D]`, the
+      normalised latents of each one after the other.
 
     Raises:
       ValueError: if the video has another type or rank or no frame, or `at_once` is below 1.
@@ -39,7 +41,11 @@ def encode_frames(encoder, params, video, *, at_once=None, mean=PIXEL_MEAN, std=
         images = clips.reshape(-1, *clips.shape[2:])
         if images.dtype == jnp.uint8:
             images = normalize_pixels(images, mean, std)
-        latents = normalize_latents(encoder.apply({"params": params}, images))
+        if layers:
+            latents = normalize_latents(encoder.apply({"params": params}, images, layers, method="encode_layers"))
+            latents = jnp.concatenate(list(latents), axis=-1)
+        else:
+            latents = normalize_latents(encoder.apply({"params": params}, images))
         return latents.reshape(batch, -1, *latents.shape[1:])
 
     if num_chunks == 1:

@@ -8,8 +8,10 @@ from jepa_jax.planning.observations import Scene, read_picture, see
 from jepa_jax.planning.presets import PRESETS, make_spec
 from jepa_jax.planning.search import plan, warm_start
 from jepa_jax.planning.spec import PlanOutput, PlanSpec, Root, Trace
+from jepa_jax.planning.temporal import TemporalEnergy, load_temporal, save_temporal
 
 __all__ = [
-    "PRESETS", "Energy", "LatentState", "PlanOutput", "PlanSpec", "Planner", "Progress", "Root", "Scene", "Trace", "bind", "fit_memory",
-    "full_actions", "make_root", "make_spec", "next_goal", "plan", "read_picture", "see", "start_goals", "warm_start",
+    "PRESETS", "Energy", "LatentState", "PlanOutput", "PlanSpec", "Planner", "Progress", "Root", "Scene", "TemporalEnergy", "Trace", "bind",
+    "fit_memory", "full_actions", "load_temporal", "make_root", "make_spec", "next_goal", "plan", "read_picture", "save_temporal", "see",
+    "start_goals", "warm_start",
 ]

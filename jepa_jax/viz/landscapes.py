@@ -98,7 +98,8 @@ def make_picture(args, output):
     robot = trained.world.robot
     (now, goal), states = _read(args, robot)
     bounds = {} if args.bounds is None else {"low": (-args.bounds,) * len(robot.planned_dims), "high": (args.bounds,) * len(robot.planned_dims)}
-    planner = bind(trained.world, make_spec(robot, "cem", **bounds), energy_of(args))
+    energy = energy_of(args, trained.encoder_sha256)
+    planner = bind(trained.world, make_spec(robot, "cem", **bounds), energy)
     scene = see(trained, params, now, goal, states[0], args.extrinsics)
     true = None
     if args.goal_state and robot.source != "states":
@@ -110,7 +111,7 @@ def make_picture(args, output):
     still = np.asarray(still_actions(robot, scene.root.state.pose))[list(robot.planned_dims)]
     landscape = run(planner, params, scene.root, _dims(args, robot), still=still, true=true, samples=args.samples)
     here = scene.root.state.latents[None]
-    before = float(energy_of(args)(here, scene.root.goal, tuple(trained.world.predictor.grid))[0])
+    before = float(energy(here, scene.root.goal, tuple(trained.world.predictor.grid))[0])
     name = os.path.basename(os.path.normpath(args.model))
     path = os.path.join(output, "energy.png")
     canvas.save_figure(draw_landscape(landscape, scene, robot, now=before, name=name), path)

@@ -24,17 +24,35 @@ def read_safetensors(path):
     Raises:
       WeightsError: if the file is missing, cut short or damaged.
     """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
+
+
+@contextlib.contextmanager
+def _opened(path):
+    """Open a safetensors file; what goes wrong with it is a WeightsError."""
     if not os.path.isfile(path):
         raise WeightsError(f"{path} does not exist")
     try:
         with safetensors.safe_open(path, "np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
+            yield file
     except (safetensors.SafetensorError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path} ({os.path.getsize(path)} bytes) is no whole safetensors file: {error}") from error
 
 
-def write_safetensors(tensors, path):
+def read_metadata(path):
+    """Read the texts in the header of a safetensors file as dict; errors are those of `read_safetensors`."""
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+def write_safetensors(tensors, path, metadata=None):
     """Write numpy arrays; equal tensors give equal bytes, whatever their order.
+
+    Args:
+      tensors: dict from name to array.
+      path: file.
+      metadata: dict of further texts for the header.
 
     Raises:
       WeightsError: if the disk refuses.
@@ -44,7 +62,7 @@ def write_safetensors(tensors, path):
         # The library lets nobody else read its files; an ordinary new file says what is usual here.
         with open(path, "wb") as file:
             mode = os.fstat(file.fileno()).st_mode
-        safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+        safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"} | (metadata or {}))
         os.chmod(path, mode)
     except (safetensors.SafetensorError, OSError) as error:
         raise WeightsError(f"cannot write {path}: {error}") from error

@@ -17,14 +17,13 @@ import numpy as np
 import optax
 
 from jepa_jax.evals.closed_loop.episodes import Choice, Policy
+from jepa_jax.evals.closed_loop.sight import see_all
 
 MAX_AHEAD = 20
 _HIDDEN, _DEPTH = 512, 2
 # Numbers of a frame that the network reads; tokens are averaged until they are no more.
 _MAX_READ = 2048
 _BATCH, _RATE, _WEIGHT_DECAY = 128, 1e-3, 1e-3
-# Frames that are encoded at once.
-_ENCODED_AT_ONCE = 64
 _EPS = 1e-6
 _STEPS_AT_ONCE = 50
 
@@ -58,7 +57,7 @@ def clone(pursuit, arrays, *, steps=1500, seed=0, on_steps=lambda count: None):
     if frames < 2 or arrays["video"].shape[2] != sight.size:
         raise ValueError(f"clips of {frames} frames of {arrays['video'].shape[2]} pixels; cloning takes at least 2 of {sight.size}")
     read = functools.partial(_read, sight.grid, _pool_factor(sight))
-    latents = _encode(sight, read, arrays["video"].reshape(-1, *arrays["video"].shape[2:]))
+    latents = jnp.concatenate(list(see_all(sight, arrays["video"].reshape(-1, *arrays["video"].shape[2:]), read)))
     data = latents.reshape(count, frames, -1), jnp.asarray(arrays["states"]), jnp.asarray(arrays["actions"])
     scales = _Scales(*(_scale(np.asarray(arrays[name])) for name in ("states", "actions")))
     sizes = [2 * data[0].shape[-1] + data[1].shape[-1], *[_HIDDEN] * _DEPTH, data[2].shape[-1]]
@@ -107,19 +106,6 @@ def _read(grid, side, latents):
     """Average `[B, h*w, D]` over squares of tokens; `[B, P]`."""
     (h, w), count = grid, len(latents)
     return latents.reshape(count, h // side, side, w // side, side, -1).mean((2, 4)).reshape(count, -1)
-
-
-def _encode(sight, read, frames):
-    """Turn frames into what the network reads, so many at once."""
-    see = jax.jit(lambda params, frames: read(sight.see(params, frames)))
-    parts = []
-    for first in range(0, len(frames), _ENCODED_AT_ONCE):
-        chunk = frames[first : first + _ENCODED_AT_ONCE]
-        missing = _ENCODED_AT_ONCE - len(chunk)
-        # Filled up, so that all have one shape.
-        chunk = np.concatenate([chunk, np.zeros((missing, *chunk.shape[1:]), chunk.dtype)])
-        parts.append(see(sight.params, chunk)[: _ENCODED_AT_ONCE - missing])
-    return jnp.concatenate(parts)
 
 
 def _scale(values):

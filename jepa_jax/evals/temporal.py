@@ -1,0 +1,149 @@
+"""Fit the temporal distance on recorded clips, and find out what it is worth on clips that were held out."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jepa_jax.models.norms import normalize_latents
+from jepa_jax.planning.temporal import init_points, point_distance, read_points
+
+# Clips of a batch, and frames of each: a frame is read once for all its pairs.
+_CLIPS, _FRAMES = 16, 10
+_RATE, _DECAY, _WARMUP = 3e-3, 0.05, 100
+# Of the logarithm of steps: larger errors count linearly.
+_HUBER = 0.3
+# A move that is counted: so many steps, and so much of the distance at least, m.
+_MOVE, _LEAST_CHANGE = 2, 0.03
+# Robots take detours, so the time between two frames is only the most that is needed: distances above it count fully,
+# those below it so much. What is left is near the shortest way that any clip shows.
+_BELOW = 0.03
+
+
+def fit_points(latents, *, steps=1500, noise=0.1, seed=0, on_steps=lambda count: None):
+    """Fit a network that reads frames as points, as far apart as there are steps between frames of a clip.
+
+    Args:
+      latents: float `[M, F, N, D]` of M clips of F frames, one step apart; normalised before use.
+      steps: of training.
+      noise: deviation of what is added to normalised latents at most: a planner looks at predicted ones.
+      seed: of weights, batches and noise.
+      on_steps: called with the number of steps done since the last call.
+
+    Returns:
+      Parameters of `planning.temporal.read_points`, whose `point_distance` is in steps.
+
+    Raises:
+      ValueError: clips of one frame, or the fit has diverged.
+    """
+    count, frames = latents.shape[:2]
+    if frames < 2:
+        raise ValueError(f"clips of {frames} frame; a distance is fitted on at least 2")
+    params = init_points(jax.random.key(seed), *latents.shape[2:])
+    schedule = optax.warmup_cosine_decay_schedule(0.0, _RATE, min(_WARMUP, steps // 2), steps)
+    optimizer = optax.adamw(schedule, weight_decay=_DECAY)
+    state, rng, key = optimizer.init(params), np.random.default_rng(seed), jax.random.key(seed)
+    step = jax.jit(functools.partial(_step, optimizer, noise), donate_argnums=(0, 1))
+    for number in range(steps):
+        clips = rng.integers(0, count, (_CLIPS, 1))
+        times = np.argsort(rng.random((_CLIPS, frames)), axis=1)[:, :_FRAMES]
+        params, state, loss = step(params, state, jax.random.fold_in(key, number), latents[clips, times], times)
+        on_steps(1)
+    if not np.isfinite(loss):
+        raise ValueError("the fit of the temporal distance has diverged: latents hold numbers that are too large, or not finite")
+    return params
+
+
+def _step(optimizer, noise, params, state, key, latents, times):
+    """Make one step of AdamW on all pairs of frames of the same clip."""
+    strength_key, noise_key = jax.random.split(key)
+    # Some clean, some noisier: the distance is to hold for true frames too.
+    strength = noise * jax.random.uniform(strength_key, (*latents.shape[:2], 1, 1))
+    noisy = normalize_latents(latents) + strength * jax.random.normal(noise_key, latents.shape)
+    apart = jnp.abs(times[:, :, None] - times[:, None]).astype(jnp.float32)
+
+    def loss(params):
+        points = read_points(params, noisy)
+        errors = jnp.log1p(point_distance(points[:, :, None], points[:, None])) - jnp.log1p(apart)
+        return (jnp.where(errors > 0, 1.0, _BELOW) * optax.huber_loss(errors, delta=_HUBER)).mean()
+
+    value, slopes = jax.value_and_grad(loss)(params)
+    updates, state = optimizer.update(slopes, state, params)
+    return optax.apply_updates(params, updates), state, value
+
+
+def hold_out(trajectory, share, seed=0):
+    """Choose the trajectories to test on: bool `[M]` for the trajectory of each clip, int `[M]`; at least one, not all.
+
+    Raises:
+      ValueError: there is only one trajectory.
+    """
+    numbers = np.random.default_rng(seed).permutation(np.unique(trajectory))
+    if len(numbers) < 2:
+        raise ValueError(f"clips of {len(numbers)} trajectory; there must be one to fit and one to test at least")
+    held = min(max(1, round(share * len(numbers))), len(numbers) - 1)
+    return np.isin(trajectory, numbers[:held])
+
+
+def clip_energies(energy, latents, grid):
+    """Measure all frames of clips against all others as goals.
+
+    Args:
+      energy: as in `planning.bind`.
+      latents: float `[M, F, N, D]`; normalised before use.
+      grid: (h, w), N = h * w.
+
+    Returns:
+      float32 `[M, F, F]`: clip, goal, frame.
+    """
+    # One goal after the other: differences of all pairs would not fit into memory.
+    @jax.jit
+    def one(clip):
+        clip = normalize_latents(clip)
+        return jax.lax.map(lambda goal: energy(clip, goal, grid), clip)
+
+    return np.stack([np.asarray(one(clip)) for clip in latents])
+
+
+def rank_correlation(energies, truth):
+    """Compare how energies and a true distance order the other frames of a clip by their way to a goal.
+
+    Args:
+      energies, truth: `[M, F, F]`: clip, goal, frame.
+
+    Returns:
+      Spearman's coefficient, 1 for the same order, the mean over all goals; NaN if no goal has anything to order.
+    """
+    others = ~np.eye(energies.shape[-1], dtype=bool)
+    ranks = [_ranks(values[:, others].reshape(*values.shape[:2], -1)) for values in (energies, truth)]
+    first, second = (rank - rank.mean(-1, keepdims=True) for rank in ranks)
+    spread = np.sqrt((first**2).sum(-1) * (second**2).sum(-1))
+    # Where nothing moves there is no order.
+    some = spread > 0
+    return float(((first * second).sum(-1)[some] / spread[some]).mean()) if some.any() else float("nan")
+
+
+def right_way(energies, metres, edges):
+    """Count how often the energy falls where a robot comes nearer to the goal, and rises where it goes away.
+
+    Args:
+      energies: `[M, F, F]`: clip, goal, frame.
+      metres: `[M, F, F]`, distance of the robot from where it is at the goal, m.
+      edges: K + 1 distances, ascending, between which moves are counted; of a move the nearer end counts.
+
+    Returns:
+      K shares of the moves of two steps that change the distance by 3 cm or more; NaN where there are none. 0.5 is chance.
+    """
+    change, nearer = (metres[:, :, _MOVE:] - metres[:, :, :-_MOVE], np.minimum(metres[:, :, _MOVE:], metres[:, :, :-_MOVE]))
+    right = np.sign(energies[:, :, _MOVE:] - energies[:, :, :-_MOVE]) == np.sign(change)
+    parts = [right[(nearer >= low) & (nearer < high) & (abs(change) >= _LEAST_CHANGE)] for low, high in itertools.pairwise(edges)]
+    return [float(part.mean()) if part.size else float("nan") for part in parts]
+
+
+def _ranks(values):
+    """Rank along the last axis; equal values share their mean rank."""
+    one, other = values[..., :, None], values[..., None, :]
+    return (one > other).sum(-1) + 0.5 * (one == other).sum(-1)

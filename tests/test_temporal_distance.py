@@ -1,0 +1,252 @@
+"""The learned temporal distance and energies over several layers: what they learn, where they lead, and what is refused."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import robots
+from compiling import fast_options
+from weight_bundles import random_network
+
+from jepa_jax import evaluate, plan, planning, prepare
+from jepa_jax.evals import temporal
+from jepa_jax.evals.closed_loop import sight
+from jepa_jax.models import ActionPredictor, VideoEncoder
+from jepa_jax.planning.temporal import init_points
+from jepa_jax.robots.presets import DROID
+from jepa_jax.robots.world import WorldModel
+from jepa_jax.weights import load, native, tensors
+from jepa_jax.weights.bundle import Bundle, Preprocessing, WeightsError, network_sha256
+
+GRID, WIDTH, FRAMES = (1, 16), 8, 12
+ENCODER = VideoEncoder(width=24, depth=2, num_heads=2, patch_size=8)
+NETWORKS = {"target_encoder": random_network(ENCODER, 0), "action_predictor": random_network(ActionPredictor(24, 32, 1, 2, grid=(4, 4)), 1)}
+SHA256 = network_sha256(NETWORKS["target_encoder"].params)
+WORLD = {"robot": DROID.to_json(), "frames": 4, "fps": 5.0, "crop_aspect": [0.75, 1.35], "views": ["left"], "encoder_sha256": SHA256}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_fast():
+    """Compile what the commands compile as `fast_jit` does: these programs run for moments."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=fast_options()))
+        yield
+
+
+def slide(places, seed):
+    """Draw tokens `[..., N, D]`: a narrow bump of a pattern at places along a line, before a background of each clip's own."""
+    pattern = np.random.default_rng(99).normal(size=WIDTH)
+    background = np.random.default_rng(seed).normal(size=(len(places), 1, GRID[1], WIDTH))
+    bump = np.exp(-2 * (np.arange(GRID[1]) - places[..., None]) ** 2)
+    return np.float32(background + 6 * bump[..., None] * pattern)
+
+
+def wander(count, seed):
+    """Move to and fro along a line, at most one token per step: places `[M, F]`, which time alone does not tell."""
+    rng = np.random.default_rng(seed)
+    steps = rng.choice([-1, 1], (count, 1)) * rng.uniform(0.3, 1, (count, FRAMES))
+    steps *= np.where(np.arange(FRAMES) < rng.integers(5, 2 * FRAMES, (count, 1)), 1, -1)
+    return np.clip(rng.uniform(3, 13, (count, 1)) + np.cumsum(steps, 1), 0, GRID[1] - 1)
+
+
+def new_energy(sha256="a" * 64, grid=GRID, width=WIDTH, seed=0):
+    return planning.TemporalEnergy(init_points(jax.random.key(seed), grid[0] * grid[1], width), grid, sha256, 4.0, FRAMES, {"clips": 3})
+
+
+@pytest.fixture(scope="module")
+def learnt():
+    done = []
+    params = temporal.fit_points(slide(wander(300, 0), 0), steps=250, on_steps=done.append)
+    assert sum(done) == 250
+    return dataclasses.replace(new_energy(), params=params)
+
+
+def test_the_distance_follows_the_way_of_things_in_clips_that_were_held_out(learnt):
+    places = wander(20, 1)
+    latents, way = slide(places, 1), np.abs(places[:, :, None] - places[:, None])
+    found, plain = (temporal.clip_energies(energy, latents, GRID) for energy in (learnt, planning.Energy()))
+    assert found.shape == (20, FRAMES, FRAMES) and np.abs(np.diagonal(found, axis1=1, axis2=2)).max() < 0.02
+    assert temporal.rank_correlation(found, way) > max(0.9, 0.02 + temporal.rank_correlation(plain, way))
+    # Where the patterns no longer overlap, only the learnt one still knows the way.
+    (ours,), (theirs,) = (temporal.right_way(energies, way / 50, (3 / 50, np.inf)) for energies in (found, plain))
+    assert ours > 0.85 and ours > theirs + 0.1
+    goal = slide(np.array([[1.0]]), 5)[0, 0]
+    line = learnt(slide(np.arange(2.0, 12)[None], 5)[0], goal, GRID)
+    assert (np.diff(line) > 0).mean() > 0.85 and float(line[-1]) > 2 * float(line[1])
+
+
+def test_ranks_and_shares_are_those_of_a_known_order():
+    truth = np.abs(np.subtract.outer(np.arange(6), np.arange(6)))[None].astype(float)
+    assert temporal.rank_correlation(truth**3, truth) == pytest.approx(1) and temporal.rank_correlation(-truth, truth) == pytest.approx(-1)
+    assert np.isnan(temporal.rank_correlation(np.zeros_like(truth), truth))
+    assert temporal.right_way(truth, truth, (0, 2, 9, 10)) == [1, 1, pytest.approx(np.nan, nan_ok=True)]
+    assert temporal.right_way(-truth, truth, (0, 9)) == [0]
+    held = temporal.hold_out(np.array([4, 4, 7, 9, 9]), 0.4)
+    assert held[0] == held[1] and held[3] == held[4] and 0 < held.sum() < 5
+    with pytest.raises(ValueError, match="clips of 1 trajectory"):
+        temporal.hold_out(np.array([4, 4]), 0.5)
+    with pytest.raises(ValueError, match="clips of 1 frame"):
+        temporal.fit_points(np.zeros((2, 1, 4, 8), np.float32))
+
+
+def test_gradients_lead_to_the_goal_and_do_not_break_there(learnt):
+    """A planner by gradients alone moves the pattern to where the goal shows it."""
+    world, draw = WorldModel(ActionPredictor(WIDTH, 24, 2, 2, grid=GRID), DROID), jnp.asarray(slide(np.zeros((1, 1)), 7)[0, 0])
+    bump = lambda place: draw * 0 + 6 * jnp.exp(-2 * (jnp.arange(GRID[1]) - place) ** 2)[:, None] * np.random.default_rng(99).normal(size=WIDTH)
+    slope = jax.grad(lambda place: learnt(bump(place), bump(4.0), GRID))
+    assert np.isfinite(float(slope(4.0))) and slope(6.0) > 0 > slope(2.0)
+    spec = planning.PlanSpec(low=(-3,), high=(3,), samples=1, iterations=0, gradient_steps=24, restarts=4, choice="best")
+    cost = lambda params, place, goal, action: learnt(jax.vmap(bump)(place[:, 0]), goal, GRID)
+    root = planning.Root(jnp.array([6.0]), bump(4.0))
+    out = jax.jit(lambda rng: planning.plan((), rng, root, lambda params, place, action: place + action, cost, spec))(jax.random.key(0))
+    assert abs(float(out.actions[0, 0]) + 2) < 0.4
+    # As the model's planner takes it; the grid is looked at before anything is compiled.
+    assert planning.bind(world, planning.make_spec(DROID, "cem"), learnt).cost_fn
+    with pytest.raises(ValueError, match="fitted on a grid of 1 x 16 tokens, used on one of 2 x 8"):
+        planning.bind(dataclasses.replace(world, predictor=world.predictor.clone(grid=(2, 8))), planning.make_spec(DROID, "cem"), learnt)
+
+
+class TestFile:
+    def test_round_trip(self, learnt, tmp_path):
+        planning.save_temporal(learnt, tmp_path / "steps.safetensors")
+        found = planning.load_temporal(tmp_path / "steps.safetensors")
+        latents = slide(wander(2, 3), 3)
+        np.testing.assert_array_equal(found(latents[0], latents[1, 0], GRID), learnt(latents[0], latents[1, 0], GRID))
+        plain = lambda energy: {name: value for name, value in vars(energy).items() if name != "params"}
+        assert plain(found) == plain(learnt) and hash(found) != hash(learnt)
+        with pytest.raises(WeightsError, match="exists already"):
+            planning.save_temporal(learnt, tmp_path / "steps.safetensors")
+        with pytest.raises(ValueError, match="fitted on the encoder with sha256 aaaaaaaaaaaa..., but the planner sees with the one with sha256 bbb"):
+            found.check_encoder("b" * 64)
+
+    def test_other_files(self, tmp_path):
+        energy, path = new_energy(), tmp_path / "a.safetensors"
+        arrays = {name: np.asarray(leaf) for name, leaf in energy.params.items()}
+        tensors.write_safetensors(arrays, path)
+        with pytest.raises(WeightsError, match="holds no temporal distance; make one with"):
+            planning.load_temporal(path)
+        planning.save_temporal(energy, tmp_path / "b.safetensors")
+        header = tensors.read_metadata(tmp_path / "b.safetensors")
+        tensors.write_safetensors({**arrays, "flat": arrays["flat"][:-1]}, path, header)
+        with pytest.raises(WeightsError, match="tensors flat are missing, unknown or of another shape than its header says, 1 x 16 tokens of 8"):
+            planning.load_temporal(path)
+        tensors.write_safetensors({**arrays, "flat": arrays["flat"] * np.nan}, path, header)
+        with pytest.raises(WeightsError, match="flat hold numbers that are not finite"):
+            planning.load_temporal(path)
+        tensors.write_safetensors(arrays, path, {"jepa_jax": json.dumps(json.loads(header["jepa_jax"]) | {"version": 9})})
+        with pytest.raises(WeightsError, match="holds no temporal distance"):
+            planning.load_temporal(path)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Weights with and without an action predictor, shards, and pictures."""
+    folder = tmp_path_factory.mktemp("distance")
+    native.write(Bundle(NETWORKS, Preprocessing(32, 36, 4), world_model=WORLD), str(folder / "ac"))
+    native.write(Bundle({"target_encoder": NETWORKS["target_encoder"]}, Preprocessing(32, 36, 4)), str(folder / "encoder"))
+    for number in range(4):
+        robots.write_droid(folder / "raw" / str(number), 26, seed=number, views=("left",))
+    assert prepare.main(["droid", str(folder / "raw"), "--output", str(folder / "frames"), "--workers", "0"]) == 0
+    for name in ("now", "goal"):
+        np.save(folder / f"{name}.npy", np.random.default_rng(len(name)).integers(0, 256, (32, 32, 3), np.uint8))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def head(files):
+    planning.save_temporal(new_energy(SHA256, (4, 4), 24), files / "head.safetensors")
+    return files / "head.safetensors"
+
+
+def fit(files, output, *arguments, model="ac", shards="frames"):
+    common = ["distance", str(files / shards), "--model", str(files / model), "--output", str(output), "--frames", "4", "--samples", "6"]
+    return evaluate.main([*common, "--steps", "4", "--held-out", "0.3", *arguments])
+
+
+def make_plan(files, *arguments):
+    given = ["--model", str(files / "ac"), "--observation", str(files / "now.npy"), "--goal", str(files / "goal.npy"), "--samples", "8"]
+    return plan.main([*given, "--state", "0.5,0,0.3,3.1,0,0,0.2", "--planner", "cem", "--elites", "2", "--iterations", "1", *arguments])
+
+
+class TestCommand:
+    def test_fits_on_frames_and_on_features_and_is_planned_with(self, files, tmp_path, capsys):
+        assert fit(files, tmp_path / "frames.safetensors") == 0
+        out = capsys.readouterr().out
+        assert "6 clips of 4 trajectories, 4 frames at 5/s" in out and "wrote" in out
+        assert {"temporal", "l1"} <= set(out.split()) and "the way of the robot" in out and "goals over 30 cm away" in out
+        energy = planning.load_temporal(tmp_path / "frames.safetensors")
+        assert (energy.grid, energy.encoder_sha256, energy.fps, energy.frames) == ((4, 4), SHA256, 5.0, 4)
+        assert make_plan(files, "--distance", "temporal", "--distance-head", str(tmp_path / "frames.safetensors")) == 0
+        assert "energy" in capsys.readouterr().out
+        features = ["features", str(files / "frames"), "--model", str(files / "encoder"), "--output", str(files / "features")]
+        assert prepare.main([*features, "--size", "32", "--fps", "5", "--all-frames", "--workers", "0"]) == 0
+        capsys.readouterr()
+        assert fit(files, tmp_path / "encoder.safetensors", "--fps", "5", model="encoder", shards="features") == 0
+        assert "the way of the robot" not in capsys.readouterr().out
+        other = planning.load_temporal(tmp_path / "encoder.safetensors")
+        assert plan_fields(other) == plan_fields(energy)
+
+    def test_refusals(self, files, head, tmp_path, capsys):
+        def said(status, words):
+            assert status == 2
+            error = capsys.readouterr().err
+            assert words in error, error
+
+        said(fit(files, head), "exists already")
+        said(fit(files, tmp_path / "a", "--frames", "200"), "need more than")
+        said(make_plan(files, "--distance", "temporal"), "needs --distance-head FILE")
+        said(make_plan(files, "--distance-head", str(head)), "--distance-head is for --distance temporal, not l1")
+        said(make_plan(files, "--distance", "temporal", "--distance-head", str(head), "--pool", "2"), "--pool is 2 and --smooth 0")
+        planning.save_temporal(new_energy("f" * 64, (4, 4), 24), tmp_path / "other.safetensors")
+        said(make_plan(files, "--distance", "temporal", "--distance-head", str(tmp_path / "other.safetensors")),
+             f"fitted on the encoder with sha256 ffffffffffff..., but the planner sees with the one with sha256 {SHA256[:12]}")
+
+    @pytest.mark.parametrize("arguments, words", [
+        (["--policy", "model", "--layers", "0,-1"], "--layers 0,-1: the world model predicts the encoder's output alone, that of its last layer"),
+        (["--layers", "0,2"], "layers 0,2: the encoder has layers 0 to 1, -1 for the last; name each once"),
+        (["--layers", "1,-1"], "name each once"),
+        (["--layers", "0", "--sight", "patches"], "layers 0: encoder 'patches' has none"),
+        (["--sight", "untrained", "--distance", "temporal"], "but policy oracle, sight untrained, sees with other eyes"),
+        (["--layers", "0,1", "--distance", "temporal"], "but policy oracle, sight trained, sees with other eyes"),
+    ])
+    def test_what_a_policy_cannot_see_with(self, files, head, tmp_path, capsys, arguments, words):
+        told = ["--distance-head", str(head)] if "temporal" in arguments else []
+        common = ["robot", "--model", str(files / "ac"), "--output", str(tmp_path), "--policy", "oracle", "--films", "0", "--episodes", "1"]
+        assert evaluate.main([*common, *arguments, *told]) == 2
+        error = capsys.readouterr().err
+        assert words in error, error
+
+    def test_oracle_with_layers_and_with_steps(self, files, head, tmp_path, capsys):
+        common = ["robot", "--model", str(files / "encoder"), "--output", str(tmp_path), "--policy", "oracle", "--films", "0", "--episodes", "1"]
+        common += ["--steps", "2", "--range", "0.05,0.1", "--nuisance", "0", "--planner", "cem", "--set", "samples=4", "--set", "elites=2",
+                   "--set", "iterations=1"]
+        medians = []
+        for arguments in (["--layers", "0,-1"], ["--distance", "temporal", "--distance-head", str(head)]):
+            assert evaluate.main([*common, *arguments]) == 0, capsys.readouterr().err
+            medians.append(json.loads((tmp_path / "robot.json").read_text())["rows"][0]["energy_median"])
+        assert all(len(median) == 2 and min(median) > 0 for median in medians) and medians[0] != medians[1]
+
+
+def plan_fields(energy):
+    return energy.grid, energy.encoder_sha256, energy.fps, energy.frames
+
+
+def test_layers_are_seen_together_each_normalised(files):
+    model, params = load.load(str(files / "encoder"))
+    frames = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    see = lambda layers: (eyes := sight.make_sight(sight.TRAINED, model, params, layers=layers)).see(eyes.params, frames)
+    both, first, last = see((0, -1)), see((0,)), see(())
+    assert both.shape == (2, 16, 48) and last.shape == (2, 16, 24)
+    np.testing.assert_allclose(both, np.concatenate([first, last], -1), atol=1e-5)
+    np.testing.assert_allclose(np.asarray(first).std(-1), 1, atol=1e-2)
+    assert np.abs(first - last).mean() > 0.02
+    # The L1 energy of them is the mean of theirs.
+    energy = planning.Energy()
+    parts = [energy(latents[:1], latents[1], (4, 4)) for latents in (first, last, both)]
+    np.testing.assert_allclose((parts[0] + parts[1]) / 2, parts[2], rtol=1e-5)
+
+
