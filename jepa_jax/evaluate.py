@@ -7,7 +7,7 @@ import sys
 import jax
 from tqdm import tqdm
 
-from jepa_jax import evaluate_probe, evaluate_robot
+from jepa_jax import evaluate_anticipation, evaluate_probe, evaluate_robot
 from jepa_jax.commandline import interrupt, types
 from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data import DataError, ShardSource
@@ -193,6 +193,9 @@ def _parser():
     evaluate_probe.add_probe(commands.add_parser(
         "probe", help="how well probes classify labelled videos", description=evaluate_probe.DESCRIPTION,
         epilog=evaluate_probe.EXAMPLES, formatter_class=parser.formatter_class))
+    evaluate_anticipation.add_anticipate(commands.add_parser(
+        "anticipate", help="how often probes foresee actions", description=evaluate_anticipation.DESCRIPTION,
+        epilog=evaluate_anticipation.EXAMPLES, formatter_class=parser.formatter_class))
     add = commands.add_parser("controls", help="encoders that have learnt nothing, to compare with", description=_CONTROLS,
                               formatter_class=parser.formatter_class)
     add.set_defaults(run=_controls)
