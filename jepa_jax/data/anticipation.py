@@ -148,9 +148,14 @@ def read_before_augmented(
 def _choose(segment: ActionSegment, footage: Footage, seeing: Seeing, seconds: float, point: float, anchor: str) -> np.ndarray:
     if footage.fps < seeing.fps:
         raise DataError("too slow", f"{segment.path} has {footage.fps:g} frames/s, fewer than the {seeing.fps:g} of a clip")
-    indices = frames_before(segment.start, segment.stop, footage.fps, frames=seeing.frames, fps=seeing.fps, seconds=seconds, point=point, anchor=anchor)
+    indices = frames_before(
+        segment.start, segment.stop, footage.fps, frames=seeing.frames, fps=seeing.fps, seconds=seconds, point=point, anchor=anchor
+    )
     if indices[-1] >= footage.num_frames:
-        raise DataError("fewer frames than stated", f"{segment.source_id}: the clip ends at frame {indices[-1]}, the video has {footage.num_frames} frames")
+        raise DataError(
+            "fewer frames than stated",
+            f"{segment.source_id}: the clip ends at frame {indices[-1]}, the video has {footage.num_frames} frames",
+        )
     return indices
 
 

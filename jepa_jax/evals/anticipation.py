@@ -9,7 +9,7 @@ import numpy as np
 from jepa_jax.data.actions import OUTPUTS
 from jepa_jax.data.anticipation import read_before
 from jepa_jax.evals.classification import ranks, recall_of_hits
-from jepa_jax.evals.reading import Skipped, read_batches, check_found, spread
+from jepa_jax.data.reading import Skipped, read_batches, check_found, spread
 from jepa_jax.models import anticipate, normalize_pixels
 from jepa_jax.tasks.anticipate import TOP, check_networks
 from jepa_jax.tasks.probe import score_outputs

@@ -10,7 +10,7 @@ import numpy as np
 from jepa_jax.data.labelled import class_of
 from jepa_jax.data.segments import read_views
 from jepa_jax.evals.intervals import wilson
-from jepa_jax.evals.reading import Skipped, read_batches, check_found, spread
+from jepa_jax.data.reading import Skipped, read_batches, check_found, spread
 from jepa_jax.models import normalize_pixels
 from jepa_jax.tasks.probe import encode_segments, score
 
