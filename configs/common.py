@@ -63,7 +63,21 @@ def base_config():
     config.data = data_section()
     config.masks = masks_section()
     config.optim = optim_section()
+    config.probe = observer_section()
     return config
+
+
+def observer_section():
+    """Classes of held-out clips by their nearest neighbours, with the EMA encoder as it is: does it learn? Off by default."""
+    return ml_collections.ConfigDict({
+        "every_steps": 0,  # 0 = off; a multiple of log.every_steps
+        "train": "",  # labelled clips: list 'path label', folder of class folders, or labelled shards
+        "test": "",
+        "samples": 256,  # of each, at most, evenly spread; they stay in the memory of every process
+        "frame_step": 4,  # native frames; the number of frames is that of the first group
+        "neighbours": 10,
+        "batch_size": 16,  # clips encoded together, over all devices
+    })
 
 
 def model_section():

@@ -40,9 +40,9 @@ def get_config(argument="ssv2"):
     config = common.run_config("probe")
     config.encoder = ""  # weights of any format, or a run
     config.protocol = ml_collections.ConfigDict({"name": name, "frames": 16, "frame_step": 4, "num_segments": 1, "num_views": 1, "layers": ()})
-    config.model = _model_section()
+    config.model = heads_section()
     config.data = _data_section()
-    config.optim = _optim_section()
+    config.optim = sweep_section()
     config.log.every_steps = 20
     if name == "demo":
         _shrink(config)
@@ -67,7 +67,8 @@ def _fit(config, name, model):
         config.optim.warmup_steps = 5 * (1_281_167 // task["batch"])
 
 
-def _model_section():
+def heads_section():
+    """Released attentive probes."""
     return ml_collections.ConfigDict({
         "depth": 4,  # blocks: all but the last of self-attention
         "num_heads": 16,
@@ -104,7 +105,8 @@ def _data_section():
     })
 
 
-def _optim_section():
+def sweep_section():
+    """AdamW without warm-up, for a grid of rates and weight decays."""
     unset = ml_collections.config_dict.placeholder
     return ml_collections.ConfigDict({
         "epochs": 20,

@@ -7,7 +7,7 @@ import sys
 import jax
 from tqdm import tqdm
 
-from jepa_jax import evaluate_distance, evaluate_probe, evaluate_robot
+from jepa_jax import evaluate_anticipation, evaluate_distance, evaluate_probe, evaluate_robot
 from jepa_jax.commandline import interrupt, types
 from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data import DataError, ShardSource
@@ -26,6 +26,13 @@ from jepa_jax.weights import store
 from jepa_jax.weights.bundle import WeightsError
 from jepa_jax.weights.load import load_with_encoder
 
+# Subcommands with a module of their own: name, module, what they tell.
+_ELSEWHERE = (
+    ("robot", evaluate_robot, "whether policies reach goals in closed loop, in a simulator"),
+    ("probe", evaluate_probe, "how well probes classify labelled videos"),
+    ("distance", evaluate_distance, "learn how many steps frames are apart, as a planner's energy"),
+    ("anticipate", evaluate_anticipation, "how often probes foresee actions"),
+)
 _EXAMPLES = """examples:
   python -m jepa_jax.evaluate rollout shards/heldout --model runs/ac --output reports/ac
   python -m jepa_jax.evaluate rollout shards/heldout --model runs/ac --output reports/ac --decode --extra box_position
@@ -169,15 +176,9 @@ def _parser():
     commands = parser.add_subparsers(dest="command", required=True)
     _add_rollout(commands.add_parser("rollout", help="whether a world model uses actions, and how far it predicts",
                                      description=_ROLLOUT, epilog=_EXAMPLES, formatter_class=parser.formatter_class))
-    evaluate_robot.add_robot(commands.add_parser(
-        "robot", help="whether policies reach goals in closed loop, in a simulator", description=evaluate_robot.DESCRIPTION,
-        epilog=evaluate_robot.EXAMPLES, formatter_class=parser.formatter_class))
-    evaluate_probe.add_probe(commands.add_parser(
-        "probe", help="how well probes classify labelled videos", description=evaluate_probe.DESCRIPTION,
-        epilog=evaluate_probe.EXAMPLES, formatter_class=parser.formatter_class))
-    evaluate_distance.add_distance(commands.add_parser(
-        "distance", help="learn how many steps frames are apart, as a planner's energy", description=evaluate_distance.DESCRIPTION,
-        epilog=evaluate_distance.EXAMPLES, formatter_class=parser.formatter_class))
+    for name, module, what in _ELSEWHERE:
+        module.add_arguments(commands.add_parser(name, help=what, description=module.DESCRIPTION, epilog=module.EXAMPLES,
+                                                 formatter_class=parser.formatter_class))
     add = commands.add_parser("controls", help="encoders that have learnt nothing, to compare with", description=_CONTROLS,
                               formatter_class=parser.formatter_class)
     add.set_defaults(run=_controls)

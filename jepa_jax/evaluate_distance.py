@@ -33,7 +33,7 @@ _EDGES = (0.0, 0.1, 0.2, 0.3, float("inf"))
 _CENTIMETRES = 100.0
 
 
-def add_distance(parser):
+def add_arguments(parser):
     """Add the options to the parser of the command."""
     parser.set_defaults(run=run)
     add = parser.add_argument

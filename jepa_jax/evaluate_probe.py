@@ -28,7 +28,7 @@ REPORT, CONFUSION, WORST = "probe.json", "confusion.png", "worst.png"
 _NAMED, _FRAMES, _EXAMPLES = 100, 4, 16
 
 
-def add_probe(parser):
+def add_arguments(parser):
     """Add the options to the parser of the command."""
     parser.set_defaults(run=run)
     add = parser.add_argument
@@ -56,7 +56,7 @@ def run(args):
     total = min(len(source), args.samples or len(source))
     with tqdm(total=total, desc="classifying (compiles first)", unit=" videos", dynamic_ncols=True) as bar:
         judged = classification.judge(bundle, source, batch_size=args.batch, seed=args.seed, limit=args.samples, on_videos=bar.update)
-    report = classification.summarize(judged, _settings(bundle))
+    report = classification.summarize(judged, probe_settings(bundle))
     _draw(report, judged, bundle, source, names, args)
     write_json(os.path.join(args.output, REPORT), _record(report, judged, bundle, args))
     write_lines(_describe(report, bundle, args))
@@ -74,7 +74,7 @@ def _read_bundle(args):
     if not probes:
         raise WeightsError(f"{args.model} has no probe; it holds {', '.join(bundle.networks)}. Train one: configs/probe.py")
     if any(len(bundle.networks[name].module.outputs) != 1 for name in probes):
-        raise WeightsError(f"the probes of {args.model} anticipate actions; they do not classify clips")
+        raise WeightsError(f"the probes of {args.model} anticipate actions; they do not classify clips: evaluate anticipate judges them")
     protocol = released.find_protocol(args.protocol) if args.protocol else bundle.protocol
     if protocol is None:
         raise WeightsError(f"{args.model} does not say how its probes see a video; say it with --protocol")
@@ -100,7 +100,7 @@ def _class_names(args, bundle, source, classes):
     return list(names)
 
 
-def _settings(bundle):
+def probe_settings(bundle):
     """Say how every probe was trained, where that is known."""
     section = bundle.provenance.get("config", {}).get("optim", {})
     pairs = [(lr, decay) for lr in section.get("lr", ()) for decay in section.get("weight_decay", ())] if "epochs" in section else []

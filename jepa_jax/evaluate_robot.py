@@ -59,7 +59,7 @@ _WORLDS = {TABLETOP: Tabletop, PANDA: Panda}
 _HINDSIGHT_FRAMES = cloning.MAX_AHEAD + 1
 
 
-def add_robot(parser):
+def add_arguments(parser):
     """Add the arguments of the subcommand.
 
     Args:

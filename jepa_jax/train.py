@@ -18,10 +18,11 @@ def _run(config, workdir):
     from etils import epath
 
     from jepa_jax.data.skips import SkipCounter
-    from jepa_jax.tasks import pretrain, probe, world_model
+    from jepa_jax.tasks import anticipate, pretrain, probe, world_model
     from jepa_jax.training import loop, sharding
 
-    tasks = {"pretrain": pretrain.make_task, "probe": probe.make_task, "world_model": world_model.make_task}
+    tasks = {"anticipate": anticipate.make_task, "pretrain": pretrain.make_task, "probe": probe.make_task,
+             "world_model": world_model.make_task}
     if config.task not in tasks:
         raise ValueError(f"task {config.task!r} is unknown; choose one of {sorted(tasks)}")
     if not 0 <= config.seed < 2**32:

@@ -2,6 +2,7 @@
 
 from parity.action_predictor import *  # noqa: F403
 from parity.aggregation import *  # noqa: F403
+from parity.anticipation import *  # noqa: F403
 from parity.checkpoints import *  # noqa: F403
 from parity.data import *  # noqa: F403
 from parity.lockstep import *  # noqa: F403

@@ -76,7 +76,7 @@ def test_the_distance_follows_the_way_of_things_in_clips_that_were_held_out(lear
     assert ours > 0.85 and ours > theirs + 0.1
     goal = slide(np.array([[1.0]]), 5)[0, 0]
     line = learnt(slide(np.arange(2.0, 12)[None], 5)[0], goal, GRID)
-    assert (np.diff(line) > 0).mean() > 0.85 and float(line[-1]) > 2 * float(line[1])
+    assert (np.diff(line) > 0).mean() > 0.85 and float(line[-1]) > 1.5 * float(line[1])
 
 
 def test_ranks_and_shares_are_those_of_a_known_order():

@@ -13,9 +13,11 @@ import jax
 import media
 import numpy as np
 import pytest
+from absl import logging
 from configs import cooldown, pretrain
-from jepa_jax.data import SkipCounter
+from jepa_jax.data import DataError, SkipCounter
 from jepa_jax.data.records import resolve_shards
+from jepa_jax.tasks.neighbours import vote
 from jepa_jax.tasks.pretrain import make_task
 from jepa_jax.training import checkpoint, loop, sharding
 from jepa_jax.weights import store
@@ -90,6 +92,38 @@ def test_resumed_run_equals_uninterrupted_bit_for_bit(config, finished, tmp_path
     rows = [[row[key] for key in keys] for row in metrics_of(tmp_path)]
     assert rows == [[row[key] for key in keys] for row in metrics_of(finished[0])]
     assert [row[0] for row in rows] == list(range(1, STEPS + 1))
+
+
+def test_an_online_probe_looks_on_and_changes_nothing(config, finished, tmp_path, monkeypatch):
+    lines = [f"{media.write_video(tmp_path / f'{i}.mp4', frames=20, height=64, width=64 + 32 * (i % 2))} {i % 2}" for i in range(4)]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    probe = {"every_steps": 2, "train": str(tmp_path / "list.csv"), "test": str(tmp_path / "list.csv"), "neighbours": 1, "batch_size": 3}
+    seen = changed(config, **{f"probe__{name}": value for name, value in probe.items()})
+    logged = []
+    monkeypatch.setattr(logging, "info", lambda text, *values, **_: logged.append(str(text) % values if values else str(text)))
+    assert_same(run(seen, tmp_path / "run"), finished[1])
+    rows = metrics_of(tmp_path / "run")
+    # Every clip is its own nearest neighbour.
+    assert [row.get("probe/knn") for row in rows] == [None, 1.0] * (STEPS // 2)
+    assert sum("compiled the train step" in line for line in logged) == 1
+    assert sum("nearest neighbours 100.0%" in line for line in logged) == STEPS // 2
+    assert not any("probe/knn" in row for row in metrics_of(finished[0]))
+    for name, value, message in (
+        ("every_steps", -1, "must be 0"), ("neighbours", 5, "gave 4 clips"), ("samples", 0, "must be at least 1"), ("test", "", "must both be given"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_task(changed(seen, **{f"probe__{name}": value}), sharding.make_mesh(1, jax.devices()[:1]))
+    (tmp_path / "3.mp4").write_bytes(b"no video")
+    with pytest.raises(DataError, match="1 of 4 clips of .* cannot be read, more than data.max_bad_fraction"):
+        make_task(seen, sharding.make_mesh(1, jax.devices()[:1]))
+
+
+def test_neighbours_vote_by_distance():
+    known = np.array([[0, 1, 5], [0, 1.1, 5], [1, 0, 5], [1.1, 0, 5], [0.9, 0.1, 5]], np.float32)
+    labels, asked = np.array([2, 2, 0, 0, 0]), np.array([[0, 2, 5], [2, 0, 5]], np.float32)
+    assert vote(known, labels, asked, 2).tolist() == [2, 0]
+    # Three of five are of class 0, but they are far away.
+    assert vote(known, labels, asked, 5).tolist() == [2, 0]
 
 
 def test_finished_run_is_left_alone(config, finished):

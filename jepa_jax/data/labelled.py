@@ -14,7 +14,7 @@ from jepa_jax.data.copies import DEFAULT_CACHE, FileCache, local_copy
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.listing import IMAGE_SUFFIXES, LIST_SUFFIXES, VIDEO_SUFFIXES, ListError, read_csv
 from jepa_jax.data.records import SUFFIX, ClipRecord, ShardSource
-from jepa_jax.data.stream import read_timeline, stream_frames
+from jepa_jax.data.stream import Timeline, read_timeline, stream_frames
 
 _NAMED = 5
 
@@ -115,8 +115,14 @@ def open_labelled(path: str, cache: FileCache = DEFAULT_CACHE) -> ListSource | S
 
 
 @contextlib.contextmanager
-def open_footage(record: ClipRecord | LabelledFile) -> Iterator[Footage]:
+def open_footage(
+    record: ClipRecord | LabelledFile, find_frames: Callable[[str], Timeline] = read_timeline
+) -> Iterator[Footage]:
     """Open the frames of a record or file.
+
+    Args:
+        record: a record, or anything with the `path` of a file.
+        find_frames: finds the frames of a video file; one that remembers, where a file is opened again and again.
 
     Yields:
         `Footage`.
@@ -131,7 +137,7 @@ def open_footage(record: ClipRecord | LabelledFile) -> Iterator[Footage]:
         if clips.is_image(path):
             yield _still(clips.read_image(path))
         else:
-            timeline = read_timeline(path)
+            timeline = find_frames(path)
             # Many files are decoded at the same time, one thread each.
             yield Footage(timeline.num_frames, timeline.fps, lambda needed: stream_frames(timeline, needed, max_threads=1))
 

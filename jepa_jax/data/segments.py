@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -58,7 +59,7 @@ def read_views(record: ClipRecord | LabelledFile, protocol: Seeing, uniforms: np
         needed = np.unique(indices)
         # Resized at once: the frames of a long segment at full size would fill the memory.
         frames = {index: _shrink(frame, protocol) for index, frame in zip(needed, footage.read(needed))}
-    _check_shapes(record, frames)
+    check_shapes(record, frames)
     if footage.num_frames == 1:
         still = _views(frames[0][None], protocol)
         return np.broadcast_to(still, (protocol.num_segments, len(still), protocol.frames, *still.shape[2:]))
@@ -85,14 +86,44 @@ def read_augmented(
     """
     segments = protocol.num_segments
     uniforms = rng.random(segments)
-    drawn = [_draw(crop, augment, rng) for _ in range(segments)]
+    drawn = [draw_augmentation(crop, augment, rng) for _ in range(segments)]
     with open_footage(record) as footage:
         indices = _choose(footage, protocol, uniforms)
         needed = np.unique(indices)
         frames = dict(zip(needed, footage.read(needed)))
-    _check_shapes(record, frames)
+    check_shapes(record, frames)
+    return augment_segments(frames, indices, drawn, crop)
+
+
+class Drawn(NamedTuple):
+    """Hold everything that is random about one segment, but its place in time."""
+
+    crop: np.ndarray
+    flip: float
+    operations: list[randaugment.Operation]
+    erase_box: tuple[int, int, int, int]
+    erase_seed: int
+
+
+def draw_augmentation(crop: CropSpec, augment: AugmentSpec, rng: np.random.Generator) -> Drawn:
+    """Draw everything for one segment in a fixed order, whatever the video turns out to be."""
+    return Drawn(
+        rng.random((transforms.CROP_ATTEMPTS, 4)), rng.random(), randaugment.draw_operations(augment.rand_augment, rng),
+        *erasing.draw_box(augment.erase, crop.size, rng),
+    )
+
+
+def augment_segments(frames: Mapping[int, np.ndarray], indices: np.ndarray, drawn: Sequence[Drawn], crop: CropSpec) -> Augmented:
+    """Augment and crop the frames of every segment as was drawn for it.
+
+    Args:
+        frames: uint8 `[H, W, 3]` by frame index, all of one shape.
+        indices: int `[S, T]`, the frames of every segment.
+        drawn: `S` of them.
+        crop: the random crop.
+    """
     video = []
-    for segment, draw in zip(indices, drawn):
+    for segment, draw in zip(indices, drawn, strict=True):
         shown, order = np.unique(segment, return_inverse=True)
         images = randaugment.apply_operations([frames[index] for index in shown], draw.operations)
         box = transforms.random_crop_box(*images[0].shape[:2], crop.scale, crop.aspect, draw.crop)
@@ -104,22 +135,6 @@ def read_augmented(
     return Augmented(np.stack(video), boxes, np.array([draw.erase_seed for draw in drawn], np.uint32))
 
 
-class _Drawn(NamedTuple):
-    crop: np.ndarray
-    flip: float
-    operations: list[randaugment.Operation]
-    erase_box: tuple[int, int, int, int]
-    erase_seed: int
-
-
-def _draw(crop: CropSpec, augment: AugmentSpec, rng: np.random.Generator) -> _Drawn:
-    """Draw everything for one segment in a fixed order, whatever the video turns out to be."""
-    return _Drawn(
-        rng.random((transforms.CROP_ATTEMPTS, 4)), rng.random(), randaugment.draw_operations(augment.rand_augment, rng),
-        *erasing.draw_box(augment.erase, crop.size, rng),
-    )
-
-
 def _choose(footage: Footage, protocol: Seeing, uniforms: np.ndarray) -> np.ndarray:
     if footage.num_frames == 1:
         return np.zeros((protocol.num_segments, protocol.frames), np.int64)
@@ -129,7 +144,8 @@ def _choose(footage: Footage, protocol: Seeing, uniforms: np.ndarray) -> np.ndar
     )
 
 
-def _check_shapes(record: ClipRecord | LabelledFile, frames: dict[int, np.ndarray]) -> None:
+def check_shapes(record: ClipRecord | LabelledFile, frames: Mapping[int, np.ndarray]) -> None:
+    """Raise DataError where the frames of a video are not all of one shape."""
     if len({frame.shape for frame in frames.values()}) > 1:
         raise DataError("changing shape", f"{record.source_id}: its frames change their shape")
 

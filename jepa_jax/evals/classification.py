@@ -1,7 +1,5 @@
 """How well probes classify labelled videos: probabilities of every probe, accuracies, confusions."""
 
-import collections
-import concurrent.futures
 import functools
 from typing import NamedTuple
 
@@ -9,26 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jepa_jax.data.errors import DataError
 from jepa_jax.data.labelled import class_of
 from jepa_jax.data.segments import read_views
-from jepa_jax.data.workers import usable_cores
 from jepa_jax.evals.intervals import wilson
+from jepa_jax.data.reading import Skipped, read_batches, check_found, spread
 from jepa_jax.models import normalize_pixels
 from jepa_jax.tasks.probe import encode_segments, score
 
 _TOP = 5
-# Batches that may wait for the device.
-_AHEAD = 2
-
-
-class Skipped(NamedTuple):
-    """A video that could not be read: its number in the source, where it lies, the reason and the message."""
-
-    number: int
-    location: str
-    reason: str
-    message: str
 
 
 class Judged(NamedTuple):
@@ -69,46 +55,27 @@ def judge(bundle, source, *, batch_size=4, seed=0, limit=None, on_videos=lambda 
     classes = probe.outputs[0][1]
     run = jax.jit(functools.partial(_probabilities, encoder.module, probe, protocol.layers, np.float32(pre.mean), np.float32(pre.std)))
     params = jax.device_put(({"encoder": encoder.params}, {name: bundle.networks[name].params for name in names}))
-    numbers = np.arange(len(source)) if limit is None else np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).astype(int))
-    read = functools.partial(_read, source, protocol, classes, seed)
+    numbers = spread(len(source), limit)
+    read = functools.partial(_read, protocol, classes, seed)
     found, skipped = [], []
-    with concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool:
-        for chunk in _ahead(pool, read, numbers, batch_size):
-            good = [row for row in chunk if not isinstance(row, Skipped)]
-            skipped += [row for row in chunk if isinstance(row, Skipped)]
-            if good:
-                # The last batch is filled up, so that all have one shape.
-                views = np.stack([good[min(at, len(good) - 1)][2] for at in range(batch_size)])
-                probabilities = np.asarray(run(*params, views))[:, : len(good)]
-                found.append((probabilities, [row[1] for row in good], [row[0] for row in good]))
-            on_videos(len(chunk))
-    if not found:
-        raise DataError("no usable record", f"none of {len(numbers)} videos could be used; the first: {skipped[0].message}")
+    for good, bad in read_batches(source, read, numbers, batch_size):
+        skipped += bad
+        if good:
+            # The last batch is filled up, so that all have one shape.
+            views = np.stack([good[min(at, len(good) - 1)][2] for at in range(batch_size)])
+            probabilities = np.asarray(run(*params, views))[:, : len(good)]
+            found.append((probabilities, [row[1] for row in good], [row[0] for row in good]))
+        on_videos(len(good) + len(bad))
+    check_found(found, numbers, skipped)
     probabilities, labels, used = zip(*found)
     return Judged(np.concatenate(probabilities, 1), np.concatenate(labels).astype(np.int64), np.concatenate(used).astype(np.int64), skipped)
 
 
-def _read(source, protocol, classes, seed, number):
-    """Read one video: (number, label, views), or `Skipped`."""
-    number = int(number)
-    try:
-        record = source[number]
-        label = class_of(record, classes)
-        uniforms = np.random.default_rng((seed, number)).random(protocol.num_segments)
-        return number, label, read_views(record, protocol, uniforms)
-    except DataError as error:
-        return Skipped(number, source.locate(number), error.reason, str(error))
-
-
-def _ahead(pool, read, numbers, size):
-    """Yield what was read in chunks, a few of them ahead."""
-    waiting = collections.deque()
-    for first in range(0, len(numbers), size):
-        waiting.append([pool.submit(read, number) for number in numbers[first : first + size]])
-        if len(waiting) > _AHEAD:
-            yield [future.result() for future in waiting.popleft()]
-    while waiting:
-        yield [future.result() for future in waiting.popleft()]
+def _read(protocol, classes, seed, number, record):
+    """Read one video: (number, label, views)."""
+    label = class_of(record, classes)
+    uniforms = np.random.default_rng((seed, number)).random(protocol.num_segments)
+    return number, label, read_views(record, protocol, uniforms)
 
 
 def _probabilities(encoder, probe, layers, mean, std, frozen, params, views):
@@ -155,10 +122,19 @@ def class_recall(probabilities, labels, k=1):
 
     Source: evals/action_anticipation_frozen/metrics.py (ClassMeanRecall).
     """
-    classes = probabilities.shape[1]
+    return recall_of_hits(ranks(probabilities, labels) < k, labels, probabilities.shape[1])
+
+
+def recall_of_hits(hits, labels, classes):
+    """Return the part of every class that was hit: float64 `[C]`, nan where it does not occur.
+
+    Args:
+      hits: bool `[n]`.
+      labels: int64 `[n]`.
+      classes: how many there are.
+    """
     total = np.bincount(labels, minlength=classes)
-    hits = np.bincount(labels[ranks(probabilities, labels) < k], minlength=classes)
-    return np.where(total > 0, hits / np.maximum(total, 1), np.nan)
+    return np.where(total > 0, np.bincount(labels[hits], minlength=classes) / np.maximum(total, 1), np.nan)
 
 
 def confusion(probabilities, labels):

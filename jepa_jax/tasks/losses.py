@@ -1,6 +1,8 @@
-"""Distances between predicted and target latents."""
+"""Distances between predicted and target latents, and between scores and classes."""
 
+import jax
 import jax.numpy as jnp
+import optax
 
 from jepa_jax.models.norms import normalize_latents
 from jepa_jax.models.precision import widen
@@ -47,3 +49,25 @@ def correlation_loss(latents):
     rows = rows - rows.mean(axis=0)
     covariance = rows.T @ rows / len(rows)
     return jnp.square(covariance - jnp.eye(width, dtype=rows.dtype)).sum() / width
+
+
+def focal_loss(logits, labels, *, alpha=0.25, gamma=2.0):
+    """Compute the sigmoid focal loss: every class is a question of its own, and easy ones count little.
+
+    Args:
+      logits: `[..., C]`.
+      labels: int `[...]`, the class that is true.
+      alpha: weight of the true class, 1 - alpha of all others; negative for no weights.
+      gamma: how fast answers stop to count as they become right; 0 is the binary cross-entropy.
+
+    Returns:
+      float32 or wider `[..., C]`, not summed. Officially it is, over classes and batch.
+
+    Source: evals/action_anticipation_frozen/losses.py.
+    """
+    logits = widen(logits)
+    truth = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    entropy = optax.sigmoid_binary_cross_entropy(logits, truth)
+    chance = jax.nn.sigmoid(logits)
+    loss = entropy * (chance + truth - 2 * chance * truth) ** gamma
+    return loss if alpha < 0 else loss * (alpha * truth + (1 - alpha) * (1 - truth))

@@ -19,6 +19,7 @@ from jepa_jax.models import (
 from jepa_jax.models.flops import encoder_flops, predictor_flops
 from jepa_jax.models.norms import normalize_latents
 from jepa_jax.tasks.losses import correlation_loss, latent_loss
+from jepa_jax.tasks.neighbours import make_observer
 from jepa_jax.tasks.sources import make_cache, make_sources, naming_root
 from jepa_jax.tasks.step import make_schedules, make_train_step, sample_latents
 from jepa_jax.training import optim, sharding
@@ -262,6 +263,7 @@ def make_task(config, mesh):
     Raises:
       ValueError: if a setting is impossible; nothing has been compiled then.
       FileNotFoundError: if shards are missing.
+      ListError, DataError: if the clips of the online probe cannot be used.
     """
     groups = make_groups(config)
     program = make_program(config, groups, mesh)
@@ -269,6 +271,7 @@ def make_task(config, mesh):
     for line in pipeline.warnings():
         logging.warning("%s", line)
     data = config.data
+    observe, observed = make_observer(config, program.encoder, groups[0].spec.frames, mesh)
     card = runs.model_card({"encoder": program.encoder, "predictor": program.predictor}, data.size,
                            groups[0].spec.frames, target="encoder")
     return Task(
@@ -283,9 +286,10 @@ def make_task(config, mesh):
         model_card=card,
         check_card=lambda path, then, resumed: start.check_networks(path, card, then),
         read_weights=functools.partial(start.read_start, encoder=program.encoder, predictor=program.predictor),
-        summary=_summarize(groups) + pipeline.describe(),
+        summary=_summarize(groups) + pipeline.describe() + observed,
         frozen={},
         write_frozen=lambda workdir: None,
+        observe=observe,
     )
 
 

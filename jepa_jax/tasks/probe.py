@@ -52,19 +52,24 @@ def encode_segments(encoder, params, video, layers):
     return jax.lax.stop_gradient(join_segments(tokens[:, None])[0])
 
 
-def score(probe, params, tokens):
+def score_outputs(probe, params, tokens):
     """Score the classes with every probe, as one program over all.
 
     Args:
-      probe: `AttentiveProbe` with a single output.
+      probe: `AttentiveProbe`.
       params: dict from the name of a probe to its parameters.
       tokens: `[B, N, D]`.
 
     Returns:
-      float32 `[P, B, classes]`, probes in the order of `weights.bundle.probe_names`.
+      dict from the name of an output to float32 `[P, B, classes]`, probes in the order of `weights.bundle.probe_names`.
     """
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[name] for name in weights.probe_names(params)))
-    (logits,) = jax.vmap(lambda one: probe.apply({"params": one}, tokens))(stacked).values()
+    return jax.vmap(lambda one: probe.apply({"params": one}, tokens))(stacked)
+
+
+def score(probe, params, tokens):
+    """Return what `score_outputs` does for probes with a single output: float32 `[P, B, classes]`."""
+    (logits,) = score_outputs(probe, params, tokens).values()
     return logits
 
 
@@ -187,19 +192,24 @@ def open_data(config, root, paths, cache):
     return sources, count, names
 
 
-def read_encoder(path):
-    """Read the encoder that is frozen: (`Bundle` of it alone, sha256 of its weights).
+def read_frozen(path, roles=("encoder",)):
+    """Read the networks that are frozen: (`Bundle` of them alone, dict from role to name, dict from role to sha256).
+
+    Args:
+      path: as `weights.store.read` takes.
+      roles: as in `weights.bundle.choose_networks`.
 
     Raises:
-      ValueError: if no path is given.
-      WeightsError: if it cannot be read.
+      ValueError: if there is no path.
+      WeightsError: if it cannot be read, or lacks one of them.
     """
     if not path:
         raise ValueError("encoder is not set: give --config.encoder=WEIGHTS, a run or a name on the hub")
-    found = store.read(path, choose=lambda names: (weights.choose_encoder(names),))
-    name = weights.choose_encoder(found.networks)
-    found = weights.keep_networks(found, [name])
-    return found, found.networks[name].sha256 or weights.network_sha256(found.networks[name].params)
+    found = store.read(path, choose=lambda names: tuple(weights.choose_networks(names, roles=roles).values()))
+    names = weights.choose_networks(found.networks, roles=roles)
+    networks = {role: found.networks[name] for role, name in names.items()}
+    sha256 = {role: network.sha256 or weights.network_sha256(network.params) for role, network in networks.items()}
+    return weights.keep_networks(found, names.values()), names, sha256
 
 
 def make_task(config, mesh):
@@ -224,23 +234,21 @@ def make_task(config, mesh):
     sources, num_classes, class_names = open_data(config, data.root, data, make_cache(data))
     if not section.total_steps:
         section.total_steps = max(1, section.epochs * (sum(map(len, sources)) // data.batch_size))
-    frozen, sha256 = read_encoder(config.encoder)
-    (network,) = frozen.networks.values()
+    frozen, chosen, sha256 = read_frozen(config.encoder)
+    network = frozen.networks[chosen["encoder"]]
     model, pre = config.model, frozen.preprocessing
     encoder = network.module.clone(attention=model.attention, dtype=jnp.dtype(model.dtype),
                                    residual_dtype=jnp.dtype(model.encoder_residual_dtype))
-    probe = make_probe(model, encoder.width, num_classes)
+    probe = make_probe(model, encoder.width, ((OUTPUT, num_classes),))
     names = [f"{weights.PROBE}{number}" for number in range(len(sweep))]
     pipeline = make_pipeline(config, sources, protocol, num_classes, jax.process_index(), jax.process_count())
-    init_params = lambda rng: {name: probe.init(jax.random.fold_in(rng, at), jnp.zeros((1, 1, encoder.width)))["params"]
-                               for at, name in enumerate(names)}
     optimizer = make_optimizer(section)
     abstract = {name: abstract_params(probe) for name in names}
     loss_fn = make_loss(probe, encoder, layers=protocol.layers, mean=pre.mean, std=pre.std, monitor_tokens=config.log.monitor_tokens)
     card = runs.model_card(dict.fromkeys(names, probe), data.size, protocol.frames, protocol=protocol, labels=class_names,
-                           trained={"encoder_sha256": sha256, "sweep": sweep})
+                           trained={"encoder_sha256": sha256["encoder"], "sweep": sweep})
     return Task(
-        init_state=lambda rng: create_state(init_params(rng), {}, optimizer),
+        init_state=lambda rng: create_state(init_probes(probe, names, rng), {}, optimizer),
         train_step=make_train_step(loss_fn, optimizer, make_schedules(section, sweep), accumulate=section.accumulate,
                                    spike_factor=config.guard.spike_factor),
         open_data=functools.partial(make_iterator, pipeline, workers=data.workers, threads=data.threads, prefetch=data.prefetch),
@@ -249,21 +257,27 @@ def make_task(config, mesh):
         flops_per_step=_step_flops(probe, encoder, protocol, data, len(sweep)),
         data_state={"seed": config.seed} | pipeline.contents(),
         model_card=card,
-        check_card=functools.partial(_check_card, card=card),
-        read_weights=_no_weights,
-        summary=_summarize(protocol, sweep, abstract, num_classes, section, sha256) + pipeline.describe(),
+        check_card=functools.partial(check_card, card=card),
+        read_weights=refuse_weights,
+        summary=_summarize(protocol, sweep, abstract, num_classes, section, sha256["encoder"]) + pipeline.describe(),
         frozen={"encoder": network.params},
         write_frozen=functools.partial(runs.write_frozen, frozen),
     )
 
 
-def make_probe(model, width, num_classes):
-    """Build the `AttentiveProbe` of a config's `model` section."""
+def make_probe(model, width, outputs):
+    """Build the `AttentiveProbe` of a config's `model` section; `outputs` as there, a query for each."""
     return AttentiveProbe(
-        width=width, depth=model.depth, num_heads=model.num_heads, mlp_ratio=model.mlp_ratio, outputs=((OUTPUT, num_classes),),
+        width=width, depth=model.depth, num_heads=model.num_heads, mlp_ratio=model.mlp_ratio, num_queries=len(outputs), outputs=outputs,
         norm_eps=model.norm_eps, attention=model.attention, remat=model.remat, dtype=jnp.dtype(model.dtype),
         param_dtype=jnp.dtype(model.param_dtype), residual_dtype=jnp.dtype(model.residual_dtype),
     )
+
+
+def init_probes(probe, names, rng):
+    """Initialise probes of one shape, each differently: dict from name to parameters."""
+    tokens = jnp.zeros((1, 1, probe.width))
+    return {name: probe.init(jax.random.fold_in(rng, number), tokens)["params"] for number, name in enumerate(names)}
 
 
 def make_pipeline(config, sources, protocol, num_classes, process_index=0, process_count=1):
@@ -278,7 +292,12 @@ def make_pipeline(config, sources, protocol, num_classes, process_index=0, proce
     )
 
 
-def _check_card(path, then, resumed, *, card):
+def check_card(path, then, resumed, *, card):
+    """Refuse, as `Task.check_card`, to go on with probes that were trained otherwise than `card` says.
+
+    Raises:
+      WeightsError: naming what differs.
+    """
     start.check_networks(path, card, then)
     now, then = ({"protocol": found.get("protocol"), **(found.get("trained") or {})} for found in (card, then))
     wrong = [f"{key}: {then.get(key)!r} in the checkpoint, {value!r} in this config" for key, value in now.items() if then.get(key) != value]
@@ -287,7 +306,8 @@ def _check_card(path, then, resumed, *, card):
                                    "config it was started with, or take another --workdir")
 
 
-def _no_weights(path):
+def refuse_weights(path):
+    """Raise WeightsError, as `Task.read_weights`: no probes are started from others."""
     raise weights.WeightsError(f"probes start from new weights, not from {path}; leave start.mode at 'scratch'")
 
 
@@ -296,18 +316,27 @@ def _tokens(encoder, protocol, size):
     return per_clip, per_clip * protocol.num_segments * max(1, len(protocol.layers))
 
 
+def probe_flops(probe, tokens):
+    """Count the operations of a forward pass of a probe over `tokens` tokens of one sample."""
+    return stack_flops(tokens, probe.width, probe.depth - 1, probe.mlp_ratio) + 4 * tokens * probe.width**2
+
+
 def _step_flops(probe, encoder, protocol, data, count):
     per_clip, tokens = _tokens(encoder, protocol, data.size)
-    one = stack_flops(tokens, probe.width, probe.depth - 1, probe.mlp_ratio) + 4 * tokens * probe.width**2
     # A backward pass costs twice the forward pass; the encoder has none.
-    return data.batch_size * (protocol.num_segments * encoder_flops(encoder, per_clip) + 3 * count * one)
+    return data.batch_size * (protocol.num_segments * encoder_flops(encoder, per_clip) + 3 * count * probe_flops(probe, tokens))
 
 
 def _summarize(protocol, sweep, abstract, num_classes, section, sha256):
-    size = 4 * weights.count_params(abstract)
     return [
         f"protocol {protocol.describe()}; {num_classes} classes",
         f"encoder sha256 {sha256[:12]}, frozen",
-        f"{len(sweep)} probes trained at once: lr {', '.join(map(str, section.lr))} x weight decay "
-        f"{', '.join(map(str, section.weight_decay))}; {size / 2**30:.2f} GiB of weights, {4 * size / 2**30:.2f} GiB with gradients and AdamW's moments",
+        describe_sweep(sweep, section, abstract),
     ]
+
+
+def describe_sweep(sweep, section, abstract):
+    """Say which probes are trained and what memory they take; `abstract` holds the shapes of all of them."""
+    size = 4 * weights.count_params(abstract)
+    return (f"{len(sweep)} probes trained at once: lr {', '.join(map(str, section.lr))} x weight decay "
+            f"{', '.join(map(str, section.weight_decay))}; {size / 2**30:.2f} GiB of weights, {4 * size / 2**30:.2f} GiB with gradients and AdamW's moments")

@@ -182,6 +182,9 @@ class _Recorder:
         drawn, excess = self._skips.totals(), ""
         if logs:
             row = window.close() | drawn.metrics()
+            if self._task.observe is not None:
+                row |= self._task.observe(step, state)
+                window.restart()
             self._writer.write(step, row)
             self._progress.show(step, row)
             excess = drawn.excess()

@@ -109,8 +109,13 @@ class Progress:
             parts.append(f"of copying {metrics['train/loss/teacher_forcing'] / metrics['train/copy_last']:.2f}")
         if "train/best_accuracy" in metrics:
             parts.append(f"best probe {metrics['train/best_accuracy']:.1%}")
+        if "train/best_top5_action" in metrics:
+            parts.append(f"best probe, action among 5 {metrics['train/best_top5_action']:.1%}")
+        if "probe/knn" in metrics:
+            parts.append(f"nearest neighbours {metrics['probe/knn']:.1%}")
+        # Of many probes, norms would fill the line.
         parts += [f"|g| {name.removeprefix('optim/grad_norm_')} {value:.2g}"
-                  for name, value in metrics.items() if name.startswith("optim/grad_norm") and "train/best_accuracy" not in metrics]
+                  for name, value in metrics.items() if name.startswith("optim/grad_norm") and "train/best_loss" not in metrics]
         parts += [f"rank {metrics['collapse/target_rank']:.1f}", f"{metrics['perf/clips_per_s']:.1f} clips/s",
                   f"data wait {metrics['data/wait_share']:.0%}", f"mem {memory_gib()[1]:.1f} GiB"]
         if "perf/utilisation" in metrics:

@@ -28,6 +28,8 @@ class Task(NamedTuple):
       frozen: weights that the step reads and nobody changes, nested dict of host arrays; they are on
         the devices once and in no checkpoint.
       write_frozen: workdir -> None; keeps the frozen weights there, for readers of the run.
+      observe: (step, state) -> dict of floats that are logged beside the metrics, called in all processes at steps
+        that are logged, outside of the step's program; empty where none are due. None for nothing to look at.
     """
 
     init_state: Callable
@@ -43,3 +45,4 @@ class Task(NamedTuple):
     summary: list[str]
     frozen: Any
     write_frozen: Callable
+    observe: Callable | None = None

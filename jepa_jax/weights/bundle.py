@@ -122,6 +122,7 @@ class Bundle:
       notes: what was assumed, or left out and why; lines for people.
       world_model: JSON-able dict of what the action predictor was trained on, or None: `robot` (the
         fields of a `jepa_jax.robots.RobotSpec`), `frames`, `fps`, `crop_aspect`.
+      anticipation: JSON-able dict of what the probes anticipate, or None; see `weights.anticipation`.
     """
 
     networks: dict[str, Network]
@@ -131,6 +132,7 @@ class Bundle:
     provenance: dict = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     world_model: dict | None = None
+    anticipation: dict | None = None
 
     def probes(self):
         """Return the names of the probes, in order."""

@@ -69,6 +69,7 @@ def card(bundle):
         "provenance": bundle.provenance,
         "notes": bundle.notes,
         "world_model": bundle.world_model,
+        "anticipation": bundle.anticipation,
     }
 
 
@@ -93,6 +94,8 @@ def read_card(text, what):
             content["provenance"],
             tuple(content["notes"]),
             content["world_model"],
+            # Folders from before this was kept have none.
+            content.get("anticipation"),
         )
     except json.JSONDecodeError as error:
         raise WeightsError(f"{what} is not JSON: {error}") from error

@@ -16,7 +16,8 @@ from jepa_jax.weights.bundle import Bundle, Network, Preprocessing, Protocol, We
 _FROZEN = "frozen"
 
 
-def model_card(networks, crop_size, frames, target=None, world_model=None, protocol=None, labels=None, trained=None):
+def model_card(networks, crop_size, frames, target=None, world_model=None, protocol=None, labels=None, trained=None,
+               anticipation=None):
     """Say what a checkpoint's networks are, as JSON-able dict that `read` understands.
 
     Args:
@@ -24,7 +25,7 @@ def model_card(networks, crop_size, frames, target=None, world_model=None, proto
       crop_size: side of the training crops, pixels.
       frames: frames per clip in training.
       target: which of the networks has an EMA copy, or None.
-      world_model, protocol, labels: see `Bundle`.
+      world_model, protocol, labels, anticipation: see `Bundle`.
       trained: JSON-able dict of what else decided the weights, compared at resume.
     """
     return {
@@ -36,6 +37,7 @@ def model_card(networks, crop_size, frames, target=None, world_model=None, proto
         "protocol": protocol and protocol.to_json(),
         "labels": labels and list(labels),
         "trained": trained,
+        "anticipation": anticipation,
     }
 
 
@@ -100,7 +102,8 @@ def read(path):
     protocol = card.get("protocol")
     protocol = protocol and Protocol(**protocol | {"layers": tuple(protocol["layers"])})
     bundle = Bundle(networks, preprocessing(card["crop_size"], card["frames"]), provenance=provenance, protocol=protocol,
-                    labels=card.get("labels") and tuple(card["labels"]), world_model=card["world_model"])
+                    labels=card.get("labels") and tuple(card["labels"]), world_model=card["world_model"],
+                    anticipation=card.get("anticipation"))
     return _with_frozen(bundle, workdir / _FROZEN)
 
 
