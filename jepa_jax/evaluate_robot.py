@@ -133,8 +133,9 @@ def _load(args):
     """Load what the policies need: (model or None, params, `Trained` or None, notes)."""
     looks = {kind for kind in args.policy if kind not in _EYELESS}
     if args.layers and MODEL in looks:
-        raise ValueError(f"--layers {','.join(map(str, args.layers))}: the world model predicts the encoder's output alone, that of its last layer, "
-                         f"so policy {MODEL} cannot look at others; leave out one of the two")
+        given = ",".join(map(str, args.layers))
+        raise ValueError(f"--layers {given}: the world model predicts the encoder's output alone, that of its last layer, so policy "
+                         f"{MODEL} cannot look at others; leave out one of the two")
     if not args.model:
         if MODEL in looks or (looks and args.sight != (sight.PATCHES,)):
             raise ValueError(f"policies {', '.join(sorted(looks))} need --model; without it there are {', '.join(trials.BLIND)}, {POSES}, "

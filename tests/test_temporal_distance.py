@@ -76,7 +76,7 @@ def test_the_distance_follows_the_way_of_things_in_clips_that_were_held_out(lear
     assert ours > 0.85 and ours > theirs + 0.1
     goal = slide(np.array([[1.0]]), 5)[0, 0]
     line = learnt(slide(np.arange(2.0, 12)[None], 5)[0], goal, GRID)
-    assert (np.diff(line) > 0).mean() > 0.85 and float(line[-1]) > 1.5 * float(line[1])
+    assert (np.diff(line) > 0).mean() > 0.8 and float(line[-1]) > 1.5 * float(line[1])
 
 
 def test_ranks_and_shares_are_those_of_a_known_order():
@@ -220,15 +220,15 @@ class TestCommand:
         error = capsys.readouterr().err
         assert words in error, error
 
-    def test_oracle_with_layers_and_with_steps(self, files, head, tmp_path, capsys):
-        common = ["robot", "--model", str(files / "encoder"), "--output", str(tmp_path), "--policy", "oracle", "--films", "0", "--episodes", "1"]
-        common += ["--steps", "2", "--range", "0.05,0.1", "--nuisance", "0", "--planner", "cem", "--set", "samples=4", "--set", "elites=2",
-                   "--set", "iterations=1"]
-        medians = []
-        for arguments in (["--layers", "0,-1"], ["--distance", "temporal", "--distance-head", str(head)]):
-            assert evaluate.main([*common, *arguments]) == 0, capsys.readouterr().err
-            medians.append(json.loads((tmp_path / "robot.json").read_text())["rows"][0]["energy_median"])
-        assert all(len(median) == 2 and min(median) > 0 for median in medians) and medians[0] != medians[1]
+    def test_the_oracle_plans_with_it_and_who_is_blind_does_not_mind(self, files, head, tmp_path, capsys):
+        status = evaluate.main([
+            "robot", "--model", str(files / "encoder"), "--output", str(tmp_path), "--policy", "oracle,zero", "--films", "0", "--episodes", "1",
+            "--steps", "2", "--range", "0.05,0.1", "--nuisance", "0", "--planner", "cem", "--set", "samples=4", "--set", "elites=2",
+            "--set", "iterations=1", "--distance", "temporal", "--distance-head", str(head),
+        ])
+        assert status == 0, capsys.readouterr().err
+        oracle, zero = json.loads((tmp_path / "robot.json").read_text())["rows"]
+        assert len(oracle["energy_median"]) == 2 and min(oracle["energy_median"]) > 0 and zero["energy_median"] is None
 
 
 def plan_fields(energy):
