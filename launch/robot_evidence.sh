@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measure whether the world model of the table-top learns, beside its controls: an encoder that was pretrained, the same
 # one newly initialised, and raw patches; a predictor on each; errors on held-out episodes under full nuisance. One seed
-# per call, about an hour on one CPU core. Run it again after an interruption: it continues.
+# per call, about two hours on one CPU core. Run it again after an interruption: it continues.
 # Usage: bash launch/robot_evidence.sh [WORKDIR] [SEED]
 set -euo pipefail
 cd "$(dirname "$0")/.."
