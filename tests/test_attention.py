@@ -89,10 +89,13 @@ def _dense_block_causal(q, k, v, block):
 
 
 @pytest.mark.parametrize("backend, length, block", [
-    ("xla", 60, 20), ("xla", 60, 60), ("xla", 4, 1), ("chunked", 60, 20), ("chunked", 200, 100), ("flash", 60, 30),
+    ("xla", 60, 20), ("xla", 60, 60), ("xla", 4, 1), ("chunked", 200, 100), ("flash", 60, 30),
+    # Three blocks share a product, and the last product has two; then one has all of them.
+    ("chunked", 100, 20), ("chunked", 60, 20),
 ])
 def test_block_causal_equals_the_mask(monkeypatch, backend, length, block):
     monkeypatch.setattr(module, "QUERY_CHUNK", 64)
+    monkeypatch.setattr(module, "_SHARED_ROWS", 70)
     inputs = _inputs(2, length, 2, 16)
     expected = _pull_back(functools.partial(_dense_block_causal, block=block), *inputs)
     with pltpu.force_tpu_interpret_mode():

@@ -11,6 +11,8 @@ from jax.sharding import PartitionSpec
 # Queries whose scores are held at once by the chunked backend: 784 x 8192 fp32
 # is 26 MB, which stays near the cache and keeps the matrix products large.
 QUERY_CHUNK = 784
+# Queries of small causal blocks that the chunked backend takes together.
+_SHARED_ROWS = 192
 # The TPU kernel works on blocks of this many tokens.
 FLASH_BLOCK = 128
 
@@ -25,9 +27,19 @@ def _xla(q, k, v):
     return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
 
 
-def _softmax_rows(q, k, v):
+def _hide(scores, block, axis=0):
+    """Set scores of later blocks to -inf; queries run along `axis`, and the last query is at the last key."""
+    if block is None:
+        return scores
+    queries, keys = (jax.lax.broadcasted_iota(jnp.int32, scores.shape, side) for side in (axis, 1 - axis))
+    past = scores.shape[1 - axis] - scores.shape[axis]
+    return jnp.where((queries + past) // block >= keys // block, scores, -jnp.inf)
+
+
+def _softmax_rows(q, k, v, block):
     """Return (output `[c, d]`, logarithmic normaliser of the scores `[c]`)."""
     scores = jnp.matmul(q, k.T, preferred_element_type=_score_dtype(q)) / math.sqrt(q.shape[-1])
+    scores = _hide(scores, block)
     largest = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - largest)
     total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -36,26 +48,27 @@ def _softmax_rows(q, k, v):
 
 
 # With a derivative of its own, this has no forward-mode (jvp) derivative; nothing needs one.
-@jax.custom_vjp
-def _attend_rows(q, k, v):
-    """Attend with the queries `[c, d]` of one head to all its tokens `[N, d]`."""
-    return _softmax_rows(q, k, v)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _attend_rows(q, k, v, block=None):
+    """Attend with the queries `[c, d]` of one head to its tokens `[N, d]`, all or none of later blocks."""
+    return _softmax_rows(q, k, v, block)[0]
 
 
-def _attend_rows_forward(q, k, v):
+def _attend_rows_forward(q, k, v, block):
     # The backward pass recomputes the scores instead of keeping them.
-    out, normaliser = _softmax_rows(q, k, v)
+    out, normaliser = _softmax_rows(q, k, v, block)
     return out, (q, k, v, normaliser)
 
 
-def _attend_rows_backward(residuals, d_out):
+def _attend_rows_backward(block, residuals, d_out):
     # Scores are `[N, c]` here. On CPU, XLA multiplies a large transposed matrix with a narrow
     # one up to eight times slower than a plain one; automatic differentiation needs that
     # twice. This way it occurs once, and there the copy is made explicitly: without the
     # barrier XLA would fold it into the product again.
     q, k, v, normaliser = residuals
     wide, scale = normaliser.dtype, 1.0 / math.sqrt(q.shape[-1])
-    weights = jnp.exp(jnp.matmul(k, q.T, preferred_element_type=wide) * scale - normaliser)
+    scores = jnp.matmul(k, q.T, preferred_element_type=wide) * scale
+    weights = jnp.exp(_hide(scores, block, axis=1) - normaliser)
     d_weights = jnp.matmul(v, d_out.T, preferred_element_type=wide)
     d_scores = weights * (d_weights - jnp.sum(weights * d_weights, axis=0)) * scale
     d_scores = d_scores.astype(q.dtype)
@@ -66,21 +79,21 @@ def _attend_rows_backward(residuals, d_out):
 _attend_rows.defvjp(_attend_rows_forward, _attend_rows_backward)
 
 
-def _chunked(q, k, v):
-    """Attend head by head in two-dimensional products, a chunk of queries at a time."""
+def _chunked(q, k, v, block=None):
+    """Attend head by head in two-dimensional products, a chunk of queries at a time, or with `block` all at once."""
     batch, length, heads, dim = q.shape
 
     def flat(x):
         return x.swapaxes(1, 2).reshape(batch * heads, x.shape[1], dim)
 
     # Even chunks, so that at most a few rows of padding are computed.
-    num_chunks = -(-length // QUERY_CHUNK)
+    num_chunks = 1 if block else -(-length // QUERY_CHUNK)
     chunk = -(-length // num_chunks)
 
     def head(qkv):
         q, k, v = qkv
         if num_chunks == 1:
-            return _attend_rows(q, k, v)
+            return _attend_rows(q, k, v, block)
         q = jnp.pad(q, ((0, num_chunks * chunk - length), (0, 0))).reshape(num_chunks, chunk, dim)
         return jax.lax.map(lambda q: _attend_rows(q, k, v), q).reshape(-1, dim)[:length]
 
@@ -200,9 +213,13 @@ def block_causal_attention(q, k, v, block, backend="auto"):
             raise ValueError(f"{tokens} tokens are not a whole number of blocks of {block}")
     if past < 0:
         raise ValueError(f"{length} queries are the last of the tokens, but there are only {k.shape[1]} keys")
-    # Block by block: hidden scores are never computed, and any backend without a mask will do.
-    ends = range(block, length + 1, block)
-    return jnp.concatenate(
-        [attention(q[:, end - block : end], k[:, : past + end], v[:, : past + end], backend) for end in ends],
-        axis=1,
-    )
+    # Block by block: hidden scores are never computed, and any backend without a mask will do. On CPU, products of a
+    # few rows cost more in loops than hidden scores do: there, small blocks share a product.
+    chosen = choose_backend(backend, q.dtype)
+    rows = block * max(1, _SHARED_ROWS // block) if chosen == "chunked" else block
+    attend = BACKENDS[chosen] if rows == block else _per_shard(functools.partial(_chunked, block=block))
+    parts = []
+    for start in range(0, length, rows):
+        end = min(start + rows, length)
+        parts.append(attend(q[:, start:end], k[:, : past + end], v[:, : past + end]))
+    return jnp.concatenate(parts, axis=1)
