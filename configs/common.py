@@ -68,7 +68,7 @@ def base_config():
 
 
 def observer_section():
-    """Classes of held-out clips by their nearest neighbours, with the EMA encoder as it is: does it learn? Off by default."""
+    """Classes of held-out clips by nearest neighbours and a linear head, with the EMA encoder as it is: does it learn? Off by default."""
     return ml_collections.ConfigDict({
         "every_steps": 0,  # 0 = off; a multiple of log.every_steps
         "train": "",  # labelled clips: list 'path label', folder of class folders, or labelled shards

@@ -4,7 +4,8 @@
         --config.encoder=models/vitg --config.data.paths="('shards/droid',)"
 
 Variants: droid_vitg (the released recipe; the encoder is the one given, any size), small (a predictor
-for one GPU: 12 blocks of 512) and demo (the table-top of this package, minutes on two CPU cores).
+for one GPU: 12 blocks of 512), demo (the table-top of this package, minutes on two CPU cores) and demo_gpu (the same with
+frames of 128 pixels, for about an hour on one GPU).
 Option robot: droid (7 numbers, the official algebra), se2 (a robot that drives) or generic (joints
 or anything else; names and units as the shards say). Any field of a robot can be set:
 --config.robot.action_high="(0.05,0.05,0.05,0,0,0,0.75)".
@@ -21,7 +22,7 @@ ROBOTS = ("droid", "se2", "generic")
 
 def get_config(argument="droid_vitg"):
     """Return the config of a variant."""
-    name, options = common.parse_argument(argument, ("droid_vitg", "small", "demo"), robot="droid")
+    name, options = common.parse_argument(argument, ("droid_vitg", "small", "demo", "demo_gpu"), robot="droid")
     if options["robot"] not in ROBOTS:
         raise ValueError(f"robot {options['robot']!r} is unknown; choose one of {', '.join(ROBOTS)}")
     config = common.run_config("world_model")
@@ -42,8 +43,10 @@ def get_config(argument="droid_vitg"):
         config.data.views = ("left",)
     if name == "small":
         config.model.predictor.update({"width": 512, "depth": 12, "num_heads": 8})
-    if name == "demo":
+    if name in ("demo", "demo_gpu"):
         _shrink(config)
+    if name == "demo_gpu":
+        _enlarge(config)
     return config
 
 
@@ -142,3 +145,12 @@ def _shrink(config):
     config.optim.update({"total_steps": 3000, "start_lr": 3e-4, "lr": 3e-3, "warmup_steps": 100, "anneal_steps": 500})
     config.checkpoint.update({"every_steps": 100, "keep_last": 2, "keep_every": 0})
     config.log.update({"every_steps": 20, "monitor_tokens": 1024})
+
+
+def _enlarge(config):
+    """Give the demo what two CPU cores have no time for."""
+    config.model.update({"dtype": "bfloat16", "encoder_residual_dtype": "bfloat16"})
+    config.model.predictor.update({"width": 384, "depth": 8, "num_heads": 6})
+    config.data.update({"size": 128, "batch_size": 64, "workers": 8, "threads": 2})
+    config.optim.update({"total_steps": 20_000, "start_lr": 1e-4, "lr": 1e-3, "warmup_steps": 500, "anneal_steps": 4000})
+    config.checkpoint.every_steps = 500

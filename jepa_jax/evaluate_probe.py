@@ -11,6 +11,7 @@ from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.labelled import ListSource, check_labels, open_labelled
 from jepa_jax.data.publish import check_folder, new_file, write_json
+from jepa_jax.data.reading import spread
 from jepa_jax.data.segments import read_views
 from jepa_jax.evals import classification
 from jepa_jax.viz import canvas
@@ -20,12 +21,12 @@ from jepa_jax.weights.bundle import WeightsError, choose_encoder, keep_networks,
 
 DESCRIPTION = """Classify labelled videos with every probe of a run of configs/probe.py, or of converted official weights,
 exactly as the protocol says. DIR gets probe.json (protocol, accuracies of all probes, weights' sha256, what was left out),
-confusion.png and worst.png of the best probe. Exit status: 0; 1 if too many videos could not be read; 2 if nothing was judged."""
+confusion.png, worst.png and attention.png of the best probe. Exit status: 0; 1 if too many videos could not be read; 2 if nothing was judged."""
 EXAMPLES = """examples:
   python -m jepa_jax.evaluate probe val.csv --model runs/ssv2 --output reports/ssv2
   python -m jepa_jax.evaluate probe val.csv --model models/ssv2 --protocol ssv2-vitl --output reports/released"""
-REPORT, CONFUSION, WORST = "probe.json", "confusion.png", "worst.png"
-_NAMED, _FRAMES, _EXAMPLES = 100, 4, 16
+REPORT, CONFUSION, WORST, ATTENTION = "probe.json", "confusion.png", "worst.png", "attention.png"
+_NAMED, _FRAMES, _EXAMPLES, _LOOKED_AT = 100, 4, 16, 8
 
 
 def add_arguments(parser):
@@ -129,7 +130,7 @@ def _describe(report, bundle, args):
                      f"{'  best' if number == report['best'] and len(report['probes']) > 1 else ''}")
     if len(report["probes"]) > 1:
         lines.append("(the best of several is chosen on these videos, as officially; on others it will be a little worse)")
-    return [*lines, "", *(f"wrote {os.path.join(args.output, name)}" for name in (REPORT, CONFUSION, WORST))]
+    return [*lines, "", *(f"wrote {os.path.join(args.output, name)}" for name in (REPORT, CONFUSION, WORST, ATTENTION))]
 
 
 def _draw(report, judged, bundle, source, names, args):
@@ -138,25 +139,56 @@ def _draw(report, judged, bundle, source, names, args):
     subtitle = f"{report['n']} videos; top-1 {row['top1']:.1f} %, mean over classes {row['class_mean']:.1f} %; {bundle.protocol.describe()}"
     figure = pictures.draw_confusion(classification.confusion(best, judged.labels), classification.class_recall(best, judged.labels),
                                      names, title, subtitle)
-    with new_file(os.path.join(args.output, CONFUSION)) as local:
-        canvas.save_figure(figure, local)
+    _save(figure, args.output, CONFUSION)
+    _draw_worst(best, judged, bundle, source, names, title, args)
+    _draw_attention(report["best"], judged, bundle, source, names, title, args)
+
+
+def _draw_worst(best, judged, bundle, source, names, title, args):
     strips, captions = [], []
     for place in classification.worst(best, judged.labels, _EXAMPLES):
-        try:
-            strips.append(_strip(source, bundle.protocol, judged.numbers[place], args.seed))
-        except DataError:
-            # It could be read a minute ago; a picture is not worth the report.
-            continue
-        guess = int(best[place].argmax())
-        captions.append(f"{names[judged.labels[place]]}, taken for {names[guess]} ({best[place][guess]:.0%})")
+        clips = _read_clips(source, bundle.protocol, judged.numbers[place], args.seed)
+        if clips is not None:
+            guess = int(best[place].argmax())
+            strips.append(clips[0, _shown(clips.shape[1])])
+            captions.append(f"{names[judged.labels[place]]}, taken for {names[guess]} ({best[place][guess]:.0%})")
     figure = pictures.draw_worst(strips, captions, f"{title}: wrong with most confidence", "frames of the first segment, in order")
-    with new_file(os.path.join(args.output, WORST)) as local:
+    _save(figure, args.output, WORST)
+
+
+def _draw_attention(number, judged, bundle, source, names, title, args):
+    best, clips, captions = judged.probabilities[number], [], []
+    for place in spread(len(judged.labels), _LOOKED_AT):
+        found = _read_clips(source, bundle.protocol, judged.numbers[place], args.seed)
+        if found is not None:
+            clips.append(found)
+            guess, label = int(best[place].argmax()), judged.labels[place]
+            captions.append(names[guess] if guess == label else f"{names[guess]}, but it is {names[label]}")
+    strips, maps = [], []
+    for clip, shares in zip(clips, classification.locate(bundle, bundle.probes()[number], clips)):
+        shown = _shown(clip.shape[1])
+        strips.append(clip[0, shown])
+        maps.append(shares.size * shares[0, shown * shares.shape[1] // clip.shape[1]])
+    subtitle = "frames of the first segment above, below what the query takes of them; 1 is an even share of all tokens"
+    _save(pictures.draw_attention(strips, maps, captions, f"{title}: where the probe looks", subtitle), args.output, ATTENTION)
+
+
+def _save(figure, folder, name):
+    with new_file(os.path.join(folder, name)) as local:
         canvas.save_figure(figure, local)
 
 
-def _strip(source, protocol, number, seed):
-    """Read a few frames of a video as the probe saw it: uint8 `[k, H, W, 3]`."""
+def _shown(frames):
+    """Choose the frames of a clip that a picture shows."""
+    return np.linspace(0, frames - 1, min(_FRAMES, frames)).astype(int)
+
+
+def _read_clips(source, protocol, number, seed):
+    """Read the middle view of a video as the probe saw it: uint8 `[S, T, H, W, 3]`; None if it cannot be read any more."""
     uniforms = np.random.default_rng((seed, int(number))).random(protocol.num_segments)
-    views = read_views(source[int(number)], protocol, uniforms)
-    clip = views[0, views.shape[1] // 2]
-    return clip[np.linspace(0, len(clip) - 1, min(_FRAMES, len(clip))).astype(int)]
+    try:
+        views = read_views(source[int(number)], protocol, uniforms)
+    except DataError:
+        # It could be read a minute ago; a picture is not worth the report.
+        return None
+    return views[:, views.shape[1] // 2]

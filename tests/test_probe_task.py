@@ -80,6 +80,7 @@ def test_from_a_list_to_a_confusion_matrix(run, videos, tmp_path, capsys):
     assert report["protocol"]["num_segments"] == 2 and report["protocol"]["layers"] == [0, 2]
     assert "broken.mp4" in report["left_out"][0]["message"]
     assert (tmp_path / "confusion.png").stat().st_size > 10_000 and (tmp_path / "worst.png").exists()
+    assert (tmp_path / "attention.png").stat().st_size > 10_000
     assert "1 videos could not be read" in capsys.readouterr().out
 
 
@@ -190,6 +191,29 @@ def test_a_probe_of_another_width_is_refused(videos, tmp_path):
     store.write(Bundle(networks, Preprocessing(crop_size=32, short_side=36, frames=4), protocol=task.make_protocol(make_config("", ""))), tmp_path / "w")
     with pytest.raises(WeightsError, match="takes tokens of width 36, the encoder gives 24"):
         evaluate.evaluate_probe.run(evaluate._parser().parse_args(["probe", str(videos / "good.csv"), "--model", str(tmp_path / "w"), "--output", str(tmp_path)]))
+
+
+def test_where_a_probe_looks_is_the_softmax_of_its_query():
+    probe = AttentiveProbe(8, 1, 1, outputs=(("label", CLASSES),))
+    tokens = jax.random.normal(jax.random.key(0), (2, 5, 8))
+    params = jax.tree.map(lambda leaf: 3 * leaf, probe.init(jax.random.key(1), tokens)["params"])
+    cross = params["cross"]
+    normal = (tokens - tokens.mean(-1, keepdims=True)) / np.sqrt(tokens.var(-1, keepdims=True) + probe.norm_eps)
+    keys = (normal * cross["norm1"]["scale"] + cross["norm1"]["bias"]) @ cross["kv"]["kernel"][:, :8] + cross["kv"]["bias"][:8]
+    query = params["query_tokens"][0] @ cross["q"]["kernel"] + cross["q"]["bias"]
+    expected = jax.nn.softmax(keys @ query / np.sqrt(8))
+    np.testing.assert_allclose(probe.apply({"params": params}, tokens, method="weigh")[:, 0], expected, rtol=1e-4)
+
+
+def test_attention_lies_where_its_segment_and_tubelet_are(run):
+    bundle = store.read(str(run))
+    clip = np.random.default_rng(0).integers(0, 256, (2, 4, 32, 32, 3), np.uint8)
+    (found,), (swapped,) = (classification.locate(bundle, "probe_1", [clips]) for clips in (clip, clip[::-1]))
+    tubelet, patch = ENCODER.tubelet_size, ENCODER.patch_size
+    assert found.shape == (2, 4 // tubelet, 32 // patch, 32 // patch) and found.sum() == pytest.approx(1, rel=1e-5)
+    # Probes know no positions, so segments that change places take their attention with them.
+    np.testing.assert_allclose(swapped, found[::-1], rtol=1e-4)
+    assert np.abs(found[0] - found[1]).max() > 1e-6
 
 
 def test_every_preset_has_its_published_protocol():

@@ -17,7 +17,7 @@ from absl import logging
 from configs import cooldown, pretrain
 from jepa_jax.data import DataError, SkipCounter
 from jepa_jax.data.records import resolve_shards
-from jepa_jax.tasks.neighbours import vote
+from jepa_jax.tasks.online_probe import separate, vote
 from jepa_jax.tasks.pretrain import make_task
 from jepa_jax.training import checkpoint, loop, sharding
 from jepa_jax.weights import store
@@ -105,8 +105,10 @@ def test_an_online_probe_looks_on_and_changes_nothing(config, finished, tmp_path
     rows = metrics_of(tmp_path / "run")
     # Every clip is its own nearest neighbour.
     assert [row.get("probe/knn") for row in rows] == [None, 1.0] * (STEPS // 2)
+    # Features of 24 channels separate four clips of two classes.
+    assert [row.get("probe/linear") for row in rows] == [None, 1.0] * (STEPS // 2)
     assert sum("compiled the train step" in line for line in logged) == 1
-    assert sum("nearest neighbours 100.0%" in line for line in logged) == STEPS // 2
+    assert sum("nearest neighbours 100.0%, linear head 100.0%" in line for line in logged) == STEPS // 2
     assert not any("probe/knn" in row for row in metrics_of(finished[0]))
     for name, value, message in (
         ("every_steps", -1, "must be 0"), ("neighbours", 5, "gave 4 clips"), ("samples", 0, "must be at least 1"), ("test", "", "must both be given"),
@@ -119,11 +121,22 @@ def test_an_online_probe_looks_on_and_changes_nothing(config, finished, tmp_path
 
 
 def test_neighbours_vote_by_distance():
-    known = np.array([[0, 1, 5], [0, 1.1, 5], [1, 0, 5], [1.1, 0, 5], [0.9, 0.1, 5]], np.float32)
-    labels, asked = np.array([2, 2, 0, 0, 0]), np.array([[0, 2, 5], [2, 0, 5]], np.float32)
+    known = np.array([[0, 1], [0, 1.1], [1, 0], [1.1, 0], [0.9, 0.1]], np.float32)
+    labels, asked = np.array([2, 2, 0, 0, 0]), np.array([[0, 2], [2, 0]], np.float32)
     assert vote(known, labels, asked, 2).tolist() == [2, 0]
     # Three of five are of class 0, but they are far away.
     assert vote(known, labels, asked, 5).tolist() == [2, 0]
+
+
+def test_a_linear_head_finds_a_direction_that_neighbours_miss():
+    """One channel of 30 tells the class, the others are louder."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 600)
+    features = rng.normal(size=(600, 30))
+    features[:, 3] = 0.5 * features[:, 3] + labels - 0.5
+    known, asked = features[:300], features[300:]
+    right = [(guess == labels[300:]).mean() for guess in (separate(known, labels[:300], asked), vote(known, labels[:300], asked, 10))]
+    assert right[0] > 0.75 and right[0] > right[1] + 0.1
 
 
 def test_finished_run_is_left_alone(config, finished):

@@ -11,7 +11,7 @@ from jepa_jax.data.labelled import class_of
 from jepa_jax.data.segments import read_views
 from jepa_jax.evals.intervals import wilson
 from jepa_jax.data.reading import Skipped, read_batches, check_found, spread
-from jepa_jax.models import normalize_pixels
+from jepa_jax.models import normalize_pixels, token_grid
 from jepa_jax.tasks.probe import encode_segments, score
 
 _TOP = 5
@@ -85,6 +85,32 @@ def _probabilities(encoder, probe, layers, mean, std, frozen, params, views):
         return jax.nn.softmax(score(probe, params, tokens))
 
     return jax.lax.map(one, jnp.moveaxis(views, 2, 0)).mean(0)
+
+
+def locate(bundle, name, clips):
+    """Say where a probe looks.
+
+    Args:
+      bundle: as `judge` takes.
+      name: of the probe.
+      clips: list of uint8 `[S, T, H, W, 3]`, one view of the segments of each video; they are computed one by one.
+
+    Returns:
+      list of float32 `[S, t, h, w]`: the part of its attention that the query gives to every token, summed over layers where
+      the protocol has several; 1 in all for every video.
+    """
+    (encoder,) = (network for other, network in bundle.networks.items() if other not in bundle.probes())
+    probe, pre, layers = bundle.networks[name], bundle.preprocessing, bundle.protocol.layers
+
+    @jax.jit
+    def run(params, probe_params, clip):
+        video = normalize_pixels(clip[None], np.float32(pre.mean), np.float32(pre.std))
+        weights = probe.module.apply({"params": probe_params}, encode_segments(encoder.module, params, video, layers), method="weigh")
+        grid = token_grid(*clip.shape[1:4], encoder.module.patch_size, encoder.module.tubelet_size)
+        return weights[0, 0].reshape(len(clip), max(1, len(layers)), *grid).sum(1)
+
+    params = jax.device_put((encoder.params, probe.params))
+    return [np.asarray(run(*params, clip)) for clip in clips]
 
 
 def summarize(judged, settings):

@@ -1,6 +1,9 @@
 """The attentive probe: class scores from the frozen tokens of an encoder."""
 
+import math
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jepa_jax.models.attention import attention
@@ -23,7 +26,8 @@ class CrossBlock(nn.Module):
       tokens: `[B, N, D]`.
 
     Returns:
-      `[B, Q, D]` in `residual_dtype`.
+      (x, weights): `[B, Q, D]` in `residual_dtype`; float32 `[B, Q, N]`, how much each query took of each token, the mean
+      over heads.
 
     Source: src/models/utils/modules.py (CrossAttentionBlock).
     """
@@ -48,10 +52,13 @@ class CrossBlock(nn.Module):
         kv = kv.reshape(batch, -1, 2, *heads)
         # A few queries: their scores are small, and kernels made for many would pad them.
         gathered = attention(q, kv[:, :, 0], kv[:, :, 1], "xla").reshape(batch, -1, width)
+        # Compiled programs that do not return the weights do not compute them.
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, kv[:, :, 0], preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(scores / math.sqrt(heads[1]), axis=-1).mean(1)
         x = queries + gathered.astype(self.residual_dtype)
         h = LayerNorm(self.norm_eps, name="norm2", **types)(x)
         h = Mlp(self.mlp_hidden, _ACTIVATION, init_scale=self.init_scale, name="mlp", **types)(h)
-        return x + h.astype(self.residual_dtype)
+        return x + h.astype(self.residual_dtype), weights
 
 
 class AttentiveProbe(nn.Module):
@@ -102,6 +109,13 @@ class AttentiveProbe(nn.Module):
         """Return what the queries gathered, before the heads: `[B, Q, D]` in `residual_dtype`."""
         return self._run(tokens)[0]
 
+    def weigh(self, tokens):
+        """Return how much each query takes of each token: float32 `[B, Q, N]`, the mean over heads; a query's sum is 1.
+
+        Blocks of self-attention have mixed the tokens before, where `depth` is above 1.
+        """
+        return self._run(tokens)[2]
+
     def _check(self, tokens):
         if tokens.shape[-1] != self.width:
             raise ValueError(f"this probe takes tokens of width {self.width}, not {tokens.shape[-1]}")
@@ -127,11 +141,11 @@ class AttentiveProbe(nn.Module):
         # Parity: at initialisation the last block counts as deep as the one before it.
         scale = (2 * max(self.depth - 1, 1)) ** -0.5
         gather = CrossBlock(self.num_heads, hidden, self.norm_eps, scale, name="cross", **types)
-        pooled = gather(queries, tokens)
+        pooled, weights = gather(queries, tokens)
         # Heads are small, so they may be exact.
         wide = jnp.promote_types(self.dtype, jnp.float32)
         logits = {
             name: dense(classes, name, wide, self.param_dtype)(pooled[:, i])
             for i, (name, classes) in enumerate(self.outputs)
         }
-        return pooled, logits
+        return pooled, logits, weights

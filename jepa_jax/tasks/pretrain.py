@@ -19,7 +19,7 @@ from jepa_jax.models import (
 from jepa_jax.models.flops import encoder_flops, predictor_flops
 from jepa_jax.models.norms import normalize_latents
 from jepa_jax.tasks.losses import correlation_loss, latent_loss
-from jepa_jax.tasks.neighbours import make_observer
+from jepa_jax.tasks.online_probe import make_observer
 from jepa_jax.tasks.sources import make_cache, make_sources, naming_root
 from jepa_jax.tasks.step import make_schedules, make_train_step, sample_latents
 from jepa_jax.training import optim, sharding

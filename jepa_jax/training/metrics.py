@@ -112,7 +112,7 @@ class Progress:
         if "train/best_top5_action" in metrics:
             parts.append(f"best probe, action among 5 {metrics['train/best_top5_action']:.1%}")
         if "probe/knn" in metrics:
-            parts.append(f"nearest neighbours {metrics['probe/knn']:.1%}")
+            parts.append(f"nearest neighbours {metrics['probe/knn']:.1%}, linear head {metrics['probe/linear']:.1%}")
         # Of many probes, norms would fill the line.
         parts += [f"|g| {name.removeprefix('optim/grad_norm_')} {value:.2g}"
                   for name, value in metrics.items() if name.startswith("optim/grad_norm") and "train/best_loss" not in metrics]

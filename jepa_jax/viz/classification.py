@@ -2,7 +2,11 @@
 
 import math
 
+import cv2
+import matplotlib
 import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 
 from jepa_jax.viz import canvas
@@ -11,6 +15,9 @@ from jepa_jax.viz import canvas
 _NAMED, _COUNTED = 60, 20
 _SHOWN = 40
 _COLUMNS = 4
+_HEAT = "inferno"
+# A few tokens may get many times what the others do; the scale ends where this part of the tokens is below.
+_BRIGHT = 0.995
 
 
 def draw_confusion(matrix, recall, names, title, subtitle):
@@ -62,6 +69,40 @@ def _draw_recall(panel, recall, names):
     panel.spines[["top", "right"]].set_visible(False)
 
 
+def draw_attention(strips, maps, captions, title, subtitle):
+    """Draw where a probe looks: frames of videos, each above the same frame lit by the attention it gets.
+
+    Args:
+      strips: list of uint8 `[k, H, W, 3]`.
+      maps: list of float `[k, h, w]`, the attention that each frame's tokens get, in multiples of an even share.
+      captions: a text for each.
+      title, subtitle: above the picture.
+
+    Returns:
+      matplotlib `Figure`.
+    """
+    columns = max(1, min(_COLUMNS, len(strips)))
+    rows = max(1, math.ceil(len(strips) / columns))
+    figure = canvas.make_figure(4.0 * columns + 1.0, 1.0 + 2.4 * rows, title, subtitle)
+    panels = figure.subplots(rows, columns, squeeze=False)
+    top = max(2.0, *(float(np.quantile(part, _BRIGHT)) for part in maps))
+    for panel, strip, share, caption in zip(panels.flat, strips, maps, captions):
+        frames = canvas.enlarge(strip, 128)
+        size = frames.shape[2], frames.shape[1]
+        heat = np.stack([cv2.resize(np.float32(part), size, interpolation=cv2.INTER_LINEAR) for part in share])
+        grey = frames.mean(-1, keepdims=True).repeat(3, -1) / 255
+        strength = np.clip(heat / top, 0, 1)[..., None]
+        lit = (1 - 0.75 * strength) * 0.6 * grey + 0.75 * strength * matplotlib.colormaps[_HEAT](strength[..., 0])[..., :3]
+        wide = lambda images: np.concatenate(list(images), axis=1)
+        canvas.show_image(panel, np.concatenate([wide(frames / 255), wide(lit)]))
+        panel.set_title(caption, fontsize=8.5, loc="left")
+    for panel in list(panels.flat)[len(strips):]:
+        panel.set_visible(False)
+    scale = ScalarMappable(Normalize(0, top), _HEAT)
+    figure.colorbar(scale, ax=panels, shrink=0.6, label="attention, in even shares")
+    return figure
+
+
 def draw_worst(strips, captions, title, subtitle):
     """Draw videos that were taken for something else, a few frames of each.
 
@@ -73,7 +114,7 @@ def draw_worst(strips, captions, title, subtitle):
     Returns:
       matplotlib `Figure`.
     """
-    rows = math.ceil(len(strips) / _COLUMNS)
+    rows = max(1, math.ceil(len(strips) / _COLUMNS))
     figure = canvas.make_figure(4.0 * _COLUMNS, 0.9 + 1.4 * rows, title, subtitle)
     panels = figure.subplots(rows, _COLUMNS, squeeze=False).flat
     for panel, strip, caption in zip(panels, strips, captions):
