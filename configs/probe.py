@@ -88,6 +88,9 @@ def _data_section():
         "root": "",  # put before every path that is not absolute
         "paths": ("train.csv",),
         "weights": (1.0,),
+        # A folder: every video is encoded once, its tokens are kept there and read in every epoch. For small sets.
+        "tokens": "",
+        "token_draws": 1,  # windows, crops and augmentations that are kept of every video
         "num_classes": 0,  # 0: as many as the list has
         "allow_empty_classes": False,
         "batch_size": 256,

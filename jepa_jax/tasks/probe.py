@@ -12,10 +12,12 @@ import optax
 from jepa_jax.data.iterate import make_iterator
 from jepa_jax.data.labelled import ListSource, check_labels, open_labelled
 from jepa_jax.data.labelled_pipeline import LabelledPipeline
-from jepa_jax.data.specs import CropSpec, GroupSpec
+from jepa_jax.data.probe_tokens import TokenPipeline
+from jepa_jax.data.specs import CropSpec, GroupSpec, check_specs
 from jepa_jax.models import AttentiveProbe, erase_boxes, join_levels, join_segments, normalize_pixels, token_grid
 from jepa_jax.models.flops import encoder_flops, stack_flops
 from jepa_jax.models.spec import abstract_params
+from jepa_jax.tasks import probe_features
 from jepa_jax.tasks.pretrain import make_augment
 from jepa_jax.tasks.sources import make_cache, make_sources, naming_root
 from jepa_jax.tasks.step import make_train_step, sample_latents
@@ -52,6 +54,16 @@ def encode_segments(encoder, params, video, layers):
     return jax.lax.stop_gradient(join_segments(tokens[:, None])[0])
 
 
+def encode_batch(encoder, params, batch, *, layers, mean, std):
+    """Compute the tokens of a batch as `LabelledPipeline.batch_at` makes it: `[B, S*N, D]` as `encode_segments`, with its erasing."""
+    video = normalize_pixels(batch["video"], np.float32(mean), np.float32(std))
+    if "erase_boxes" in batch:
+        flat = lambda name: batch[name].reshape(-1, *batch[name].shape[2:])
+        erased = erase_boxes(video.reshape(-1, *video.shape[2:]), flat("erase_boxes"), flat("erase_seeds"))
+        video = erased.reshape(video.shape)
+    return encode_segments(encoder, params, video, layers)
+
+
 def score_outputs(probe, params, tokens):
     """Score the classes with every probe, as one program over all.
 
@@ -78,18 +90,15 @@ def make_loss(probe, encoder, *, layers, mean, std, monitor_tokens):
 
     Returns:
       Function (params, frozen, batch) -> (loss, aux) as in `step.make_train_step`; `params` maps names of probes
-      to their parameters, `frozen` has the key encoder, `batch` is as `LabelledPipeline.batch_at` makes it. The
-      loss is the sum of the probes' mean cross-entropies, so that each is trained as if it were alone.
+      to their parameters, `frozen` has the key encoder, unless the batch holds tokens; `batch` is as `LabelledPipeline` or
+      `TokenPipeline` make it. The loss is the sum of the probes' mean cross-entropies, so that each is trained as if it were alone.
 
     Source: evals/video_classification_frozen/eval.py.
     """
+    encode = functools.partial(encode_batch, encoder, layers=layers, mean=mean, std=std)
+
     def loss_fn(params, frozen, batch):
-        video = normalize_pixels(batch["video"], np.float32(mean), np.float32(std))
-        if "erase_boxes" in batch:
-            flat = lambda name: batch[name].reshape(-1, *batch[name].shape[2:])
-            erased = erase_boxes(video.reshape(-1, *video.shape[2:]), flat("erase_boxes"), flat("erase_seeds"))
-            video = erased.reshape(video.shape)
-        tokens = encode_segments(encoder, frozen["encoder"], video, layers)
+        tokens = batch["tokens"] if "tokens" in batch else encode(frozen["encoder"], batch)
         logits = score(probe, params, tokens)
         labels = batch["label"]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels[None]).mean(1)
@@ -241,7 +250,10 @@ def make_task(config, mesh):
                                    residual_dtype=jnp.dtype(model.encoder_residual_dtype))
     probe = make_probe(model, encoder.width, ((OUTPUT, num_classes),))
     names = [f"{weights.PROBE}{number}" for number in range(len(sweep))]
-    pipeline = make_pipeline(config, sources, protocol, num_classes, jax.process_index(), jax.process_count())
+    if data.tokens:
+        pipeline = _stored_pipeline(config, sources, protocol, num_classes, encoder, network.params, sha256["encoder"], pre, mesh)
+    else:
+        pipeline = make_pipeline(config, sources, protocol, num_classes, jax.process_index(), jax.process_count())
     optimizer = make_optimizer(section)
     abstract = {name: abstract_params(probe) for name in names}
     loss_fn = make_loss(probe, encoder, layers=protocol.layers, mean=pre.mean, std=pre.std, monitor_tokens=config.log.monitor_tokens)
@@ -260,7 +272,7 @@ def make_task(config, mesh):
         check_card=functools.partial(check_card, card=card),
         read_weights=refuse_weights,
         summary=_summarize(protocol, sweep, abstract, num_classes, section, sha256["encoder"]) + pipeline.describe(),
-        frozen={"encoder": network.params},
+        frozen={} if data.tokens else {"encoder": network.params},
         write_frozen=functools.partial(runs.write_frozen, frozen),
     )
 
@@ -283,13 +295,33 @@ def init_probes(probe, names, rng):
 def make_pipeline(config, sources, protocol, num_classes, process_index=0, process_count=1):
     """Build the `LabelledPipeline` of one process."""
     data = config.data
-    group = GroupSpec(GROUP, "video", protocol.frames, 1.0, data.batch_size, make_sources(data.root, data, "data"),
-                      step=protocol.frame_step)
     return LabelledPipeline(
-        group, sources, CropSpec(data.size, data.crop_scale, data.crop_aspect, data.flip), make_augment(data.augment), protocol,
-        num_classes,
+        _make_group(config, protocol), sources, *_make_transforms(data), protocol, num_classes,
         seed=config.seed, max_bad_fraction=data.max_bad_fraction, process_index=process_index, process_count=process_count,
     )
+
+
+def _make_group(config, protocol):
+    data = config.data
+    return GroupSpec(GROUP, "video", protocol.frames, 1.0, data.batch_size, make_sources(data.root, data, "data"), step=protocol.frame_step)
+
+
+def _make_transforms(data):
+    return CropSpec(data.size, data.crop_scale, data.crop_aspect, data.flip), make_augment(data.augment)
+
+
+def _stored_pipeline(config, sources, protocol, num_classes, encoder, params, sha256, pre, mesh):
+    """Build the `TokenPipeline` of a config with `data.tokens`; encodes first what is not stored yet."""
+    data, group = config.data, _make_group(config, protocol)
+    crop, augment = _make_transforms(data)
+    check_specs([group], crop, augment, {GROUP: None})
+    encode = functools.partial(encode_batch, encoder, layers=protocol.layers, mean=pre.mean, std=pre.std)
+    stored = probe_features.store_tokens(
+        config, sources, (protocol, crop, augment, num_classes), encode, params,
+        {"encoder_sha256": sha256, "compute_dtype": jnp.dtype(encoder.dtype).name},
+        (_tokens(encoder, protocol, data.size)[1], encoder.width), mesh,
+    )
+    return TokenPipeline(group, stored, seed=config.seed, max_bad_fraction=data.max_bad_fraction)
 
 
 def check_card(path, then, resumed, *, card):
@@ -324,7 +356,8 @@ def probe_flops(probe, tokens):
 def _step_flops(probe, encoder, protocol, data, count):
     per_clip, tokens = _tokens(encoder, protocol, data.size)
     # A backward pass costs twice the forward pass; the encoder has none.
-    return data.batch_size * (protocol.num_segments * encoder_flops(encoder, per_clip) + 3 * count * probe_flops(probe, tokens))
+    encoding = 0.0 if data.tokens else protocol.num_segments * encoder_flops(encoder, per_clip)
+    return data.batch_size * (encoding + 3 * count * probe_flops(probe, tokens))
 
 
 def _summarize(protocol, sweep, abstract, num_classes, section, sha256):
