@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import os
 import sys
 import time
@@ -22,6 +23,7 @@ from jepa_jax.planning.observations import read_moves, read_picture, read_state,
 from jepa_jax.planning.presets import PRESETS
 from jepa_jax.planning.rollouts import make_score
 from jepa_jax.planning.spec import LAST
+from jepa_jax.training import sharding
 from jepa_jax.training.checkpoint import CheckpointError
 from jepa_jax.viz import canvas, plans
 from jepa_jax.weights.bundle import WeightsError
@@ -64,7 +66,9 @@ def _run(args):
     trained, params, notes = load_planned(args)
     robot = trained.world.robot
     state = read_state(args.state, robot)
-    spec = fit_memory(trained.world, make_spec(robot, args.planner, **_changes(args, robot)))
+    spec = make_spec(robot, args.planner, **_changes(args, robot))
+    mesh = _make_mesh(args.devices, spec)
+    spec = fit_memory(trained.world, spec, devices=mesh.size)
     energy = energy_of(args, trained.encoder_sha256)
     planner, calibration = bind(trained.world, spec, energy), None
     if args.calibrate:
@@ -75,13 +79,7 @@ def _run(args):
     began = time.perf_counter()
     scene = see(trained, params, now, goal, state, args.extrinsics)
     encode_s = time.perf_counter() - began
-    solve, compile_s = _compile(planner, params, scene.root)
-    rng, times = jax.random.key(args.seed), []
-    while not times or (len(times) < _REPEATS and sum(times) < 1e3 * _REPEAT_S):
-        began = time.perf_counter()
-        output = jax.block_until_ready(solve(params, rng, scene.root))
-        times.append(1e3 * (time.perf_counter() - began))
-    output = jax.device_get(output)
+    output, compile_s, times = _solve(planner, params, scene.root, args.seed, mesh)
     if not np.isfinite(output.cost):
         raise ValueError("the predicted energy is not finite for any candidate: the training of the action predictor has diverged")
     before, still, predicted = energies(planner, params, scene.root, output.actions)
@@ -89,7 +87,7 @@ def _run(args):
     record = {
         "planner": args.planner, "seed": args.seed, "actions": actions.tolist(), "names": robot.action_names,
         "units": robot.action_units, "energy": {"now": before, "still": still, "planned": predicted},
-        "evaluations": spec.evaluations, "chunk": spec.chunk, "plan_ms": float(np.median(times)), "compile_s": compile_s,
+        "evaluations": spec.evaluations, "chunk": spec.chunk, "plan_ms": float(np.median(times)), "compile_s": compile_s, "devices": mesh.size,
         "calibration": calibration and {"matrix": calibration.matrix.tolist(), "unexplained": calibration.unexplained},
         "encode_with_compilation_s": encode_s, "device": jax.devices()[0].device_kind, "jax": jax.__version__, "notes": notes,
     }
@@ -118,11 +116,29 @@ def energies(planner, params, root, actions):
     return before, *map(float, jax.jit(score)(np.stack([np.broadcast_to(still, actions.shape), actions])))
 
 
-def _compile(planner, params, root):
-    """Compile the search: (function of params, rng and root, seconds)."""
-    began = time.perf_counter()
-    compiled = jax.jit(planner.plan).lower(params, jax.random.key(0), root).compile()
-    return compiled, time.perf_counter() - began
+def _make_mesh(wanted, spec):
+    """Arrange the devices that candidates are spread over: so many, or the most of this process that they divide over."""
+    found, counts = jax.local_devices(), [spec.samples if spec.iterations else spec.restarts, *([spec.chunk] if spec.chunk else [])]
+    fitting = [number for number in range(1, len(found) + 1) if not any(count % number for count in counts)]
+    wanted = fitting[-1] if wanted is None else wanted
+    if wanted not in fitting:
+        raise ValueError(f"--devices is {wanted}; there are {len(found)} devices, over which {' and chunks of '.join(map(str, counts))} candidates "
+                         f"must divide: {', '.join(map(str, fitting))}")
+    return sharding.make_mesh(devices=found[:wanted])
+
+
+def _solve(planner, params, root, seed, mesh):
+    """Compile the search and time it: (`PlanOutput` of host arrays, seconds of compilation, milliseconds of every plan)."""
+    params, root, rng = jax.device_put((params, root, jax.random.key(seed)), sharding.replicated(mesh))
+    with sharding.use_mesh(mesh):
+        began = time.perf_counter()
+        solve = jax.jit(functools.partial(planner.plan, mesh=mesh)).lower(params, rng, root).compile()
+        compile_s, times = time.perf_counter() - began, []
+        while not times or (len(times) < _REPEATS and sum(times) < 1e3 * _REPEAT_S):
+            began = time.perf_counter()
+            output = jax.block_until_ready(solve(params, rng, root))
+            times.append(1e3 * (time.perf_counter() - began))
+    return jax.device_get(output), compile_s, times
 
 
 def _changes(args, robot):
@@ -162,6 +178,7 @@ def _describe(record, robot, output):
     if energy["planned"] >= energy["still"]:
         yield "note: no plan was found that is better than to stay"
     chunk = f", {record['chunk']} at once" if record["chunk"] else ""
+    chunk += f", on {record['devices']} devices" if record["devices"] > 1 else ""
     yield (f"planned in {record['plan_ms']:.1f} ms ({record['evaluations']} calls of the model{chunk}), compiled in "
            f"{record['compile_s']:.1f} s, {record['device']}")
 
@@ -189,6 +206,7 @@ def _parser():
     add("--calibrate", metavar="NPZ", help="moves seen through this camera, to find out how it is turned: observations [1, T, H, W, 3] and "
                                            "states [1, T, ...] of T - 1 steps in several directions")
     add("--chunk", type=types.positive, metavar="N", help="candidates at once (default: as many as fit into memory)")
+    add("--devices", type=types.positive, metavar="N", help="spread the candidates over so many (default: over all that they divide over)")
     add("--seed", type=types.count, default=0, help="default %(default)s")
     add("--output", metavar="DIR", help=f"folder for {REPORT} and {PICTURE}")
     return parser

@@ -68,7 +68,7 @@ def run(files, capsys):
     def run(*arguments, **changes):
         given = {"model": "ac", "observation": "now.png", "goal": "goal.png"} | changes
         paths = [part for name, value in given.items() for part in (f"--{name}", str(files / value))]
-        status = plan.main([*paths, "--state", STATE, "--planner", "cem", "--samples", "12", "--iterations", "2", *arguments])
+        status = plan.main([*paths, "--state", STATE, "--planner", "cem", "--samples", "12", "--iterations", "2", "--devices", "1", *arguments])
         return status, *capsys.readouterr()
 
     return run
@@ -86,7 +86,19 @@ def test_plan(run, tmp_path):
     assert cv2.imread(str(tmp_path / plan.PICTURE)).shape[1] > 1000
 
 
+def test_candidates_are_spread_over_devices(run, tmp_path):
+    found = []
+    for number in (1, 4):
+        status, out, error = run("--devices", str(number), "--output", str(tmp_path / str(number)))
+        assert status == 0, error
+        found.append(json.loads((tmp_path / str(number) / plan.REPORT).read_text()))
+    assert [record["devices"] for record in found] == [1, 4] and "on 4 devices" in out
+    np.testing.assert_allclose(found[0]["actions"], found[1]["actions"], atol=1e-5)
+
+
 @pytest.mark.parametrize("arguments, changes, message", [
+    (("--devices", "5"), {}, "--devices is 5; there are"),
+    (("--devices", "3", "--chunk", "4"), {}, "over which 12 and chunks of 4 candidates must divide: 1, 2, 4"),
     ((), {"goal": "small.png"}, "observation and goal are 64 x 36 and 32 x 32 pixels; both must come from the same camera"),
     ((), {"observation": "holes.npy"}, "holes.npy: 1 of 6912 numbers are not finite"),
     ((), {"observation": "text.png"}, "text.png: cannot be read as a picture"),
