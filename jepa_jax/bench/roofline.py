@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import numpy as np
+
 # Queries that share one reading of all keys and values in the TPU kernel.
 _QUERY_BLOCK = 512
 # The kernel's backward pass multiplies seven times where four products are needed: scores are computed in both halves.
@@ -71,7 +73,7 @@ def moved_bytes(passes, weights, state_bytes, devices, *, gathered):
     """
     moved = {"weights": 0.0, "activations": 0.0, "state": 2.0 * state_bytes}
     for one in passes:
-        item = one.module.dtype.dtype.itemsize if hasattr(one.module.dtype, "dtype") else one.module.dtype.itemsize
+        item = np.dtype(one.module.dtype).itemsize
         again = one.module.remat == "full"
         visits = 1 + (1 + again if one.trained else 0)
         moved["weights"] += weights[one.network] * item * visits * (2 if gathered else 1)

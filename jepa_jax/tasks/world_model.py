@@ -13,7 +13,7 @@ from jepa_jax.data.specs import CropSpec, GroupSpec
 from jepa_jax.data.trajectories import KIND
 from jepa_jax.data.trajectory_clips import trajectory_indices, trajectory_step
 from jepa_jax.data.trajectory_pipeline import TrajectoryPipeline
-from jepa_jax.models import ActionPredictor, make_encoder, token_grid
+from jepa_jax.models import ActionPredictor, token_grid
 from jepa_jax.models.flops import Pass, action_predictor_flops, action_tokens, attention_flops, encoder_flops, total_flops
 from jepa_jax.models.norms import normalize_latents
 from jepa_jax.models.spec import abstract_params
@@ -278,22 +278,21 @@ def abstract_batch(config, robot, features):
     return batch | {"video": rows(jnp.uint8, data.frames, data.size, data.size, 3)}
 
 
-def abstract_encoder(config, size):
+def describe_run(config, encoder):
     """Describe the run of a config without data and weights.
 
     Args:
       config: ConfigDict; its robot must need no trajectory to be known.
-      size: named size of the frozen encoder.
+      encoder: `VideoEncoder`, which will be frozen.
 
     Returns:
       (`RobotSpec`, `Features` without weights, the encoder as the step runs it, its frozen parameters as
       `{"encoder": ...}` of `jax.ShapeDtypeStruct`s).
 
     Raises:
-      ValueError: if the size is unknown or the config leaves the robot open.
+      ValueError: if the config leaves the robot open.
     """
-    robot = make_spec(config.robot.to_dict())
-    encoder = as_it_runs(config.model, make_encoder(size, positions="rope"))
+    robot, encoder = make_spec(config.robot.to_dict()), as_it_runs(config.model, encoder)
     grid = token_grid(encoder.tubelet_size, config.data.size, config.data.size, encoder.patch_size, encoder.tubelet_size)[1:]
     return robot, Features(None, "", None, grid, encoder.width), encoder, {"encoder": abstract_params(encoder)}
 
