@@ -81,6 +81,7 @@ def measure_compile(config, where, *, encoder, assumptions, largest_batch, resul
         "chip": where.chip._asdict(),
         "machine": report.machine(),
         "clips_per_step": step.clips,
+        "not_split": _not_split(step, mesh),
         **times,
         "memory": memory,
         "network": network,
@@ -135,6 +136,12 @@ def _overflow(error):
         raise error
     used, used_unit, available, available_unit = (group for group in match.groups() if group is not None)
     return Overflow(float(used) * _UNITS[used_unit], float(available) * _UNITS[available_unit], match[0])
+
+
+def _not_split(step, mesh):
+    """Name the parameters that had to be replicated although the config asks to split them."""
+    params = _abstract(step, mesh)[0].params
+    return [f"{name} {list(shape)}" for name, shape in sharding.unsplit({"params": params, "frozen": step.frozen}, mesh)]
 
 
 def _shard_bytes(tree):

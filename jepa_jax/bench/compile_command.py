@@ -112,6 +112,7 @@ def lines(record):
     yield (f"{where['name']}{f' x {where_slices}' if (where_slices := where['slices']) > 1 else ''}: {where['chips']} chips, mesh {mesh}; "
            f"{record['clips_per_step']} clips of {_clip(record)}; compiled in {record['compile_s']:.0f} s "
            f"({record['compile_cpu_s']:.0f} s of processor time)")
+    yield from (f"not split over fsdp, no axis divides: {name}" for name in record["not_split"])
     kinds = ", ".join(f"{name} {size / _GIB:.3g}" for name, size in memory["by_kind"].items() if size)
     verdict = f"fits, {memory['free']:.0%} free" if memory["fits"] else f"DOES NOT FIT ({memory['compiler_says']})"
     extra = f", temporaries {memory['temporaries'] / _GIB:.3g}, code {memory['generated_code'] / _GIB:.3g}" if memory["fits"] else ""

@@ -148,6 +148,8 @@ def _begin(store, task, skip_counter, abstract, mesh, config, workdir):
     if jax.process_index() == 0:
         task.write_frozen(workdir)
     checkpoint.log_parameters(abstract.params)
+    for name, shape in sharding.unsplit({"params": abstract.params, "frozen": task.frozen}, mesh):
+        logging.info("replicated, no axis divides by %d: %s %s", mesh.shape["fsdp"], name, shape)
     state, run, text = checkpoint.start(
         store, abstract, functools.partial(make_state, task, abstract, config.seed), task.read_weights,
         task.check_card, **config.start.to_dict()

@@ -111,16 +111,32 @@ def check_batch_size(name, size, mesh, parts=1):
         )
 
 
-def _tensor_spec(name, shape, fsdp):
-    if fsdp == 1 or int(np.prod(shape)) < _MIN_SHARDED_SIZE:
-        return PartitionSpec()
+def _split_axis(name, shape, fsdp):
+    """Return the axis of a tensor that is split, or None if it has none that divides."""
     first = 1 if _STACKED in name.split("/") else 0
     divisible = [axis for axis in range(first, len(shape)) if shape[axis] % fsdp == 0]
-    if not divisible:
-        logging.info("replicated, no axis divides by %d: %s %s", fsdp, name, shape)
+    return max(divisible, key=lambda axis: shape[axis]) if divisible else None
+
+
+def _tensor_spec(name, shape, fsdp):
+    if fsdp == 1 or int(np.prod(shape)) < _MIN_SHARDED_SIZE or (axis := _split_axis(name, shape, fsdp)) is None:
         return PartitionSpec()
-    axis = max(divisible, key=lambda axis: shape[axis])
     return PartitionSpec(*[None] * axis, "fsdp")
+
+
+def unsplit(tree, mesh):
+    """List the tensors that are worth splitting over the fsdp axis, but have no axis that divides by it.
+
+    Args:
+      tree: of `jax.ShapeDtypeStruct`.
+
+    Returns:
+      List of (name, shape).
+    """
+    fsdp = mesh.shape["fsdp"]
+    named = zip(tensor_names(tree), jax.tree.leaves(tree))
+    return [(name, leaf.shape) for name, leaf in named
+            if fsdp > 1 and int(np.prod(leaf.shape)) >= _MIN_SHARDED_SIZE and _split_axis(name, leaf.shape, fsdp) is None]
 
 
 def state_sharding(abstract_state, mesh):
