@@ -41,7 +41,7 @@ def run_config(task):
         "spike_factor": 0.0,
     })
     config.mesh = ml_collections.ConfigDict({
-        "fsdp": 1,  # devices that share one copy of the parameters; -1 = all
+        "fsdp": 1,  # devices that share one copy of the parameters; -1 = all, where there are several slices all of one
         "distributed": False,  # several processes: TPU pods, Slurm, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID
     })
     config.checkpoint = ml_collections.ConfigDict({"every_steps": 300, "keep_last": 2, "keep_every": 15000})

@@ -10,6 +10,9 @@ Option robot: droid (7 numbers, the official algebra), se2 (a robot that drives)
 or anything else; names and units as the shards say). Any field of a robot can be set:
 --config.robot.action_high="(0.05,0.05,0.05,0,0,0,0.75)".
 
+With --config.mesh.fsdp=-1 the frozen encoder is split over the devices too, like the predictor and its moments; with 1,
+every device holds all of it: 4 GB for ViT-g.
+
 Source: configs/train/vitg16/droid-256px-8f.yaml; paper section 3.
 """
 

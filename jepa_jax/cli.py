@@ -55,6 +55,26 @@ def load_config(argument):
     return module.get_config(variant) if variant else module.get_config()
 
 
+def override(config, arguments):
+    """Set fields of an unlocked config as the commands with flags do.
+
+    Args:
+      config: ConfigDict, changed in place.
+      arguments: list of `--config.section.field=value`.
+
+    Raises:
+      ValueError: if an argument is not of this form, a field does not exist, or a value is of the wrong kind.
+    """
+    values, argv = flags.FlagValues(), ["", *arguments]
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=False, sys_argv=argv)
+        left = values(argv)[1:]
+    except (AttributeError, KeyError, flags.Error) as error:
+        raise ValueError(f"cannot set {' '.join(arguments)}: {str(error).strip().splitlines()[-1]}") from error
+    if left:
+        raise ValueError(f"unexpected arguments {' '.join(left)}; fields are set with --config.section.field=value")
+
+
 def _unknown_field(argv):
     """Find the first `--config.a.b` that does not exist and say what does, or return None."""
     values = dict(arg.lstrip("-").partition("=")[::2] for arg in argv[1:] if arg.startswith("-"))

@@ -17,6 +17,7 @@ from absl import logging
 from configs import cooldown, pretrain
 from jepa_jax.data import DataError, SkipCounter
 from jepa_jax.data.records import resolve_shards
+from jepa_jax.tasks import pretrain as pretrain_task
 from jepa_jax.tasks.online_probe import separate, vote
 from jepa_jax.tasks.pretrain import make_task
 from jepa_jax.training import checkpoint, loop, sharding
@@ -236,6 +237,16 @@ def test_guard_stops_and_names_step_and_tensor(config, tmp_path):
     wild = changed(config, optim__lr=1e30, optim__warmup_steps=0, guard__max_skips_in_a_row=3)
     with pytest.raises(loop.TrainingStopped, match=r"3 updates in a row .* step \d+: '[\w/ ]+' is not finite"):
         run(wild, tmp_path, total_steps=6)
+
+
+@pytest.mark.parametrize("fields", [{}, {"data__augment__erase": 0.5}])
+def test_abstract_batch_is_that_of_the_data(config, fields):
+    config = changed(config, **fields)
+    groups = pretrain_task.make_groups(config)
+    batch, _ = pretrain_task.make_pipeline(config, groups).batch_at(0)
+    abstract = pretrain_task.abstract_batch(config, groups)
+    describe = lambda x: (x.shape, np.dtype(x.dtype))
+    assert jax.tree.map(describe, abstract) == jax.tree.map(describe, batch)
 
 
 def test_batch_must_divide_over_the_mesh(config):

@@ -15,6 +15,7 @@ from configs import world_model as configs
 from jepa_jax import prepare
 from jepa_jax.data import ClipRecord, DataError, ShardSource, SkipCounter
 from jepa_jax.models import VideoEncoder
+from jepa_jax.models.flops import total_flops
 from jepa_jax.tasks import continuing, world_model
 from jepa_jax.training import loop, sharding
 from jepa_jax.viz import __main__ as viz
@@ -244,6 +245,24 @@ def test_bad_trajectories_are_named_and_replaced(config, tmp_path):
     pipeline = world_model.make_pipeline(config, *_robot_and_features(config))
     skips = [skip for step in range(4) for skip in pipeline.batch_at(step)[1].skips]
     assert "too short" in {skip.reason for skip in skips} and all(skip.source_id for skip in skips)
+
+
+def test_abstract_batch_is_that_of_the_data(config):
+    robot, features = _robot_and_features(config)
+    batch, _ = world_model.make_pipeline(config, robot, features).batch_at(0)
+    describe = lambda x: (x.shape, np.dtype(x.dtype))
+    assert jax.tree.map(describe, world_model.abstract_batch(config, robot, features)) == jax.tree.map(describe, batch)
+
+
+def test_a_program_without_data_and_weights_is_that_of_the_task(config):
+    """Same parameters, same shapes, same operations: only the values are missing."""
+    task, mesh = make_task(config)
+    robot, features, encoder, frozen = world_model.describe_run(config, ENCODER)
+    program = world_model.make_program(config, robot, features, encoder, {}, mesh)
+    assert total_flops(program.passes) == task.flops_per_step
+    assert [f"parameter {name}" for name in program.tensor_names] == task.tensor_names[: len(program.tensor_names)]
+    describe = lambda x: (x.shape, np.dtype(x.dtype))
+    assert jax.tree.map(describe, frozen) == jax.tree.map(describe, task.frozen)
 
 
 def _robot_and_features(config):

@@ -1,11 +1,11 @@
-"""Measure the train step, encoding, the data path or stored features: `python -m jepa_jax.bench WHAT`."""
+"""Measure the train step, encoding, the data path or stored features, or compile for a pod: `python -m jepa_jax.bench WHAT`."""
 
 import argparse
 import os
 import sys
 import tempfile
 
-from jepa_jax.bench import report
+from jepa_jax.bench import compile_command, report
 from jepa_jax.cli import load_config
 from jepa_jax.commandline import types
 from jepa_jax.commandline.stdout import write_lines
@@ -23,7 +23,8 @@ _EXAMPLES = """examples:
   python -m jepa_jax.bench world_model --config configs/world_model.py:droid_vitg --encoder vitg.pt --shards data/droid
   python -m jepa_jax.bench plan --against torch
   python -m jepa_jax.bench plan --size full --horizons 1 2 4 --against torch
-  python -m jepa_jax.bench plan --model runs/ac --shards shards/heldout"""
+  python -m jepa_jax.bench plan --model runs/ac --shards shards/heldout
+  python -m jepa_jax.bench compile --config configs/pretrain.py:vitg16 --topology v5p:4x4x4 v5p:8x8x8"""
 
 
 def main(argv=None):
@@ -35,13 +36,18 @@ def main(argv=None):
     Returns:
       Exit status: 0, or 2 when a setting or a path is unusable.
     """
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args, fields = parser.parse_known_args(argv)
+    if fields and args.what != "compile":
+        parser.error(f"unrecognized arguments: {' '.join(fields)}")
     if args.cores:
         if not hasattr(os, "sched_setaffinity"):
             sys.stderr.write("error: --cores needs an operating system that can bind a process to cores\n")
             return 2
         # Before any library starts its threads, so that all of them get the same cores.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
+    if args.what == "compile":
+        return compile_command.run(args, fields)
     try:
         record, name = {"step": _step, "encode": _encode, "data": _data, "world_model": _world_model,
                         "plan": _plan}[args.what](args)
@@ -290,6 +296,7 @@ def _parser():
     data.add_argument("--workers", type=int, default=2, help="worker processes (default %(default)s)")
     _add_world_model(kinds)
     _add_plan(kinds)
+    compile_command.add(kinds)
     for sub in kinds.choices.values():
         sub.add_argument("--cores", type=_positive, help="use only this many processor cores")
         sub.add_argument("--output", metavar="FILE", help=f"default: a name under {report.DEFAULT_FOLDER}")

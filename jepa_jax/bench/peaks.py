@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jepa_jax.training.metrics import peak_flops
+from jepa_jax.training.chips import peak_flops
 
 _CPU_MATMUL_SIZE, _MATMUL_SIZE = 2048, 8192
 _REPEATS = 5

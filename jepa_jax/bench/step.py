@@ -10,6 +10,7 @@ from absl import logging
 from jepa_jax.bench import peaks, report
 from jepa_jax.bench.peer import Comparison
 from jepa_jax.models.attention import choose_backend
+from jepa_jax.models.flops import total_flops
 from jepa_jax.tasks import pretrain
 from jepa_jax.tasks.step import make_schedules
 from jepa_jax.training import sharding
@@ -76,7 +77,7 @@ def measure_step(config, *, steps, against=None, torch_compile=False):
         if comparison:
             comparison.check_losses(warm_losses)
         times, peer_times = _time(run, comparison, steps)
-    flops = pretrain.step_flops(encoder, predictor, groups)
+    flops = total_flops(program.passes)
     return _record(config, groups, encoder, mesh, run, memory, times, flops) | (
         comparison.record(times, peer_times) if comparison else {}
     )

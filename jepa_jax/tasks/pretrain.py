@@ -16,7 +16,7 @@ from jepa_jax.data.specs import AugmentSpec, CropSpec, GroupSpec
 from jepa_jax.models import (
     MaskedPredictor, VideoEncoder, erase_boxes, gather_tokens, make_encoder, normalize_pixels, token_grid,
 )
-from jepa_jax.models.flops import encoder_flops, predictor_flops
+from jepa_jax.models.flops import Pass, attention_flops, encoder_flops, predictor_flops, total_flops
 from jepa_jax.models.norms import normalize_latents
 from jepa_jax.tasks.losses import correlation_loss, latent_loss
 from jepa_jax.tasks.online_probe import make_observer
@@ -196,17 +196,38 @@ def init_params(encoder, predictor, rng, batch_size=1):
     }
 
 
-def step_flops(encoder, predictor, groups):
-    """Count the operations of one optimiser step, over tokens that are really processed."""
-    total = 0.0
+def step_passes(encoder, predictor, groups):
+    """List what one optimiser step computes, over tokens that are really processed, as `flops.Pass`es."""
+    passes = []
     for group in groups:
-        tokens = group.grid[0] * group.grid[1] * group.grid[2]
-        per_clip = encoder_flops(encoder, tokens)
+        clips, tokens = group.spec.batch_size, math.prod(group.grid)
+        passes.append(_pass("target_encoder", encoder, clips, tokens, encoder_flops(encoder, tokens), trained=False))
         for num_context, num_target in group.sampler.lengths:
-            # A backward pass costs twice the forward pass.
-            per_clip += 3 * (encoder_flops(encoder, num_context) + predictor_flops(predictor, num_context, num_target))
-        total += group.spec.batch_size * per_clip
-    return total
+            joined = num_context + num_target
+            passes.append(_pass("encoder", encoder, clips, num_context, encoder_flops(encoder, num_context)))
+            passes.append(_pass("predictor", predictor, clips, joined, predictor_flops(predictor, num_context, num_target)))
+    return passes
+
+
+def _pass(name, network, clips, tokens, flops, trained=True):
+    return Pass(name, network, clips, tokens, flops, attention_flops(network, tokens**2), trained)
+
+
+def abstract_batch(config, groups):
+    """Return the global batch of a step as `jax.ShapeDtypeStruct`s, shaped as `ClipPipeline.batch_at` makes it."""
+    batch = {}
+    for group in groups:
+        spec, size = group.spec, config.data.size
+        frames = 1 if spec.kind == "image" and not config.data.augment.motion_shift else spec.frames
+        ids = lambda column: tuple(_rows(spec, (lengths[column],), jnp.int32) for lengths in group.sampler.lengths)
+        batch[spec.name] = {"video": _rows(spec, (frames, size, size, 3), jnp.uint8), "context_ids": ids(0), "target_ids": ids(1)}
+        if config.data.augment.erase > 0:
+            batch[spec.name] |= {"erase_boxes": _rows(spec, (4,), jnp.int32), "erase_seeds": _rows(spec, (), jnp.uint32)}
+    return batch
+
+
+def _rows(spec, shape, dtype):
+    return jax.ShapeDtypeStruct((spec.batch_size, *shape), dtype)
 
 
 class Program(NamedTuple):
@@ -216,6 +237,7 @@ class Program(NamedTuple):
       encoder, predictor: the networks.
       init_state, train_step: as in `Task`.
       tensor_names: names of the parameters in flattening order.
+      passes: what a step computes, `flops.Pass`es.
     """
 
     encoder: VideoEncoder
@@ -223,6 +245,7 @@ class Program(NamedTuple):
     init_state: Callable
     train_step: Callable
     tensor_names: list[str]
+    passes: list[Pass]
 
 
 def make_program(config, groups, mesh):
@@ -247,7 +270,8 @@ def make_program(config, groups, mesh):
     train_step = make_train_step(loss_fn, optimizer, make_schedules(config.optim),
                                  accumulate=config.optim.accumulate, spike_factor=config.guard.spike_factor,
                                  target_key="encoder")
-    return Program(encoder, predictor, init_state, train_step, tensor_names(abstract_params))
+    return Program(encoder, predictor, init_state, train_step, tensor_names(abstract_params),
+                   step_passes(encoder, predictor, groups))
 
 
 def make_task(config, mesh):
@@ -281,7 +305,7 @@ def make_task(config, mesh):
                                     prefetch=data.prefetch),
         tensor_names=optim.checked_names(program.tensor_names),
         clips_per_step=sum(group.spec.batch_size for group in groups),
-        flops_per_step=step_flops(program.encoder, program.predictor, groups),
+        flops_per_step=total_flops(program.passes),
         data_state={"seed": config.seed} | pipeline.contents(),
         model_card=card,
         check_card=lambda path, then, resumed: start.check_networks(path, card, then),

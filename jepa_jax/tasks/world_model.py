@@ -1,6 +1,7 @@
 """Action-conditioned post-training: on a frozen encoder, predict the next frame's latents from actions and states."""
 
 import functools
+from typing import Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +13,16 @@ from jepa_jax.data.specs import CropSpec, GroupSpec
 from jepa_jax.data.trajectories import KIND
 from jepa_jax.data.trajectory_clips import trajectory_indices, trajectory_step
 from jepa_jax.data.trajectory_pipeline import TrajectoryPipeline
-from jepa_jax.models import ActionPredictor
-from jepa_jax.models.flops import action_predictor_flops, encoder_flops
+from jepa_jax.models import ActionPredictor, token_grid
+from jepa_jax.models.flops import Pass, action_predictor_flops, action_tokens, attention_flops, encoder_flops, total_flops
 from jepa_jax.models.norms import normalize_latents
+from jepa_jax.models.spec import abstract_params
 from jepa_jax.robots.checks import check_record
 from jepa_jax.robots.conditions import ConditionMaker
 from jepa_jax.robots.presets import make_spec
 from jepa_jax.robots.world import WorldModel
 from jepa_jax.tasks import continuing
-from jepa_jax.tasks.latents import find_features
+from jepa_jax.tasks.latents import Features, find_features
 from jepa_jax.tasks.losses import latent_loss
 from jepa_jax.tasks.sources import make_cache, make_sources, naming_root
 from jepa_jax.tasks.step import make_schedules, make_train_step, sample_latents
@@ -203,17 +205,96 @@ def make_robot(config):
     raise problems[0]
 
 
-def step_flops(predictor, encoder, features, config):
-    """Count the operations of one optimiser step."""
-    frames, patches = config.data.frames, features.grid[0] * features.grid[1]
+def step_passes(predictor, encoder, features, config):
+    """List what one optimiser step computes, as `flops.Pass`es."""
+    frames, patches, steps = config.data.frames, features.grid[0] * features.grid[1], config.rollout.auto_steps
+    clips, passes = config.data.batch_size, []
     count = functools.partial(action_predictor_flops, predictor, patches)
-    steps = config.rollout.auto_steps
-    rollout = count(steps) if config.rollout.cached else sum(count(n) for n in range(2, steps + 1))
-    # A backward pass costs twice the forward pass; the encoder has none.
-    per_clip = 3 * (count(frames - 1) + (rollout if steps > 1 else 0))
+    # With the keys and values of earlier frames kept, a rollout computes each frame once.
+    lengths = [steps] if config.rollout.cached else range(2, steps + 1)
+    for length in (frames - 1, *(lengths if steps > 1 else ())):
+        tokens, pairs = action_tokens(predictor, patches, length)
+        passes.append(Pass("action_predictor", predictor, clips, tokens, count(length), attention_flops(predictor, pairs), True))
     if not features.stored:
-        per_clip += frames * encoder_flops(encoder, patches)
-    return config.data.batch_size * per_clip
+        passes.append(Pass("encoder", encoder, clips * frames, patches, encoder_flops(encoder, patches),
+                           attention_flops(encoder, patches**2), False))
+    return passes
+
+
+class Program(NamedTuple):
+    """Network and step of a run, which need no data.
+
+    Attributes:
+      predictor: the network that is trained.
+      init_state, train_step: as in `Task`.
+      tensor_names: names of the parameters in flattening order.
+      passes: what a step computes, `flops.Pass`es.
+    """
+
+    predictor: ActionPredictor
+    init_state: Callable
+    train_step: Callable
+    tensor_names: list[str]
+    passes: list[Pass]
+
+
+def make_program(config, robot, features, encoder, pixels, mesh):
+    """Build the `Program` of a config.
+
+    Args:
+      config: ConfigDict.
+      robot: `RobotSpec`.
+      features: `Features`; of its encoder only the shape of the latents is read.
+      encoder: the frozen network as the step runs it, or None where latents are stored.
+      pixels: keyword arguments `mean` and `std` of `WorldModel`, or none of them.
+      mesh: device mesh.
+
+    Raises:
+      ValueError: if a setting is impossible; nothing has been compiled then.
+    """
+    section = config.optim
+    check_rollout(config.rollout, config.data.frames)
+    sharding.check_batch_size(GROUP, config.data.batch_size, mesh, section.accumulate)
+    predictor = make_predictor(config.model, features, robot)
+    abstract = jax.eval_shape(lambda: init_params(predictor, jax.random.key(0)))
+    optimizer = make_optimizer(section, abstract, predictor.use_extrinsics)
+    loss_fn = make_loss(WorldModel(predictor, robot, encoder, **pixels), config.rollout, frames_at_once=config.model.frames_at_once,
+                        loss_exponent=section.loss_exponent, monitor_tokens=config.log.monitor_tokens)
+    train_step = make_train_step(loss_fn, optimizer, make_schedules(section, with_ema=False),
+                                 accumulate=section.accumulate, spike_factor=config.guard.spike_factor)
+    return Program(predictor, lambda rng: create_state(init_params(predictor, rng), {}, optimizer), train_step,
+                   tensor_names(abstract), step_passes(predictor, encoder, features, config))
+
+
+def abstract_batch(config, robot, features):
+    """Return the global batch of a step as `jax.ShapeDtypeStruct`s, shaped as `TrajectoryPipeline.batch_at` makes it."""
+    data = config.data
+    rows = lambda dtype, *shape: jax.ShapeDtypeStruct((data.batch_size, *shape), dtype)
+    batch = {"states": rows(jnp.float32, data.frames, robot.state_dim), "actions": rows(jnp.float32, data.frames - 1, robot.action_dim)}
+    if config.model.predictor.use_extrinsics:
+        batch["extrinsics"] = rows(jnp.float32, data.frames, ActionPredictor.extrinsics_dim)
+    if features.stored:
+        return batch | {"latents": rows(jnp.bfloat16, data.frames, features.grid[0] * features.grid[1], features.width)}
+    return batch | {"video": rows(jnp.uint8, data.frames, data.size, data.size, 3)}
+
+
+def describe_run(config, encoder):
+    """Describe the run of a config without data and weights.
+
+    Args:
+      config: ConfigDict; its robot must need no trajectory to be known.
+      encoder: `VideoEncoder`, which will be frozen.
+
+    Returns:
+      (`RobotSpec`, `Features` without weights, the encoder as the step runs it, its frozen parameters as
+      `{"encoder": ...}` of `jax.ShapeDtypeStruct`s).
+
+    Raises:
+      ValueError: if the config leaves the robot open.
+    """
+    robot, encoder = make_spec(config.robot.to_dict()), as_it_runs(config.model, encoder)
+    grid = token_grid(encoder.tubelet_size, config.data.size, config.data.size, encoder.patch_size, encoder.tubelet_size)[1:]
+    return robot, Features(None, "", None, grid, encoder.width), encoder, {"encoder": abstract_params(encoder)}
 
 
 def make_task(config, mesh):
@@ -231,30 +312,25 @@ def make_task(config, mesh):
       FileNotFoundError: if shards are missing.
       DataError: if the first trajectories cannot be read, or are of another robot.
     """
-    data, section = config.data, config.optim
+    data = config.data
     check_rollout(config.rollout, data.frames)
-    sharding.check_batch_size(GROUP, data.batch_size, mesh, section.accumulate)
+    sharding.check_batch_size(GROUP, data.batch_size, mesh, config.optim.accumulate)
     robot, record = make_robot(config)
     features = find_features(config, record)
-    predictor = make_predictor(config.model, features, robot)
     frozen, encoder, pixels = _frozen(config, features)
-    world = WorldModel(predictor, robot, encoder, **pixels)
+    program = make_program(config, robot, features, encoder, pixels, mesh)
+    predictor = program.predictor
     pipeline = make_pipeline(config, robot, features, jax.process_index(), jax.process_count())
-    abstract = jax.eval_shape(functools.partial(init_params, predictor), jax.random.key(0))
-    optimizer = make_optimizer(section, abstract, predictor.use_extrinsics)
-    loss_fn = make_loss(world, config.rollout, frames_at_once=config.model.frames_at_once,
-                        loss_exponent=section.loss_exponent, monitor_tokens=config.log.monitor_tokens)
     card = runs.model_card({"action_predictor": predictor}, data.size, data.frames,
                            world_model=describe_world(config, robot, features))
     return Task(
-        init_state=lambda rng: create_state(init_params(predictor, rng), {}, optimizer),
-        train_step=make_train_step(loss_fn, optimizer, make_schedules(section, with_ema=False),
-                                   accumulate=section.accumulate, spike_factor=config.guard.spike_factor),
+        init_state=program.init_state,
+        train_step=program.train_step,
         open_data=functools.partial(make_iterator, pipeline, workers=data.workers, threads=data.threads,
                                     prefetch=data.prefetch),
-        tensor_names=optim.checked_names(tensor_names(abstract)),
+        tensor_names=optim.checked_names(program.tensor_names),
         clips_per_step=data.batch_size,
-        flops_per_step=step_flops(predictor, encoder, features, config),
+        flops_per_step=total_flops(program.passes),
         data_state={"seed": config.seed} | pipeline.contents(),
         model_card=card,
         check_card=functools.partial(continuing.check_card, card=card),
@@ -273,11 +349,15 @@ def _frozen(config, features):
     if features.stored:
         return {}, None, {}
     (network,) = features.bundle.networks.values()
-    model, pre = config.model, features.bundle.preprocessing
-    module = network.module.clone(
+    pre = features.bundle.preprocessing
+    return {"encoder": network.params}, as_it_runs(config.model, network.module), {"mean": pre.mean, "std": pre.std}
+
+
+def as_it_runs(model, encoder):
+    """Return the frozen encoder with the backend and the dtypes of a config's `model` section."""
+    return encoder.clone(
         attention=model.attention, dtype=jnp.dtype(model.dtype), residual_dtype=jnp.dtype(model.encoder_residual_dtype)
     )
-    return {"encoder": network.params}, module, {"mean": pre.mean, "std": pre.std}
 
 
 def _summarize(robot, features, record, fps):

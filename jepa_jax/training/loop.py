@@ -11,7 +11,8 @@ from absl import logging
 from etils import epath
 
 from jepa_jax.training import checkpoint, sharding
-from jepa_jax.training.metrics import MetricWriter, Progress, memory_gib, peak_flops
+from jepa_jax.training.chips import peak_flops
+from jepa_jax.training.metrics import MetricWriter, Progress, memory_gib
 from jepa_jax.training.monitors import collapse_metrics_jit
 
 
@@ -93,23 +94,37 @@ class _Window:
             )
 
 
+def lower_step(program, abstract_state, batch, frozen, mesh):
+    """Lower the train step, for training and for compiling ahead of time alike; call it within `sharding.use_mesh`.
+
+    Args:
+      program: `Task`, or anything else with its `train_step`.
+      abstract_state: from `abstract_train_state`.
+      batch, frozen: arrays, or `jax.ShapeDtypeStruct`s with shardings.
+
+    Returns:
+      `jax.stages.Lowered`; the state it is called with is given up.
+    """
+    state_sharding = jax.tree.map(lambda x: x.sharding, abstract_state)
+    step = jax.jit(program.train_step, donate_argnums=0, out_shardings=(state_sharding, sharding.replicated(mesh), None))
+    return step.lower(abstract_state, batch, frozen)
+
+
 def _compile(task, abstract_state, batch, frozen, mesh):
     """Compile the step once, ahead of time; any other shape is then an error, not a second program."""
-    state_sharding = jax.tree.map(lambda x: x.sharding, abstract_state)
-    step = jax.jit(task.train_step, donate_argnums=0, out_shardings=(state_sharding, sharding.replicated(mesh), None))
     began = time.monotonic()
-    compiled = step.lower(abstract_state, batch, frozen).compile()
+    compiled = lower_step(task, abstract_state, batch, frozen, mesh).compile()
     memory = compiled.memory_analysis()
     logging.info("compiled the train step in %.1f s; %.2f GiB of temporaries and %.2f GiB of arguments per device",
                  time.monotonic() - began, memory.temp_size_in_bytes / 2**30, memory.argument_size_in_bytes / 2**30)
     return compiled
 
 
-def abstract_train_state(task, mesh):
-    """Return the shapes, dtypes and shardings of a task's state as `jax.ShapeDtypeStruct`s."""
-    abstract = jax.eval_shape(task.init_state, jax.random.key(0))
-    shardings = sharding.state_sharding(abstract, mesh)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+def abstract_train_state(program, mesh):
+    """Return the shapes, dtypes and shardings of a program's state as `jax.ShapeDtypeStruct`s."""
+    # The key is made inside: where the mesh is of a pod that is only compiled for, nothing can be computed on it.
+    abstract = jax.eval_shape(lambda: program.init_state(jax.random.key(0)))
+    return sharding.place_abstract(abstract, sharding.state_sharding(abstract, mesh))
 
 
 def make_state(task, abstract_state, seed):
@@ -133,6 +148,8 @@ def _begin(store, task, skip_counter, abstract, mesh, config, workdir):
     if jax.process_index() == 0:
         task.write_frozen(workdir)
     checkpoint.log_parameters(abstract.params)
+    for name, shape in sharding.unsplit({"params": abstract.params, "frozen": task.frozen}, mesh):
+        logging.info("replicated, no axis divides by %d: %s %s", mesh.shape["fsdp"], name, shape)
     state, run, text = checkpoint.start(
         store, abstract, functools.partial(make_state, task, abstract, config.seed), task.read_weights,
         task.check_card, **config.start.to_dict()

@@ -12,18 +12,6 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 FILE = "metrics.jsonl"
-# Dense bf16 peak of one device, in floating-point operations per second, by the start of
-# its name. Source: vendors' data sheets, without sparsity.
-_PEAKS = {
-    "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12,
-    "TPU v6": 918e12, "TPU7x": 2307e12, "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12,
-    "NVIDIA GH200": 989e12, "NVIDIA B200": 2250e12,
-}
-
-
-def peak_flops(device):
-    """Return the bf16 peak of a device in operations per second, or None if it is not in our table."""
-    return next((peak for name, peak in _PEAKS.items() if device.device_kind.startswith(name)), None)
 
 
 def memory_gib():

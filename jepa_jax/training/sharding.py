@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils, multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jepa_jax.training.state import tensor_names
 
@@ -55,19 +55,34 @@ def leave_alone(code):
 def make_mesh(fsdp=1, devices=None):
     """Arrange devices as (data, fsdp).
 
+    Where the devices are several slices, each with a fast network inside and a slow one between them, the data axis runs
+    over the slices and the fsdp axis stays within one: parameters are gathered in every block, gradients once per step.
+
     Args:
-      fsdp: devices over which parameters are split; -1 takes all.
+      fsdp: devices over which parameters are split; -1 takes all, of a slice.
       devices: list of devices; all of them if None.
 
     Raises:
-      ValueError: if `fsdp` does not divide the number of devices.
+      ValueError: if `fsdp` does not divide the number of devices, of a slice.
     """
     devices = jax.devices() if devices is None else devices
-    fsdp = len(devices) if fsdp == -1 else fsdp
-    if fsdp < 1 or len(devices) % fsdp:
-        raise ValueError(f"mesh.fsdp {fsdp} does not divide the number of devices, {len(devices)}")
-    shape = (len(devices) // fsdp, fsdp)
-    return jax.make_mesh(shape, BATCH_AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+    slices = len({slice_of(device) for device in devices})
+    inside = len(devices) // slices
+    fsdp = inside if fsdp == -1 else fsdp
+    if fsdp < 1 or inside % fsdp:
+        where = f"the number of devices, {inside}" if slices == 1 else f"the {inside} devices of a slice"
+        raise ValueError(f"mesh.fsdp {fsdp} does not divide {where}")
+    types = (AxisType.Auto,) * 2
+    if slices == 1:
+        return jax.make_mesh((inside // fsdp, fsdp), BATCH_AXES, axis_types=types, devices=devices)
+    arranged = mesh_utils.create_hybrid_device_mesh((inside // fsdp, fsdp), (slices, 1), devices)
+    return Mesh(arranged, BATCH_AXES, axis_types=types)
+
+
+def slice_of(device):
+    """Return the number of the slice that a device belongs to; 0 where there are no slices."""
+    number = getattr(device, "slice_index", None)
+    return 0 if number is None else number
 
 
 @contextlib.contextmanager
@@ -96,16 +111,32 @@ def check_batch_size(name, size, mesh, parts=1):
         )
 
 
-def _tensor_spec(name, shape, fsdp):
-    if fsdp == 1 or int(np.prod(shape)) < _MIN_SHARDED_SIZE:
-        return PartitionSpec()
+def _split_axis(name, shape, fsdp):
+    """Return the axis of a tensor that is split, or None if it has none that divides."""
     first = 1 if _STACKED in name.split("/") else 0
     divisible = [axis for axis in range(first, len(shape)) if shape[axis] % fsdp == 0]
-    if not divisible:
-        logging.info("replicated, no axis divides by %d: %s %s", fsdp, name, shape)
+    return max(divisible, key=lambda axis: shape[axis]) if divisible else None
+
+
+def _tensor_spec(name, shape, fsdp):
+    if fsdp == 1 or int(np.prod(shape)) < _MIN_SHARDED_SIZE or (axis := _split_axis(name, shape, fsdp)) is None:
         return PartitionSpec()
-    axis = max(divisible, key=lambda axis: shape[axis])
     return PartitionSpec(*[None] * axis, "fsdp")
+
+
+def unsplit(tree, mesh):
+    """List the tensors that are worth splitting over the fsdp axis, but have no axis that divides by it.
+
+    Args:
+      tree: of `jax.ShapeDtypeStruct`.
+
+    Returns:
+      List of (name, shape).
+    """
+    fsdp = mesh.shape["fsdp"]
+    named = zip(tensor_names(tree), jax.tree.leaves(tree))
+    return [(name, leaf.shape) for name, leaf in named
+            if fsdp > 1 and int(np.prod(leaf.shape)) >= _MIN_SHARDED_SIZE and _split_axis(name, leaf.shape, fsdp) is None]
 
 
 def state_sharding(abstract_state, mesh):
@@ -126,6 +157,13 @@ def state_sharding(abstract_state, mesh):
         _tensor_spec(name, leaf.shape, mesh.shape["fsdp"]) for name, leaf in zip(tensor_names(abstract_state), leaves)
     ]
     return treedef.unflatten([NamedSharding(mesh, spec) for spec in specs])
+
+
+def place_abstract(tree, shardings):
+    """Give the `jax.ShapeDtypeStruct`s of a tree their shardings, a tree alike or one for all."""
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+    return jax.tree.map(lambda x, own: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=own), tree, shardings)
 
 
 def put_batch(batch, mesh):
