@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from jepa_jax.training import checkpoint, sharding
+from jepa_jax.training import checkpoint, sharding, start
 from jepa_jax.training.metrics import MetricWriter, Progress, memory_gib, peak_flops
 from jepa_jax.training.monitors import collapse_metrics_jit
 
@@ -25,8 +25,15 @@ class Preempted(Exception):
 
 @contextlib.contextmanager
 def _sigterm_flag():
-    """Yield a list that becomes non-empty when SIGTERM arrives."""
+    """Yield a list that becomes non-empty when SIGTERM arrives.
+
+    Of several processes, one may get it before the others. There JAX's own handler, which this one would
+    replace, settles the step at which all of them stop: `CheckpointStore.preempted`.
+    """
     received = []
+    if jax.process_count() > 1:
+        yield received
+        return
     previous = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
     try:
         yield received
@@ -133,7 +140,7 @@ def _begin(store, task, skip_counter, abstract, mesh, config, workdir):
     if jax.process_index() == 0:
         task.write_frozen(workdir)
     checkpoint.log_parameters(abstract.params)
-    state, run, text = checkpoint.start(
+    state, run, text = start.start(
         store, abstract, functools.partial(make_state, task, abstract, config.seed), task.read_weights,
         task.check_card, **config.start.to_dict()
     )
@@ -162,9 +169,9 @@ def _run_record(task, config, drawn):
 class _Recorder:
     """Writes metrics and checkpoints when they are due, and ends the run where it has to end."""
 
-    def __init__(self, task, skip_counter, store, progress, writer, config, total_steps):
+    def __init__(self, task, skip_counter, store, progress, writer, check_claim, config, total_steps):
         self._task, self._skips, self._store, self._progress, self._writer = task, skip_counter, store, progress, writer
-        self._config, self._last = config, total_steps
+        self._check_claim, self._config, self._last = check_claim, config, total_steps
         self.close = writer.close
 
     def end_step(self, step, state, window, *, stopping):
@@ -189,17 +196,20 @@ class _Recorder:
             self._progress.show(step, row)
             excess = drawn.excess()
         if saves or excess:
+            self._check_claim()
             self._store.save(step, state, _run_record(self._task, self._config, drawn.record(forgiven=bool(excess))))
             logging.info("%s", drawn.mixture())
+        began = time.monotonic()
         if excess or stopping:
             self._store.wait()
         if excess:
             raise TrainingStopped(f"saved step {step} to {self._store.directory} and stopped: {excess}")
         if stopping:
-            raise Preempted(f"SIGTERM: saved step {step} to {self._store.directory}; run the same command to continue")
+            raise Preempted(f"SIGTERM: saved step {step} to {self._store.directory} in {time.monotonic() - began:.1f} s; run the "
+                            "same command to continue")
 
 
-def train(task, skip_counter, mesh, workdir, *, config, total_steps):
+def train(task, skip_counter, mesh, workdir, *, config, total_steps, check_claim=lambda: None):
     """Run a task to the end, or to the first SIGTERM.
 
     Order within a step, which makes a checkpoint and its data agree: fetch batch, update,
@@ -213,6 +223,7 @@ def train(task, skip_counter, mesh, workdir, *, config, total_steps):
       config: ConfigDict; the sections seed, start, guard, checkpoint and log are read here,
         and all of it is stored with every checkpoint.
       total_steps: last step.
+      check_claim: called before every save; raises if the workdir is no longer this run's.
 
     Returns:
       The final `TrainState`.
@@ -238,7 +249,8 @@ def train(task, skip_counter, mesh, workdir, *, config, total_steps):
         batches = stack.enter_context(task.open_data(start_step, total_steps - start_step))
         progress = Progress(start_step, total_steps)
         stack.callback(progress.close)
-        recorder = _Recorder(task, skip_counter, store, progress, MetricWriter(workdir, start_step), config, total_steps)
+        writer = MetricWriter(workdir, start_step)
+        recorder = _Recorder(task, skip_counter, store, progress, writer, check_claim, config, total_steps)
         stack.callback(recorder.close)
         compiled, window = None, _Window(task, config.guard)
         steps = range(start_step + 1, total_steps + 1)
