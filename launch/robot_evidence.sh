@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 workdir=${1:-runs/evidence} seed=${2:-0}
 bash launch/setup.sh
 
-run() { .venv/bin/python -m "jepa_jax.$@"; }
+run() { .venv/bin/python -m "jepa_jax.$1" "${@:2}"; }
 run sim.collect --output "$workdir/shards/tabletop" --episodes 3000
 run sim.collect --output "$workdir/shards/heldout" --episodes 200 --split test
 here=$workdir/seed$seed
