@@ -13,8 +13,8 @@ from jepa_jax import cli
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints and metrics; an existing run in it is resumed.")
 _PREEMPTED_STATUS = flags.DEFINE_integer(
-    "preempted_status", 0, "Exit status after a SIGTERM, when the state is saved. A cluster that starts again only what failed needs "
-    "one that is not 0.", lower_bound=0, upper_bound=125)
+    "preempted_status", 0, "Exit status after a SIGTERM, when the state is saved. A cluster that starts again only what failed "
+    "needs one that is not 0.", lower_bound=0, upper_bound=125)
 
 
 def _run(config, workdir):

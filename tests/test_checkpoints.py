@@ -106,7 +106,7 @@ def test_run_goes_on_saving_where_damage_was(workdir, mesh, warnings):
         assert step == 3
         _flip(_largest(workdir / "checkpoints" / "3" / "params"))
         assert _resume(workdir, mesh)[0] == 2
-    assert sorted(path.name for path in (workdir / checkpoint.DAMAGED).iterdir()) == ["3", "3.1", "3.2"]
+    assert sorted(path.name for path in (workdir / checkpoint.DAMAGED).iterdir()) == ["3", "3.1", "3.2", "README"]
 
 
 def test_nothing_is_moved_where_no_checkpoint_is_whole(workdir, mesh, warnings):

@@ -68,13 +68,14 @@ class Fleet:
         )
 
     def _listed(self):
-        """Whatever lives of all that was started, a line each."""
-        session = ["ps", "-ww", "-s", str(self.process.pid), "-o", "pid=,args="]
-        return subprocess.run(session, capture_output=True, text=True).stdout.splitlines()
+        """Whatever lives of all that was started: (number, command) each. The dead whom nobody has asked for do not count."""
+        session = ["ps", "-ww", "-s", str(self.process.pid), "-o", "pid=,stat=,args="]
+        rows = [line.split(None, 2) for line in subprocess.run(session, capture_output=True, text=True).stdout.splitlines()]
+        return [(int(pid), command) for pid, state, command in rows if not state.startswith("Z")]
 
     def pids(self):
         """Numbers of the training processes that live."""
-        return [int(line.split()[0]) for line in self._listed() if "jepa_jax.train" in line and "local.sh" not in line]
+        return [pid for pid, command in self._listed() if "jepa_jax.train" in command and "local.sh" not in command]
 
     def end(self):
         """Wait for the end; returns (exit status, output). Nothing that it started may live on."""

@@ -9,6 +9,8 @@ import time
 import fsspec
 import pytest
 from buckets import FolderBehindUrl
+from jepa_jax.training.metrics import FILE as METRICS
+from jepa_jax.training.metrics import MetricWriter
 from jepa_jax.training.workdir import FILE, Claim, WorkdirInUse
 
 _HOLD = "import sys, time; from jepa_jax.training.workdir import Claim\n" \
@@ -112,10 +114,30 @@ class _Bucket(FolderBehindUrl):
         return super()._strip_protocol("/" + path.removeprefix("az://").lstrip("/"))
 
 
-def test_workdir_in_a_bucket(tmp_path):
+@pytest.fixture
+def bucket(tmp_path):
+    """The URL under which `tmp_path` is a bucket."""
     fsspec.register_implementation("az", _Bucket, clobber=True)
-    with Claim(f"az:/{tmp_path}", beat_s=0.1):
+    return f"az:/{tmp_path}"
+
+
+def test_metrics_in_a_bucket(bucket, tmp_path):
+    for start, last in ((0, 3), (2, 4)):
+        writer = MetricWriter(f"{bucket}/run", start)
+        for step in range(start + 1, last + 1):
+            writer.write(step, {"train/loss": 1.0 * step})
+            if step == last - 1:
+                writer.publish()
+                assert json.loads((tmp_path / "run" / METRICS).read_text().splitlines()[-1])["step"] == step
+        writer.close()
+    rows = [json.loads(line) for line in (tmp_path / "run" / METRICS).read_text().splitlines()]
+    assert rows == [{"step": step, "train/loss": 1.0 * step} for step in (1, 2, 3, 4)]
+    assert any(path.stat().st_size > 100 for path in (tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_claim_in_a_bucket(bucket, tmp_path):
+    with Claim(bucket, beat_s=0.1):
         assert _entry(tmp_path)["pid"] == os.getpid()
         with pytest.raises(WorkdirInUse):
-            Claim(f"az:/{tmp_path}").__enter__()
+            Claim(bucket).__enter__()
     assert not (tmp_path / FILE).exists()

@@ -148,6 +148,8 @@ class CheckpointStore:
         folder = self.directory.parent / DAMAGED
         if jax.process_index() == 0:
             folder.mkdir(parents=True, exist_ok=True)
+            # In a bucket there are no folders without files.
+            (folder / "README").write_text("Checkpoints with missing or changed files, as the run's log says. Nothing reads them.\n")
             for step in steps:
                 number = sum(path.name.partition(".")[0] == str(step) for path in folder.iterdir())
                 (self.directory / str(step)).rename(folder / (f"{step}.{number}" if number else str(step)))

@@ -198,6 +198,7 @@ class _Recorder:
         if saves or excess:
             self._check_claim()
             self._store.save(step, state, _run_record(self._task, self._config, drawn.record(forgiven=bool(excess))))
+            self._writer.publish()
             logging.info("%s", drawn.mixture())
         began = time.monotonic()
         if excess or stopping:
