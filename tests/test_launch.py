@@ -173,3 +173,28 @@ def test_processes_that_fail_say_so_and_set_the_status(tmp_path):
     assert result.returncode == 2
     for process in (0, 1):
         assert re.search(rf"^\[{process}\] .*has no field 'sead'", result.stdout, re.MULTILINE), result.stdout
+
+
+def _documented():
+    """The launch commands of the page on pods, those that prepare this machine left out."""
+    text = (ROOT / "docs" / "pods.md").read_text()
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+    return [line for line in blocks.splitlines() if line.startswith("bash launch/") and "setup.sh" not in line]
+
+
+@pytest.mark.parametrize("line", _documented(), ids=lambda line: " ".join(line.split()[1:4]))
+def test_documented_commands_run_dry(line):
+    words = shlex.split(line)
+    result = _bash(words[1], "--dry-run", *words[2:])
+    assert result.returncode == 0 and result.stdout, result.stderr
+    config = next((word for word in words if word.startswith("--config=")), None)
+    if config is not None:
+        assert cli.load_config(config.removeprefix("--config=")).mesh
+        # Every field that is set exists.
+        fields = [word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--config.")]
+        assert not [field for field in fields if cli._unknown_field(["", config, f"--{field}=0"])]
+
+
+def test_every_script_is_documented():
+    scripts = {line.split()[1] for line in _documented()}
+    assert scripts == {"launch/local.sh", "launch/tpu_pod.sh", "launch/gke.sh", "launch/slurm.sh"}
