@@ -32,11 +32,11 @@ def _run(config, workdir):
         raise ValueError(f"seed is {config.seed}; it must be at least 0 and below 2**32")
     if config.mesh.distributed:
         processes.join_processes()
-    with processes.watch(shared=(loop.Preempted, loop.TrainingStopped)):
-        _train(tasks[config.task], config, epath.Path(workdir))
+    with processes.watch(shared=(loop.Preempted, loop.TrainingStopped)) as watch:
+        _train(tasks[config.task], config, epath.Path(workdir), watch.stops_at if watch else None)
 
 
-def _train(make_task, config, workdir):
+def _train(make_task, config, workdir, stops_at):
     import jax
 
     from jepa_jax.data.skips import SkipCounter
@@ -54,7 +54,8 @@ def _train(make_task, config, workdir):
     skips = SkipCounter(config.data.max_bad_fraction, processes.sum_over_processes)
     with _claimed(config, workdir) as check_claim:
         try:
-            loop.train(task, skips, mesh, workdir, config=config, total_steps=config.optim.total_steps, check_claim=check_claim)
+            loop.train(task, skips, mesh, workdir, config=config, total_steps=config.optim.total_steps, stops_at=stops_at,
+                       check_claim=check_claim)
         finally:
             logging.info("%s", skips.report())
 

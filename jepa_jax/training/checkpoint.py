@@ -113,10 +113,6 @@ class CheckpointStore:
         with self._failures_named():
             self._manager.close()
 
-    def preempted(self, step):
-        """Return whether the cluster announced, to all processes alike, that it will stop this job."""
-        return jax.process_count() > 1 and self._manager.reached_preemption(step)
-
     def restore(self, step, abstract_state):
         """Load a checkpoint into the shapes, dtypes and shardings of `abstract_state`.
 
@@ -149,7 +145,7 @@ class CheckpointStore:
         if jax.process_index() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             # In a bucket there are no folders without files.
-            (folder / "README").write_text("Checkpoints with missing or changed files, as the run's log says. Nothing reads them.\n")
+            (folder / "README").write_text("Checkpoints with missing or changed files; nothing reads them.\n")
             for step in steps:
                 number = sum(path.name.partition(".")[0] == str(step) for path in folder.iterdir())
                 (self.directory / str(step)).rename(folder / (f"{step}.{number}" if number else str(step)))

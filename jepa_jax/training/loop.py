@@ -24,19 +24,12 @@ class Preempted(Exception):
 
 
 @contextlib.contextmanager
-def _sigterm_flag():
-    """Yield a list that becomes non-empty when SIGTERM arrives.
-
-    Of several processes, one may get it before the others. There JAX's own handler, which this one would
-    replace, settles the step at which all of them stop: `CheckpointStore.preempted`.
-    """
+def _sigterm_stops():
+    """Yield a function that tells whether SIGTERM has arrived, to this process."""
     received = []
-    if jax.process_count() > 1:
-        yield received
-        return
     previous = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
     try:
-        yield received
+        yield lambda step: bool(received)
     finally:
         signal.signal(signal.SIGTERM, previous)
 
@@ -210,7 +203,7 @@ class _Recorder:
                             "same command to continue")
 
 
-def train(task, skip_counter, mesh, workdir, *, config, total_steps, check_claim=lambda: None):
+def train(task, skip_counter, mesh, workdir, *, config, total_steps, stops_at=None, check_claim=lambda: None):
     """Run a task to the end, or to the first SIGTERM.
 
     Order within a step, which makes a checkpoint and its data agree: fetch batch, update,
@@ -224,6 +217,8 @@ def train(task, skip_counter, mesh, workdir, *, config, total_steps, check_claim
       config: ConfigDict; the sections seed, start, guard, checkpoint and log are read here,
         and all of it is stored with every checkpoint.
       total_steps: last step.
+      stops_at: step -> whether to save and stop there, the same in all processes; by default a SIGTERM
+        to this process, the only one.
       check_claim: called before every save; raises if the workdir is no longer this run's.
 
     Returns:
@@ -236,7 +231,8 @@ def train(task, skip_counter, mesh, workdir, *, config, total_steps, check_claim
       CheckpointError: when saving or loading fails.
     """
     workdir = epath.Path(workdir)
-    with sharding.use_mesh(mesh), _sigterm_flag() as sigterm, contextlib.ExitStack() as stack:
+    with sharding.use_mesh(mesh), contextlib.ExitStack() as stack:
+        stops_at = stops_at or stack.enter_context(_sigterm_stops())
         store = checkpoint.CheckpointStore(
             workdir / "checkpoints", keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every
         )
@@ -265,6 +261,6 @@ def train(task, skip_counter, mesh, workdir, *, config, total_steps, check_claim
             del batch
             window.add(step, metrics, samples, waited)
             progress.advance()
-            recorder.end_step(step, state, window, stopping=bool(sigterm) or store.preempted(step))
+            recorder.end_step(step, state, window, stopping=stops_at(step))
         store.wait()
         return state

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -23,6 +24,7 @@ _MISSING_AFTER_S = 4 * _PULSE_S
 # How long the process that all others ask stays to let them look, seconds.
 _FAREWELL_S = 15.0
 _FOLDER = "jepa_jax/processes"
+_STOP_FOLDER = "jepa_jax/stop"
 
 
 def join_processes():
@@ -37,6 +39,8 @@ def join_processes():
     Raises:
       ValueError: if neither says it.
     """
+    # Its SIGTERM handler counts steps from 0, and so misses a signal before the first step of a run that was resumed.
+    jax.config.update("jax_enable_preemption_service", False)
     names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
     jax.distributed.initialize(
         **{key: int(os.environ[name]) for key, name in names.items() if name in os.environ},
@@ -64,6 +68,8 @@ class Watch:
     coordinator and looks at those of the others. Only a number that stands still on the observer's
     own stopwatch counts, so clocks need not agree. A process that ends for a reason of its own says it there.
 
+    SIGTERM to any process stops all of them at one step, see `stops_at`.
+
     Args:
       client: key-value store: `key_value_set` and `key_value_dir_get` as JAX's client has them.
       index, count: number of this process, and how many there are.
@@ -76,11 +82,44 @@ class Watch:
         self._who = f"host {socket.gethostname()}, pid {os.getpid()}"
         self._beat, self._known, self._seen = 0, {}, {}
         self._over, self._lock = threading.Event(), threading.Lock()
+        self._asked, self._passed, self._last, self._steps = False, -1, None, threading.Lock()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def __enter__(self):
+        self._previous = signal.signal(signal.SIGTERM, self._ask)
         self._thread.start()
         return self
+
+    def stops_at(self, step):
+        """Tell whether all processes stop after this step, because one of them got SIGTERM.
+
+        Args:
+          step: a number that grows; every process has to ask at the same ones.
+        """
+        with self._steps:
+            if self._last is not None and step >= self._last:
+                return True
+            self._passed = step
+            return False
+
+    def _ask(self, *_):
+        self._asked = True
+
+    def _agree_on_last(self):
+        """Settle the step to stop at: none that a process has passed. Meanwhile no process passes another."""
+        with self._steps:
+            self._client.key_value_set(f"{_STOP_FOLDER}/{self._index}", str(self._passed + 1), allow_overwrite=True)
+            while not self._over.is_set():
+                earliest = [int(text) for _, text in self._client.key_value_dir_get(_STOP_FOLDER)]
+                if len(earliest) == self._count:
+                    self._last = max(earliest)
+                    logging.info("SIGTERM: all processes stop after the step that is under way")
+                    return
+                self._show()
+                self._look()
+                if self._gone(_LOST_AFTER_S):
+                    return
+                time.sleep(_PULSE_S / 4)
 
     def __exit__(self, kind, error, traceback):
         """Tell the others why this process ends.
@@ -88,6 +127,7 @@ class Watch:
         Raises:
           ProcessLost: if it ends because one of them is gone.
         """
+        signal.signal(signal.SIGTERM, self._previous)
         if kind is None or issubclass(kind, self._shared):
             self._leave()
             return
@@ -131,7 +171,7 @@ class Watch:
     def _show(self, **more):
         with self._lock:
             self._beat += 1
-            entry = {"who": self._who, "beat": self._beat, "ended": False, "reason": ""} | more
+            entry = {"who": self._who, "beat": self._beat, "asked": self._asked, "ended": False, "reason": ""} | more
             self._client.key_value_set(f"{_FOLDER}/{self._index}", json.dumps(entry), allow_overwrite=True)
 
     def _look(self):
@@ -172,6 +212,8 @@ class Watch:
             try:
                 self._show()
                 self._look()
+                if self._last is None and any(entry["asked"] for entry in self._known.values()):
+                    self._agree_on_last()
                 failures, lines = 0, self._gone(_LOST_AFTER_S)
             except jax.errors.JaxRuntimeError:
                 failures += 1
