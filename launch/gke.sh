@@ -41,7 +41,8 @@ while [ $# -gt 0 ]; do
     *) [ -z "$name" ] || fail "unexpected '$1'"; name=$1; shift ;;
   esac
 done
-[[ $name =~ ^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$ ]] || fail "the name is '$name'; it must be small letters, digits and hyphens, at most 40"
+[[ $name =~ ^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$ ]] ||
+  fail "the name is '$name'; it must be small letters, digits and hyphens, at most 40"
 [ -n "$image" ] || fail "--image is missing"
 [ "${#flags[@]}" -gt 0 ] || fail "give the flags of train after --"
 [[ $slices =~ ^[1-9][0-9]*$ ]] || fail "--slices is '$slices'; it must be at least 1"

@@ -22,6 +22,7 @@ cd "$(dirname "$0")/.."
 # shellcheck source=launch/flags.sh
 source launch/flags.sh
 
+fail() { echo "error: $1" >&2; exit 2; }
 dry_run='' accelerator=cpu devices=1
 while [ $# -gt 0 ]; do
   case $1 in
@@ -33,12 +34,12 @@ while [ $# -gt 0 ]; do
   esac
 done
 processes=${1:-}
-[[ $processes =~ ^[1-9][0-9]*$ ]] || { echo "error: the number of processes is '$processes'; it must be at least 1" >&2; usage >&2; exit 2; }
-[[ $devices =~ ^[1-9][0-9]*$ ]] || { echo "error: --devices is '$devices'; it must be at least 1" >&2; exit 2; }
+[[ $processes =~ ^[1-9][0-9]*$ ]] || fail "the number of processes is '$processes'; it must be at least 1 (see --help)"
+[[ $devices =~ ^[1-9][0-9]*$ ]] || fail "--devices is '$devices'; it must be at least 1"
 case $accelerator in
   cpu) XLA_FLAGS="--xla_force_host_platform_device_count=$devices${XLA_FLAGS:+ $XLA_FLAGS}" ;;
   gpu) ;;
-  *) echo "error: --accelerator is '$accelerator'; it must be cpu or gpu" >&2; exit 2 ;;
+  *) fail "--accelerator is '$accelerator'; it must be cpu or gpu" ;;
 esac
 shift
 set_flags "$accelerator"

@@ -44,7 +44,9 @@ while [ $# -gt 0 ]; do
       printf -v "${1#--}" %s "$2"; shift 2 ;;
     --) shift; flags=("$@"); break ;;
     -*) fail "unknown option $1; flags of train stand after --" ;;
-    *) if [ -z "$command" ]; then command=$1; elif [ -z "$name" ]; then name=$1; else fail "unexpected '$1'"; fi; shift ;;
+    *)
+      if [ -z "$command" ]; then command=$1; elif [ -z "$name" ]; then name=$1; else fail "unexpected '$1'"; fi
+      shift ;;
   esac
 done
 case $command in create | setup | train | keep | state | delete) ;; *) usage >&2; fail "the command is '$command'" ;; esac
@@ -68,12 +70,16 @@ version=${version:-$default}
 where=(--zone="$zone")
 [ -z "$project" ] || where+=(--project="$project")
 
+all=(--node=all --worker=all --batch-size=all)
+
 # Print a command as it would have to be typed, or run it.
 run() {
   if [ -n "$dry_run" ]; then printf '%q ' "$@" | sed 's/ $/\n/'; else "$@"; fi
 }
 # Several slices are one queued resource with several nodes; this form of ssh reaches all hosts of all of them.
-everywhere() { run gcloud alpha compute tpus queued-resources ssh "$name" "${where[@]}" --node=all --worker=all --batch-size=all --command="$1"; }
+everywhere() {
+  run gcloud alpha compute tpus queued-resources ssh "$name" "${where[@]}" "${all[@]}" --command="$1"
+}
 state() { run gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)'; }
 
 create() {
@@ -104,14 +110,19 @@ await() {
 setup() {
   local archive=${TMPDIR:-/tmp}/jepa_jax.tar.gz
   run tar --create --gzip --file="$archive" --exclude=./.venv --exclude=./.git --exclude=./runs --exclude='*.pyc' . || return
-  run gcloud alpha compute tpus queued-resources scp "$archive" "$name:jepa_jax.tar.gz" "${where[@]}" --node=all --worker=all --batch-size=all || return
+  run gcloud alpha compute tpus queued-resources scp "$archive" "$name:jepa_jax.tar.gz" "${where[@]}" "${all[@]}" || return
   # The images carry Ubuntu 22.04, whose own Python is 3.10.
-  everywhere 'set -e; mkdir -p jepa_jax; tar --extract --gzip --file=jepa_jax.tar.gz --directory=jepa_jax; command -v python3.11 >/dev/null || { sudo apt-get update -qq; sudo apt-get install -qq -y python3.11 python3.11-venv; }; cd jepa_jax; PYTHON=python3.11 bash launch/setup.sh tpu gcs'
+  everywhere "set -e; mkdir -p jepa_jax; tar --extract --gzip --file=jepa_jax.tar.gz --directory=jepa_jax;\
+ command -v python3.11 >/dev/null || { sudo apt-get update -qq; sudo apt-get install -qq -y python3.11 python3.11-venv; };\
+ cd jepa_jax; PYTHON=python3.11 bash launch/setup.sh tpu gcs"
 }
 train() {
   # JAX recognises the slice, or slices, by itself: who coordinates and which host this is. A run that was told to
   # stop has not ended well, for `keep`.
-  everywhere "cd jepa_jax; source launch/flags.sh; set_flags $generation $slices; set -o pipefail; .venv/bin/python -u -m jepa_jax.train$(printf ' %q' "${flags[@]}" --config.mesh.distributed=True --preempted_status=75) 2>&1 | tee -a train.log"
+  local words
+  words=$(printf ' %q' "${flags[@]}" --config.mesh.distributed=True --preempted_status=75)
+  everywhere "cd jepa_jax; source launch/flags.sh; set_flags $generation $slices; set -o pipefail;\
+ .venv/bin/python -u -m jepa_jax.train$words 2>&1 | tee -a train.log"
 }
 delete() { run gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet; }
 
@@ -148,7 +159,7 @@ keep() {
     fi
     # Nothing happened to the TPU, so it is not the reason.
     failures=$((failures + 1))
-    [ "$failures" -le "$restarts" ] || fail "this failed $failures times in a row; the messages above, and train.log on each host, say why"
+    [ "$failures" -le "$restarts" ] || fail "failed $failures times in a row; see above, and train.log on each host"
     echo "failed with status $code; again, $failures of $restarts" >&2
     sleep 10
   done
