@@ -14,6 +14,7 @@ import time
 import jax
 import media
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jepa_jax.data.transcode import VideoSpec, transcode_video
 from jepa_jax.training import checkpoint
@@ -101,9 +102,14 @@ def _rows(workdir):
 
 def _final_state(workdir):
     store, step = checkpoint.open_checkpoint(workdir)
-    found = store._manager.restore(step)
+    metadata, here = store._manager.item_metadata(step), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    items = {}
+    for name in ("params", "target_params", "opt_state", "progress"):
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), metadata[name].tree)
+        items[name] = ocp.args.StandardRestore(like)
+    found = store._manager.restore(step, args=ocp.args.Composite(**items))
     store.close()
-    return step, jax.device_get({name: found[name] for name in ("params", "target_params", "opt_state", "progress")})
+    return step, jax.device_get(dict(found.items()))
 
 
 def _assert_equal_runs(a, b):

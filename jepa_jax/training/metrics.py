@@ -10,7 +10,6 @@ import time
 import jax
 from absl import logging
 from etils import epath
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 FILE = "metrics.jsonl"
@@ -52,6 +51,9 @@ class MetricWriter:
         self._active = jax.process_index() == 0
         if not self._active:
             return
+        # It imports PyTorch where that is installed, which takes seconds.
+        from tensorboardX import SummaryWriter
+
         workdir, self._remote, self._here = epath.Path(workdir), None, None
         kept = (workdir / FILE).read_text().splitlines() if (workdir / FILE).exists() else []
         if "://" in str(workdir):
