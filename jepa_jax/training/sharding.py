@@ -1,55 +1,22 @@
 """The device mesh and who holds what on it."""
 
 import contextlib
-import os
 
 import flax.linen as nn
 import jax
 import numpy as np
 from absl import logging
-from jax.experimental import mesh_utils, multihost_utils
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jepa_jax.training.state import tensor_names
 
 BATCH_AXES = ("data", "fsdp")
 _RULES = (("batch", BATCH_AXES), ("tokens", None), ("width", None))
-# Seconds after which a process that says nothing is lost, and the others are ended with an error.
-_LOST_AFTER_S = 60
 # Smaller tensors are cheaper to replicate than to gather.
 _MIN_SHARDED_SIZE = 2**14
 # Parameters under this name are stacked over depth, and the scan walks that axis.
 _STACKED = "layers"
-
-
-def join_processes():
-    """Join the processes of a pod or cluster, before anything else uses JAX.
-
-    TPU pods, Slurm and others are recognised by JAX; elsewhere the environment variables
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who.
-
-    Returns:
-      (number of this process, how many there are).
-
-    Raises:
-      ValueError: if neither says it.
-    """
-    names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
-    jax.distributed.initialize(
-        **{key: int(os.environ[name]) for key, name in names.items() if name in os.environ},
-        heartbeat_timeout_seconds=_LOST_AFTER_S, shutdown_timeout_seconds=_LOST_AFTER_S,
-    )
-    return jax.process_index(), jax.process_count()
-
-
-def leave_alone(code):
-    """End this process, of several, at once: the others may wait in work that it will never join.
-
-    The farewell at a normal exit would wait for them. Their coordinator notices that this one is gone, at
-    the latest after `_LOST_AFTER_S`, and ends them with an error.
-    """
-    logging.flush()
-    os._exit(code)
 
 
 def make_mesh(fsdp=1, devices=None):
@@ -170,10 +137,3 @@ def put_batch(batch, mesh):
     """Assemble the global batch on the devices from the rows this process holds."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
-
-
-def sum_over_processes(counts):
-    """Add int arrays of one shape, below 2**31 in each process, over all processes; all of them must call it."""
-    if jax.process_count() == 1:
-        return counts
-    return multihost_utils.process_allgather(counts.astype(np.int32)).astype(np.int64).sum(axis=0)
