@@ -12,6 +12,7 @@ import pytest
 from compiling import fast_jit
 from jepa_jax.models import NAMES, MaskedPredictor, VideoEncoder, gather_tokens, make_encoder, normalize_pixels, token_grid
 from jepa_jax.models.layers import REMAT_POLICIES
+from jepa_jax.models import rope
 from jepa_jax.models.rope import grid_positions, rotary_angles, rotary_axis_dim, rotate
 
 # Published sizes: 3-D patch embedding, no position table, final norm included.
@@ -99,6 +100,13 @@ def test_positions_are_time_row_column():
     positions = grid_positions(jnp.arange(24), (2, 3, 4))
     expected = np.stack(np.meshgrid(range(2), range(3), range(4), indexing="ij"), -1).reshape(24, 3)
     np.testing.assert_array_equal(positions, expected)
+
+
+def test_both_ways_to_turn_pairs_agree():
+    y = jax.random.normal(jax.random.key(0), (2, 3, 2, 10))
+    for turn in (rope._turn_pairs, rope._turn_by_shifts):
+        np.testing.assert_array_equal(turn(y)[..., ::2], -y[..., 1::2])
+        np.testing.assert_array_equal(turn(y)[..., 1::2], y[..., ::2])
 
 
 @pytest.mark.parametrize("layout, is_rotation", [("interleaved", True), ("tiled", False)])
