@@ -139,6 +139,8 @@ def test_loop_of_unknown_length():
     ("replica_groups=[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
     ("replica_groups=mesh['x'=2,'y'=2] {'x'}", [[0, 2], [1, 3]]),
     ("replica_groups=mesh['x'=2,'y'=2] {'x','y'}", [[0, 1, 2, 3]]),
+    ("replica_groups=mesh['x'=2,'y'=1,'z'=3], device_ids=([3,2]T(1,0)) {'x'}", [[0, 1], [2, 3], [4, 5]]),
+    ("replica_groups=mesh['x'=2,'y'=4] {'x','y':(2)2}", [[0, 1, 4, 5], [2, 3, 6, 7]]),
     ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
 ])
 def test_groups(text, groups):
