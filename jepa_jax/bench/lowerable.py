@@ -119,11 +119,13 @@ def planner(config, mesh, encoder, horizon, free):
     def run(params, rng, seen, pose, goal):
         return bound.plan(params, rng, make_root(world, seen, pose, goal), mesh=mesh)
 
-    tokens, pairs = action_tokens(network, patches, horizon)
-    work = Pass("action_predictor", network, spec.samples * spec.iterations, tokens,
-                action_predictor_flops(network, patches, horizon), attention_flops(network, pairs), False)
+    frames = []
+    for past in range(horizon):
+        tokens, pairs = action_tokens(network, patches, 1, past)
+        frames.append(Pass("action_predictor", network, spec.samples, tokens, action_predictor_flops(network, patches, 1, past),
+                           attention_flops(network, pairs), False))
     settings = {"planner": "paper", "horizon": horizon, "samples": spec.samples, "iterations": spec.iterations, "chunk": spec.chunk}
-    return Lowerable("plan", lambda: jax.jit(run).lower(params, rng, seen, pose, seen), [work], 1, None, {"parameters": params},
+    return Lowerable("plan", lambda: jax.jit(run).lower(params, rng, seen, pose, seen), frames * spec.iterations, 1, None, {"parameters": params},
                      {"action_predictor": _count(params)}, [], settings)
 
 
