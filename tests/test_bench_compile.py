@@ -168,7 +168,7 @@ def test_chip_table():
     assert chips.find_chip("cpu") is None and chips.peak_flops(jax.devices()[0]) is None
 
 
-@pytest.mark.parametrize("text", ["v5p", "v5p:4", "v9:2x2", "h100:2x2", "v5e:0x2", "v5e:2x2x"])
+@pytest.mark.parametrize("text", ["v5p", "v5p:4", "v9:2x2", "h100:2x2", "v5e:0x2", "v5e:2x2x", "v5e:2x2x2", "v5p:2x2", "v6e:16x32"])
 def test_wrong_topology(text, capsys):
     assert bench.main(["compile", "--topology", text]) == 2
     assert repr(text) in capsys.readouterr().err
