@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jepa_jax import cli
 from jepa_jax.bench import __main__ as bench
 from jepa_jax.bench import compile as bench_compile
-from jepa_jax.bench import hlo, roofline, topology
+from jepa_jax.bench import hlo, lowerable, roofline, topology
 from jepa_jax.bench.host_input import host_input
 from jepa_jax.models import VideoEncoder
 from jepa_jax.models.flops import Pass, recomputed_flops, total_flops
@@ -139,6 +139,8 @@ def test_loop_of_unknown_length():
     ("replica_groups=[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
     ("replica_groups=mesh['x'=2,'y'=2] {'x'}", [[0, 2], [1, 3]]),
     ("replica_groups=mesh['x'=2,'y'=2] {'x','y'}", [[0, 1, 2, 3]]),
+    ("replica_groups=mesh['x'=2,'y'=1,'z'=3], device_ids=([3,2]T(1,0)) {'x'}", [[0, 1], [2, 3], [4, 5]]),
+    ("replica_groups=mesh['x'=2,'y'=4] {'x','y':(2)2}", [[0, 1, 4, 5], [2, 3, 6, 7]]),
     ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
 ])
 def test_groups(text, groups):
@@ -166,7 +168,7 @@ def test_chip_table():
     assert chips.find_chip("cpu") is None and chips.peak_flops(jax.devices()[0]) is None
 
 
-@pytest.mark.parametrize("text", ["v5p", "v5p:4", "v9:2x2", "h100:2x2", "v5e:0x2", "v5e:2x2x"])
+@pytest.mark.parametrize("text", ["v5p", "v5p:4", "v9:2x2", "h100:2x2", "v5e:0x2", "v5e:2x2x", "v5e:2x2x2", "v5p:2x2", "v6e:16x32"])
 def test_wrong_topology(text, capsys):
     assert bench.main(["compile", "--topology", text]) == 2
     assert repr(text) in capsys.readouterr().err
@@ -238,6 +240,40 @@ def test_host_input(tmp_path):
     longer = host_input(where, 3200, 2.0, frames=64, size=256, results=str(tmp_path))
     assert longer["cores_needed_per_host"] == 20 and longer["decoding"]["scaled_by_frames"] == 0.25
     assert host_input(where, 3200, 2.0, frames=16, size=256, results=str(tmp_path / "none"))["decoding"] is None
+
+
+def test_world_model_and_planner_need_no_data():
+    """Lowered for the devices at hand; for TPUs the same is compiled."""
+    config = cli.load_config("configs/world_model.py:demo")
+    mesh = sharding.make_mesh(-1)
+    step = lowerable.train_step(config, mesh, "vit_micro")
+    assert step.items == 16 and step.clip == (9, 64) and set(step.weights) == {"action_predictor", "encoder"}
+    # Split over the eight devices like everything that is trained.
+    assert not jax.tree.leaves(step.held["frozen"])[-1].sharding.is_fully_replicated
+    plan = lowerable.planner(config, mesh, "vit_micro", 2, 2**34)
+    # Every iteration computes one frame after the other.
+    assert len(plan.passes) == 2 * plan.settings["iterations"] and plan.weights["action_predictor"] == step.weights["action_predictor"]
+    for program in (step, plan):
+        with sharding.use_mesh(mesh):
+            assert "sharding" in program.lower().as_text()
+    with pytest.raises(ValueError, match="task 'pretrain' has no planner"):
+        lowerable.planner(cli.load_config("configs/pretrain.py:demo"), mesh, "vit_micro", 1, 2**34)
+
+
+def test_task_that_needs_its_data():
+    with pytest.raises(ValueError, match="task 'probe' cannot be compiled without its data"):
+        lowerable.train_step(cli.load_config("configs/probe.py:ssv2"), sharding.make_mesh(1), "vit_micro")
+
+
+def test_tensors_that_cannot_be_split_are_named():
+    tree = {"a": jax.ShapeDtypeStruct((3, 8192), jnp.float32), "b": jax.ShapeDtypeStruct((129, 129), jnp.float32),
+            "small": jax.ShapeDtypeStruct((3, 3), jnp.float32), "layers": jax.ShapeDtypeStruct((64, 131, 129), jnp.float32)}
+    mesh = sharding.make_mesh(8)
+    # The depth axis of stacked blocks, 64, divides, but is never split.
+    assert sharding.unsplit(tree, mesh) == [("b", (129, 129)), ("layers", (64, 131, 129))]
+    assert sharding.unsplit(tree, sharding.make_mesh(1)) == []
+    specs = {name: own.spec for name, own in sharding.state_sharding(tree, mesh).items()}
+    assert [name for name, spec in specs.items() if spec] == ["a"] and specs["a"] == jax.sharding.PartitionSpec(None, "fsdp")
 
 
 @needs_libtpu

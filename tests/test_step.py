@@ -147,17 +147,6 @@ def test_moments_and_targets_are_sharded_like_their_parameter(fsdp):
     assert roots == {"params", "target_params", "opt_state"}
 
 
-def test_tensors_that_cannot_be_split_are_named():
-    tree = {"a": jax.ShapeDtypeStruct((3, 8192), jnp.float32), "b": jax.ShapeDtypeStruct((129, 129), jnp.float32),
-            "small": jax.ShapeDtypeStruct((3, 3), jnp.float32), "layers": jax.ShapeDtypeStruct((64, 131, 129), jnp.float32)}
-    mesh = sharding.make_mesh(8)
-    # The depth axis of stacked blocks, 64, divides, but is never split.
-    assert sharding.unsplit(tree, mesh) == [("b", (129, 129)), ("layers", (64, 131, 129))]
-    assert sharding.unsplit(tree, sharding.make_mesh(1)) == []
-    specs = {name: own.spec for name, own in sharding.state_sharding(tree, mesh).items()}
-    assert [name for name, spec in specs.items() if spec] == ["a"] and specs["a"] == jax.sharding.PartitionSpec(None, "fsdp")
-
-
 def test_mesh_must_fit_devices_and_batch():
     with pytest.raises(ValueError, match="mesh.fsdp 3 does not divide the number of devices, 8"):
         sharding.make_mesh(3)

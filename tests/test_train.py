@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from absl import logging
 from configs import cooldown, pretrain
+from jepa_jax.bench import lowerable
 from jepa_jax.data import DataError, SkipCounter
 from jepa_jax.data.records import resolve_shards
 from jepa_jax.tasks import pretrain as pretrain_task
@@ -247,6 +248,19 @@ def test_abstract_batch_is_that_of_the_data(config, fields):
     abstract = pretrain_task.abstract_batch(config, groups)
     describe = lambda x: (x.shape, np.dtype(x.dtype))
     assert jax.tree.map(describe, abstract) == jax.tree.map(describe, batch)
+
+
+def test_what_is_compiled_without_data_is_what_is_trained(config):
+    mesh = sharding.make_mesh(2, jax.devices()[:4])
+    with sharding.use_mesh(mesh):
+        task = make_task(config, mesh)
+        with task.open_data(0, 1) as batches:
+            batch = sharding.put_batch(next(batches)[0], mesh)
+        trained = loop.lower_step(task, loop.abstract_train_state(task, mesh), batch, task.frozen, mesh)
+    program = lowerable.train_step(changed(config, data__root="nowhere"), mesh, None)
+    assert program.passes and program.items == task.clips_per_step
+    with sharding.use_mesh(mesh):
+        assert program.lower().as_text() == trained.as_text()
 
 
 def test_batch_must_divide_over_the_mesh(config):

@@ -25,6 +25,7 @@ def add(kinds):
         help="such as v4:4x4x4, v5e:16x16, v5p:8x8x8, v6e:16x16, tpu7x:2x2x1 (default %(default)s)")
     add("--slices", type=int, default=1, help="slices of that topology, joined by the data centre's network (default %(default)s)")
     add("--encoder", default="vit_giant_xformers", help="named size of the frozen encoder of a world model (default %(default)s)")
+    add("--plan", type=int, metavar="HORIZON", help="compile the planner of a world model, so many steps ahead, instead of the train step")
     add("--largest-batch", action="store_true", help="compile once more, for half the batch, and tell the largest that fits")
     for name, value in Assumptions()._asdict().items():
         add(f"--{name.replace('_', '-')}", type=float, default=value, help="see the printed assumptions (default %(default)s)")
@@ -75,8 +76,9 @@ def _assumptions(args):
     for name, value in chosen._asdict().items():
         if not 0 < value <= 1:
             raise ValueError(f"--{name.replace('_', '-')} is {value:g}; it must be above 0 and at most 1")
-    if args.slices < 1:
-        raise ValueError(f"--slices is {args.slices}; it must be at least 1")
+    for name in ("slices", "plan"):
+        if (number := getattr(args, name)) is not None and number < 1:
+            raise ValueError(f"--{name} is {number}; it must be at least 1")
     return chosen
 
 
@@ -86,7 +88,7 @@ def _measure(name, fields, where, args, assumptions):
     config = cli.load_config(name)
     cli.override(config, fields)
     record = measure_compile(config, where, encoder=args.encoder, assumptions=assumptions, largest_batch=args.largest_batch,
-                             results=report.DEFAULT_FOLDER)
+                             horizon=args.plan, results=report.DEFAULT_FOLDER)
     return record | {"command": {"config": name, "fields": fields}}
 
 
@@ -95,7 +97,8 @@ def _name(record):
     where, clip = record["topology"], _clip(record)
     config = os.path.basename(record["command"]["config"]).replace(".py", "")
     slices = f"-x{where['slices']}" if where["slices"] > 1 else ""
-    return f"compile-{config}-{clip}-b{record['clips_per_step']}-{where['name']}{slices}"
+    work = f"plan-h{record['planner']['horizon']}" if record["planner"] else f"{clip}-b{record['items']}"
+    return f"compile-{config}-{work}-{where['name']}{slices}"
 
 
 def _clip(record):
@@ -105,12 +108,20 @@ def _clip(record):
     return f"{max(group['frames'] for group in data['groups'].values() if group['batch_size'])}x{data['size']}"
 
 
+def _work(record):
+    """Say what one execution does."""
+    if not (planner := record["planner"]):
+        return f"{record['items']} clips of {_clip(record)}"
+    return (f"plan of horizon {planner['horizon']}, {planner['samples']} candidates x {planner['iterations']} iterations, "
+            f"{planner['chunk'] or 'all'} at once")
+
+
 def lines(record):
     """Say what a record holds, for people."""
     where, memory, predicted, hosts = record["topology"], record["memory"], record["roofline"], record["host_input"]
     mesh = ", ".join(f"{name} {size}" for name, size in where["mesh"].items())
     yield (f"{where['name']}{f' x {where_slices}' if (where_slices := where['slices']) > 1 else ''}: {where['chips']} chips, mesh {mesh}; "
-           f"{record['clips_per_step']} clips of {_clip(record)}; compiled in {record['compile_s']:.0f} s "
+           f"{_work(record)}; compiled in {record['compile_s']:.0f} s "
            f"({record['compile_cpu_s']:.0f} s of processor time)")
     yield from (f"not split over fsdp, no axis divides: {name}" for name in record["not_split"])
     kinds = ", ".join(f"{name} {size / _GIB:.3g}" for name, size in memory["by_kind"].items() if size)
@@ -119,22 +130,23 @@ def lines(record):
     yield f"memory per device, GiB: {kinds}{extra}; peak {memory['peak'] / _GIB:.3g} of {memory['limit'] / _GIB:.3g}: {verdict}"
     yield (f"{record['model_tflop_per_step']:.4g} TFLOP per step, and {record['recomputed_tflop_per_step']:.4g} computed again for remat; "
            f"{predicted['executed_tflop']:.4g} executed, {predicted['attention_tflop'] / predicted['executed_tflop']:.0%} of them attention")
-    yield from _network_lines(record["network"])
+    yield from _network_lines(record["network"], record["network_unknown"])
     times = ", ".join(f"{name} {1e3 * seconds:.3g} ms" for name, seconds in predicted["seconds"].items())
     over = predicted["network_over_compute"]
     yield (f"predicted: {times}; bound by {predicted['bound']}: step {predicted['step_s']:.3g} s "
-           f"({predicted['step_s_without_overlap']:.3g} s without overlap), {predicted['clips_per_s']:.4g} clips/s, utilisation "
+           f"({predicted['step_s_without_overlap']:.3g} s without overlap), {predicted['items_per_s']:.4g} {'plans' if record['planner'] else 'clips'}/s, utilisation "
            f"{predicted['utilisation']:.1%}" + (f"; network is {over:.1%} of compute" if over is not None else ""))
     yield from (f"  assumed: {line}" for line in predicted["assumptions"])
-    yield from _host_lines(hosts)
+    if hosts:
+        yield from _host_lines(hosts)
     if largest := record.get("largest_batch"):
         yield (f"largest batch that fits: {largest['clips']} clips, predicted: {largest['method']}" if largest["clips"] else
                f"largest batch that fits: not told, {largest.get('why', 'memory does not grow with the batch')}")
 
 
-def _network_lines(network):
+def _network_lines(network, unknown):
     if network is None:
-        yield "network: not known, as nothing was compiled"
+        yield f"network: not known: {unknown}"
         return
     for name, key in (("ICI", "ici_bytes"), ("DCN", "dcn_bytes")):
         kinds = ", ".join(f"{kind} {sent[key] / 1e6:.4g}" for kind, sent in network["by_kind"].items() if sent[key])
@@ -155,21 +167,21 @@ def _host_lines(hosts):
 
 def table(paths):
     """Return the rows of a table of records in Markdown."""
-    yield ("| config | clip | batch | topology | fits | peak, GiB | HBM free | ICI, GB | DCN, GB | bound | step, s | clips/s | "
+    yield ("| config | clip | batch | topology | fits | peak, GiB | HBM free | ICI, GB | DCN, GB | bound | step, s | clips/s or plans/s | "
            "utilisation | network / compute | cores per host | compile, CPU s |")
     yield "|" + "---|" * 16
     for path in paths:
         with open(path, encoding="utf-8") as file:
             record = json.load(file)
         memory, predicted, network, where = (record[key] for key in ("memory", "roofline", "network", "topology"))
-        hosts = record["host_input"]
+        hosts = record["host_input"] or {"decoding": None}
         over = predicted["network_over_compute"]
         cells = [
-            os.path.basename(record["command"]["config"]), _clip(record), record["clips_per_step"],
+            os.path.basename(record["command"]["config"]), "plan" if record["planner"] else _clip(record), record["items"],
             where["name"] + (f" x {where['slices']}" if where["slices"] > 1 else ""), "yes" if memory["fits"] else "**no**",
             f"{memory['peak'] / _GIB:.1f}", f"{memory['free']:.0%}", f"{network['ici_bytes'] / 1e9:.2f}" if network else "",
-            f"{network['dcn_bytes'] / 1e9:.2f}" if network else "", predicted["bound"], f"{predicted['step_s']:.2f}",
-            f"{predicted['clips_per_s']:.0f}", f"{predicted['utilisation']:.0%}", f"{over:.1%}" if over is not None else "",
+            f"{network['dcn_bytes'] / 1e9:.2f}" if network else "", predicted["bound"], f"{predicted['step_s']:.3g}",
+            f"{predicted['items_per_s']:.3g}", f"{predicted['utilisation']:.0%}", f"{over:.1%}" if over is not None else "",
             f"{hosts['cores_needed_per_host']:.1f}" if hosts["decoding"] else "", f"{record['compile_cpu_s']:.0f}",
         ]
         yield "| " + " | ".join(map(str, cells)) + " |"

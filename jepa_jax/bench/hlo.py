@@ -8,6 +8,8 @@ import math
 import re
 from typing import NamedTuple
 
+import numpy as np
+
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute", "send")
 # Bytes that a device sends by the ring algorithm, as a multiple of the whole value, for a group of n.
 _SHARES = {
@@ -20,6 +22,8 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"(?:^|\s)([a-z][a-z0-9\-]*)\(")
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,<=]*)\]")
 _NAME = re.compile(r"%([\w.\-]+)")
+_MESH = re.compile(r"replica_groups=mesh\[(?P<axes>[^\]]*)\](?:, device_ids=\(\[(?P<dims>[\d,]+)\](?:T\((?P<order>[\d,]+)\))?\))? "
+                   r"\{(?P<along>[^}]*)\}")
 
 
 class Collective(NamedTuple):
@@ -231,12 +235,8 @@ def _groups(one, devices):
         return [_numbers(group) for group in re.findall(r"\{([\d,]*)\}", listed[1])]
     if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
         return _iota_groups(int(iota[2]), _numbers(iota[3]), _numbers(iota[4] or ""))
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}", text):
-        axes = dict((name, int(size)) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1]))
-        names, along = list(axes), re.findall(r"'([^']+)'", mesh[4])
-        order = [names.index(name) for name in names if name not in along] + [names.index(name) for name in along]
-        if mesh[2] is None:
-            return _iota_groups(math.prod(axes[name] for name in along), list(axes.values()), order)
+    if mesh := _MESH.search(text):
+        return _mesh_groups(mesh["axes"], mesh["dims"], mesh["order"], mesh["along"])
     raise ValueError(f"collective {one.name}: its groups of devices are written in an unknown way: {text[:200]}")
 
 
@@ -246,8 +246,22 @@ def _numbers(text):
 
 def _iota_groups(size, dims, order):
     """Number the devices of a grid, turn its axes, and cut it into groups of a size."""
-    import numpy as np
-
     devices = np.arange(math.prod(dims)).reshape(dims)
-    devices = devices.transpose(order) if order else devices
-    return devices.reshape(-1, size).tolist()
+    return (devices.transpose(order) if order else devices).reshape(-1, size).tolist()
+
+
+def _mesh_groups(axes, dims, order, along):
+    """Groups along some axes of a named mesh, or along a part of an axis, written `'name':(devices before it)size`."""
+    axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
+    devices = np.arange(math.prod(axes.values()))
+    if dims:
+        grid = devices.reshape(_numbers(dims))
+        devices = (grid.transpose(_numbers(order)) if order else grid).reshape(-1)
+    wanted = {name: (int(before or 1), int(size) if size else axes[name])
+              for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", along)}
+    # Every axis in three: before, along and after the wanted part of it.
+    parts = [(before, size, total // (before * size)) for name, total in axes.items() for before, size in [wanted.get(name, (1, 1))]]
+    devices = devices.reshape([size for part in parts for size in part])
+    inside = list(range(1, devices.ndim, 3))
+    outside = [axis for axis in range(devices.ndim) if axis not in inside]
+    return devices.transpose(outside + inside).reshape(-1, math.prod(size for _, size, _ in parts)).tolist()

@@ -87,13 +87,13 @@ def moved_bytes(passes, weights, state_bytes, devices, *, gathered):
     return moved
 
 
-def predict(passes, model_flops, clips, moved, network, topology, assumptions):
+def predict(passes, model_flops, items, moved, network, topology, assumptions):
     """Predict the time of a step.
 
     Args:
       passes: `flops.Pass`es of the global batch.
       model_flops: of the step, without recomputation.
-      clips: of the step.
+      items: clips or plans of the step.
       moved: from `moved_bytes`.
       network: (ICI bytes, DCN bytes) that a device sends, or None if that is not known.
       topology: `Topology`.
@@ -123,7 +123,7 @@ def predict(passes, model_flops, clips, moved, network, topology, assumptions):
         "step_s": step,
         "step_s_without_overlap": max(times["compute"], times["hbm"]) + times.get("ici", 0.0) + times.get("dcn", 0.0),
         "network_over_compute": times["network"] / compute if network is not None else None,
-        "clips_per_s": clips / step,
+        "items_per_s": items / step,
         "utilisation": model_flops / (step * peak),
         "executed_tflop": (dense + sum(attention.values())) / 1e12,
         "attention_tflop": sum(attention.values()) / 1e12,

@@ -60,8 +60,9 @@ def parse(text, slices=1):
         raise ValueError(f"topology {text!r} is not GENERATION:GRID, such as v5e:16x16 or v5p:4x4x4, with one of the generations "
                          f"{', '.join(known)}")
     grid = tuple(map(int, match[2].split("x")))
-    if 0 in grid:
-        raise ValueError(f"topology {text!r} has no chips along one axis")
+    chip = CHIPS[match[1]]
+    if len(grid) != chip.axes or not 1 <= math.prod(grid) <= chip.chips_per_pod:
+        raise ValueError(f"topology {text!r}: a slice of {match[1]} has {chip.axes} axes and from 1 to {chip.chips_per_pod} chips")
     return Topology(match[1], grid, slices)
 
 

@@ -20,6 +20,7 @@ class Chip(NamedTuple):
       matrix_side: rows and columns of a matrix unit; narrower products leave a part of it idle.
       chips_per_host, cores_per_host: of the virtual machines that slices of several hosts are made of; cores as the
         system counts them.
+      axes, chips_per_pod: of the torus that slices are cut from.
       source: where the numbers are from.
     """
 
@@ -33,6 +34,8 @@ class Chip(NamedTuple):
     matrix_side: int | None = None
     chips_per_host: int | None = None
     cores_per_host: int | None = None
+    axes: int | None = None
+    chips_per_pod: int | None = None
     source: str = ""
 
 
@@ -42,24 +45,24 @@ _NVIDIA = "https://www.nvidia.com/en-us/data-center (data sheets, without sparsi
 # By the name that topologies have, where they are.
 CHIPS = {
     "v4": Chip(
-        ("TPU v4",), 275e12, 30.75 * _GIB, 1200e9, 300e9, 6.25e9, 1, 128, 4, 240,
+        ("TPU v4",), 275e12, 30.75 * _GIB, 1200e9, 300e9, 6.25e9, 1, 128, 4, 240, 3, 4096,
         "https://docs.cloud.google.com/tpu/docs/v4; ICI of 6 links of 50 GB/s: arXiv 2304.01433; DCN is not stated, taken "
         "as of v5p; " + _USABLE,
     ),
     "v5e": Chip(
-        ("TPU v5 lite", "TPU v5e"), 197e12, 15.75 * _GIB, 819e9, 200e9, 3.125e9, 1, 128, 4, 112,
+        ("TPU v5 lite", "TPU v5e"), 197e12, 15.75 * _GIB, 819e9, 200e9, 3.125e9, 1, 128, 4, 112, 2, 256,
         "https://docs.cloud.google.com/tpu/docs/v5e (400 GBps ICI both ways, 6.4 Tbps DCN per pod of 256); " + _USABLE,
     ),
     "v5p": Chip(
-        ("TPU v5p", "TPU v5"), 459e12, 95.74 * _GIB, 2765e9, 600e9, 6.25e9, 1, 128, 4, 208,
+        ("TPU v5p", "TPU v5"), 459e12, 95.74 * _GIB, 2765e9, 600e9, 6.25e9, 1, 128, 4, 208, 3, 8960,
         "https://docs.cloud.google.com/tpu/docs/v5p (1200 GBps ICI both ways, 50 Gbps DCN per chip); " + _USABLE,
     ),
     "v6e": Chip(
-        ("TPU v6",), 918e12, 31.25 * _GIB, 1638e9, 400e9, 12.5e9, 1, 256, 4, 180,
+        ("TPU v6",), 918e12, 31.25 * _GIB, 1638e9, 400e9, 12.5e9, 1, 256, 4, 180, 2, 256,
         "https://docs.cloud.google.com/tpu/docs/v6e (800 GBps ICI both ways, 25.6 Tbps DCN per pod of 256); " + _USABLE,
     ),
     "tpu7x": Chip(
-        ("TPU7x",), 2307e12, 2 * 94.75 * _GIB, 7380e9, 600e9, 12.5e9, 2, 256, 4, 224,
+        ("TPU7x",), 2307e12, 2 * 94.75 * _GIB, 7380e9, 600e9, 12.5e9, 2, 256, 4, 224, 3, 9216,
         "https://docs.cloud.google.com/tpu/docs/tpu7x (1200 GBps ICI both ways, 100 Gbps DCN per chip); " + _USABLE,
     ),
     "a100": Chip(("NVIDIA A100",), 312e12, source=_NVIDIA),
