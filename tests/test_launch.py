@@ -1,5 +1,6 @@
 """The scripts in launch/: shellcheck finds nothing, and what they print is what trains."""
 
+import importlib.util
 import os
 import pathlib
 import re
@@ -154,9 +155,25 @@ def test_gpu_flags_are_known_to_this_xla():
     assert _bash("-c", script, sys.executable, XLA_FLAGS="--xla_gpu_no_such_flag=true", JAX_PLATFORMS="cpu").returncode
 
 
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu (extra tpu) is not installed, so not tried")
+@pytest.mark.parametrize("generation, topology", [("v4", "2x2x1"), ("v5e", "2x2"), ("v5p", "2x2x1"), ("v6e", "2x2")])
+def test_tpu_flags_are_known_to_libtpu(generation, topology):
+    """It reads its flags when it is asked for a topology, and ends a program at one that it does not know; no TPU is needed."""
+    script = "source launch/flags.sh; set_flags $1 2; exec \"$0\" -c \"from jax.experimental import topologies; " \
+             "topologies.get_topology_desc(platform='tpu', topology_name='$1:$2')\""
+    environment = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
+                   "TPU_ACCELERATOR_TYPE": "v5p-8", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    result = _bash("-c", script, sys.executable, generation, topology, LIBTPU_INIT_ARGS="", **environment)
+    assert result.returncode == 0, result.stderr
+    environment["LIBTPU_INIT_ARGS"] = "--xla_tpu_no_such_flag=true"
+    unknown = _bash("-c", script, sys.executable, generation, topology, **environment)
+    assert unknown.returncode and "no_such_flag" in unknown.stdout + unknown.stderr
+
+
 @pytest.mark.parametrize("script, args, message", [
     ("local.sh", ["0"], "the number of processes is '0'"), ("local.sh", ["--accelerator", "tpu", "2"], "must be cpu or gpu"),
-    ("tpu_pod.sh", ["launch", "a"], "the command is 'launch'"), ("tpu_pod.sh", ["train", *TPU], "give the flags of train after --"),
+    ("tpu_pod.sh", ["launch", "a"], "the command is 'launch'"),
+    ("tpu_pod.sh", ["train", *TPU], "give the flags of train after --"),
     ("tpu_pod.sh", ["create", "a", "--zone", "z", "--type", "v9-8"], "--type is 'v9-8'"),
     ("gke.sh", ["A_B", "--image", "i", "--", "x"], "the name is 'A_B'"),
     ("gke.sh", ["a", "--image", "i", "--tpu", "v5p", "--topology", "64", "--", "x"], "--topology is '64'"),
