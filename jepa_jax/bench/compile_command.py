@@ -58,7 +58,8 @@ def run(args, fields):
     for config, name in pairs:
         try:
             record = _measure(config, fields, places[name], args, assumptions)
-        except (ValueError, OSError) as error:
+        # Errors of the compiler are RuntimeErrors.
+        except (ValueError, OSError, RuntimeError) as error:
             status = _refuse(f"{config} on {name}: {error}")
             continue
         path = report.write(record, args.output, _name(record))

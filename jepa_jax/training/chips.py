@@ -40,7 +40,8 @@ class Chip(NamedTuple):
 
 
 _GIB = 2**30
-_USABLE = "usable HBM: the compiler's message on overflow, libtpu 0.0.42.1"
+_USABLE = ("usable HBM: the compiler's message on overflow, libtpu 0.0.42.1; matrix unit: jax/_src/pallas/mosaic/tpu_info.py of JAX 0.10.2; "
+           "cores: https://docs.cloud.google.com/kubernetes-engine/docs/concepts/tpus")
 _NVIDIA = "https://www.nvidia.com/en-us/data-center (data sheets, without sparsity)"
 # By the name that topologies have, where they are.
 CHIPS = {
