@@ -15,10 +15,10 @@ from jax._src import distributed
 from jax.experimental import multihost_utils
 
 # Seconds after which JAX ends all processes because one does not answer; what is below is faster, and says more.
-_HEARTBEAT_S = 60
+_HEARTBEAT_S = 80
 # Every process shows a pulse this often, seconds; one that shows none for `_LOST_AFTER_S` is lost.
 _PULSE_S = 2.0
-_LOST_AFTER_S = 40.0
+_LOST_AFTER_S = 30.0
 # When shared work has failed, somebody is gone already: how long to look who, seconds.
 _MISSING_AFTER_S = 4 * _PULSE_S
 # How long the process that all others ask stays to let them look, seconds.
