@@ -92,7 +92,8 @@ def _compile(program, mesh):
         except jax.errors.JaxRuntimeError as error:
             result = _overflow(error)
     # That of all threads is steadier than the clock where others use the machine too.
-    return result, {"trace_s": trace_s, "compile_s": time.perf_counter() - began, "compile_cpu_s": time.process_time() - began_cpu}
+    return result, {"trace_s": trace_s, "compile_s": time.perf_counter() - began,
+                    "compile_cpu_s": time.process_time() - began_cpu}
 
 
 def _overflow(error):
