@@ -42,6 +42,7 @@ def run_config(task):
     })
     config.mesh = ml_collections.ConfigDict({
         "fsdp": 1,  # devices that share one copy of the parameters; -1 = all, where there are several slices all of one
+        "sequence": 1,  # devices of a process that share the tokens of each clip, for long clips
         "distributed": False,  # several processes: TPU pods, Slurm, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID
     })
     config.checkpoint = ml_collections.ConfigDict({"every_steps": 300, "keep_last": 2, "keep_every": 15000})

@@ -42,7 +42,7 @@ def _train(make_task, config, workdir, stops_at):
     from jepa_jax.data.skips import SkipCounter
     from jepa_jax.training import loop, processes, sharding
 
-    mesh = sharding.make_mesh(config.mesh.fsdp)
+    mesh = sharding.make_mesh(config.mesh.fsdp, sequence=config.mesh.sequence)
     logging.info("%s; mesh %s", ", ".join(sorted({d.device_kind for d in jax.devices()})), dict(mesh.shape))
     task = make_task(config, mesh)
     for line in task.summary:

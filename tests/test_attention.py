@@ -142,19 +142,31 @@ def test_float64_is_not_narrowed(backend):
         np.testing.assert_allclose(out, _reference(*map(np.asarray, (q, k, v))), atol=1e-13)
 
 
-@pytest.mark.parametrize("backend, fsdp", [("xla", 2), ("chunked", 2), ("chunked", 8), ("flash", 4)])
-def test_sharded_equals_unsharded(monkeypatch, backend, fsdp):
+@pytest.mark.parametrize("backend, fsdp, sequence", [
+    ("xla", 2, 1), ("chunked", 2, 1), ("chunked", 8, 1), ("flash", 4, 1), ("xla", 2, 2), ("chunked", 2, 2), ("chunked", 1, 4), ("flash", 1, 2),
+])
+def test_sharded_equals_unsharded(monkeypatch, backend, fsdp, sequence):
     # The TPU interpreter makes devices wait for each other, which on a machine with fewer
     # cores than devices may never end; the plain interpreter does not.
     monkeypatch.setattr(pallas, "pallas_call", functools.partial(pallas.pallas_call, interpret=True))
+    # 4 does not divide 70: then queries stay whole.
     inputs = _inputs(8, 70, 2, 32)
     expected = _value_and_gradients("xla", *inputs)
-    mesh = sharding.make_mesh(fsdp)
+    mesh = sharding.make_mesh(fsdp, sequence=sequence)
     with sharding.use_mesh(mesh):
         inputs = [jax.device_put(x, sharding.batch_sharding(mesh)) for x in inputs]
         result = _value_and_gradients(backend, *inputs)
     assert not result[0].is_fully_replicated
     chex.assert_trees_all_close(result, expected, atol=2e-5)
+
+
+def test_a_sequence_axis_splits_the_queries():
+    q, k, v, _ = _inputs(2, 64, 2, 32)
+    mesh = sharding.make_mesh(2, jax.devices()[:8], sequence=4)
+    with sharding.use_mesh(mesh):
+        out = jax.jit(functools.partial(attention, backend="chunked"))(q, k, v)
+    assert {shard.data.shape for shard in out.addressable_shards} == {(1, 16, 2, 32)} and out.sharding.spec[1] == "sequence"
+    np.testing.assert_allclose(out, attention(q, k, v, "xla"), atol=2e-6)
 
 
 def test_batch_that_does_not_divide_over_the_mesh():

@@ -56,9 +56,9 @@ def config(shards):
     return config.lock()
 
 
-def run(config, workdir, total_steps=STEPS, fsdp=1, devices=1):
+def run(config, workdir, total_steps=STEPS, fsdp=1, devices=1, sequence=1):
     """Train in this process; returns the final state on the host."""
-    mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
+    mesh = sharding.make_mesh(fsdp, jax.devices()[:devices], sequence)
     with sharding.use_mesh(mesh):
         task = make_task(config, mesh)
     state = loop.train(task, SkipCounter(0.1), mesh, workdir, config=config, total_steps=total_steps)
@@ -168,6 +168,22 @@ def test_resume_on_another_mesh(config, tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), whole.params, resumed.params)
     losses = [[row["train/loss"] for row in metrics_of(tmp_path / name)] for name in "ab"]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+def test_tokens_of_a_clip_are_shared(config, finished, tmp_path):
+    """Four devices, two clips on each two of them."""
+    run(config, tmp_path, total_steps=2, fsdp=2, devices=4, sequence=2)
+    losses = [[row["train/loss"] for row in metrics_of(path)[:2]] for path in (tmp_path, finished[0])]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fsdp, sequence, message", [
+    (1, 3, "mesh.sequence 3 does not divide the number of devices, 4"), (4, 2, "mesh.fsdp 4 x mesh.sequence 2 does not divide"),
+    (1, 0, "mesh.sequence 0"), (3, 1, "mesh.fsdp 3 does not divide"),
+])
+def test_meshes_that_do_not_fit(fsdp, sequence, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.make_mesh(fsdp, jax.devices()[:4], sequence)
 
 
 def test_cooldown_keeps_moments_and_restarts_steps(config, finished, tmp_path):

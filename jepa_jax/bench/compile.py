@@ -45,7 +45,7 @@ def measure_compile(config, where, *, encoder, assumptions, largest_batch, horiz
       ValueError: if a setting is impossible, the task cannot be compiled so, or there is no such topology.
     """
     devices = topology.devices(where)
-    mesh = sharding.make_mesh(config.mesh.fsdp, devices)
+    mesh = sharding.make_mesh(config.mesh.fsdp, devices, config.mesh.sequence)
     lowerable.for_tpu(config.model)
     limit = where.chip.hbm_bytes / where.chip.devices
     if horizon:
@@ -160,7 +160,7 @@ def _predictions(program, mesh, memory, network, where, assumptions):
 
 def _largest_batch(config, mesh, encoder, clips, memory):
     """Tell the largest batch by a straight line through the peaks at the whole batch and at half of it."""
-    unit = mesh.size * config.optim.accumulate
+    unit = sharding.batch_parts(mesh) * config.optim.accumulate
     small = config.copy_and_resolve_references()
     for section in _batches(small):
         if section.batch_size and section.batch_size < 2 * unit:

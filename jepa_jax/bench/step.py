@@ -58,7 +58,7 @@ def measure_step(config, *, steps, against=None, torch_compile=False):
       ValueError: if a setting is impossible, or the two losses disagree.
     """
     # The peer runs on one device, and then so do we.
-    mesh = sharding.make_mesh(config.mesh.fsdp, jax.devices()[:1] if against else None)
+    mesh = sharding.make_mesh(config.mesh.fsdp, jax.devices()[:1] if against else None, config.mesh.sequence)
     groups = pretrain.make_groups(config)
     program = pretrain.make_program(config, groups, mesh)
     encoder, predictor = program.encoder, program.predictor

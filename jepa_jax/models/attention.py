@@ -130,26 +130,36 @@ def _flash(q, k, v):
     return out.swapaxes(1, 2)[:, : lengths["q"]]
 
 
-def _per_shard(attend):
-    """Run a backend that XLA cannot partition on each device's part of the batch."""
+def _per_shard(attend, parts_of_batch=False):
+    """Run a backend that XLA cannot partition on each device's part of the batch and of the queries.
+
+    With `parts_of_batch`, XLA can, as long as only the batch is split.
+    """
 
     @functools.wraps(attend)
     def sharded(q, k, v):
         mesh = jax.sharding.get_abstract_mesh()
-        spec = nn.logical_to_mesh_axes(("batch", None, None, None))
-        if mesh.empty or mesh.size == 1:
+        batch, tokens = (_axes_that_divide(mesh, name, size) for name, size in (("batch", q.shape[0]), ("tokens", q.shape[1])))
+        if mesh.empty or mesh.size == 1 or (parts_of_batch and tokens is None):
             return attend(q, k, v)
-        # A batch that does not divide, such as one clip, is computed on every device.
-        specs = PartitionSpec() if q.shape[0] % mesh.size else PartitionSpec(*spec)
-        return jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=specs, check_vma=False)(q, k, v)
+        # Keys and values are gathered: every query sees all of them.
+        queries, others = PartitionSpec(batch, tokens), PartitionSpec(batch)
+        return jax.shard_map(attend, mesh=mesh, in_specs=(queries, others, others), out_specs=queries, check_vma=False)(q, k, v)
 
     return sharded
+
+
+def _axes_that_divide(mesh, name, size):
+    """Return the mesh axes that an axis of some name and size is split over; None if it is whole, as where it does not divide."""
+    (axes,) = nn.logical_to_mesh_axes((name,))
+    over = math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()) if not mesh.empty)
+    return axes if over > 1 and size % over == 0 else None
 
 
 BACKENDS = {
     "xla": _xla,
     "chunked": _per_shard(_chunked),
-    "cudnn": _cudnn,
+    "cudnn": _per_shard(_cudnn, parts_of_batch=True),
     "flash": _per_shard(_flash),
 }
 

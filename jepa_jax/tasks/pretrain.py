@@ -257,7 +257,7 @@ def make_program(config, groups, mesh):
     for group in groups:
         sharding.check_batch_size(group.spec.name, group.spec.batch_size, mesh, config.optim.accumulate)
     encoder, predictor = make_models(config.model, groups[0].grid)
-    make_params = functools.partial(init_params, encoder, predictor, batch_size=mesh.size)
+    make_params = functools.partial(init_params, encoder, predictor, batch_size=sharding.batch_parts(mesh))
     abstract_params = jax.eval_shape(make_params, jax.random.key(0))
     optimizer = make_optimizer(config.optim, abstract_params, len(groups))
 

@@ -10,39 +10,50 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jepa_jax.training.state import tensor_names
 
-BATCH_AXES = ("data", "fsdp")
-_RULES = (("batch", BATCH_AXES), ("tokens", None), ("width", None))
+BATCH_AXES, SEQUENCE = ("data", "fsdp"), "sequence"
+_RULES = (("batch", BATCH_AXES), ("tokens", SEQUENCE), ("width", None))
 # Smaller tensors are cheaper to replicate than to gather.
 _MIN_SHARDED_SIZE = 2**14
 # Parameters under this name are stacked over depth, and the scan walks that axis.
 _STACKED = "layers"
 
 
-def make_mesh(fsdp=1, devices=None):
-    """Arrange devices as (data, fsdp).
+def make_mesh(fsdp=1, devices=None, sequence=1):
+    """Arrange devices as (data, fsdp, sequence).
 
-    Where the devices are several slices, each with a fast network inside and a slow one between them, the data axis runs
+    The batch is split over data and fsdp, the tokens of every clip over sequence: for clips so long that there are fewer of
+    them than devices, or that one does not fit. Where the devices are several slices, each with a fast network inside and a slow one between them, the data axis runs
     over the slices and the fsdp axis stays within one: parameters are gathered in every block, gradients once per step.
 
     Args:
       fsdp: devices over which parameters are split; -1 takes all, of a slice.
       devices: list of devices; all of them if None.
+      sequence: devices over which the tokens of a clip are split; they are of one process, since processes read different clips.
 
     Raises:
-      ValueError: if `fsdp` does not divide the number of devices, of a slice.
+      ValueError: if `fsdp` and `sequence` do not divide the number of devices, of a slice, or `sequence` not those of a process.
     """
     devices = jax.devices() if devices is None else devices
     slices = len({slice_of(device) for device in devices})
     inside = len(devices) // slices
-    fsdp = inside if fsdp == -1 else fsdp
-    if fsdp < 1 or inside % fsdp:
-        where = f"the number of devices, {inside}" if slices == 1 else f"the {inside} devices of a slice"
-        raise ValueError(f"mesh.fsdp {fsdp} does not divide {where}")
-    types = (AxisType.Auto,) * 2
+    where = f"the number of devices, {inside}" if slices == 1 else f"the {inside} devices of a slice"
+    if sequence < 1 or inside % sequence:
+        raise ValueError(f"mesh.sequence {sequence} does not divide {where}")
+    fsdp = inside // sequence if fsdp == -1 else fsdp
+    if fsdp < 1 or inside % (fsdp * sequence):
+        raise ValueError(f"mesh.fsdp {fsdp}{f' x mesh.sequence {sequence}' if sequence > 1 else ''} does not divide {where}")
+    shape = (inside // (fsdp * sequence), fsdp, sequence)
+    names, types = (*BATCH_AXES, SEQUENCE), (AxisType.Auto,) * 3
+    if sequence > 1:
+        # Whatever the network looks like, neighbours in this axis are of one process.
+        ordered = sorted(devices, key=lambda device: (slice_of(device), device.process_index, device.id))
+        arranged = np.array(ordered).reshape(slices * shape[0], *shape[1:])
+        if any(len({device.process_index for device in group}) > 1 for group in arranged.reshape(-1, sequence)):
+            raise ValueError(f"mesh.sequence {sequence} does not divide the devices of a process; the tokens of a clip are split within one")
+        return Mesh(arranged, names, axis_types=types)
     if slices == 1:
-        return jax.make_mesh((inside // fsdp, fsdp), BATCH_AXES, axis_types=types, devices=devices)
-    arranged = mesh_utils.create_hybrid_device_mesh((inside // fsdp, fsdp), (slices, 1), devices)
-    return Mesh(arranged, BATCH_AXES, axis_types=types)
+        return jax.make_mesh(shape, names, axis_types=types, devices=devices)
+    return Mesh(mesh_utils.create_hybrid_device_mesh(shape, (slices, 1, 1), devices), names, axis_types=types)
 
 
 def slice_of(device):
@@ -58,8 +69,13 @@ def use_mesh(mesh):
         yield
 
 
+def batch_parts(mesh):
+    """Return into how many parts a batch is split."""
+    return mesh.size // mesh.shape[SEQUENCE]
+
+
 def batch_sharding(mesh):
-    """Split the leading axis over all devices."""
+    """Split the leading axis over all devices but those that share clips."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
@@ -70,10 +86,12 @@ def replicated(mesh):
 
 def check_batch_size(name, size, mesh, parts=1):
     """Raise ValueError unless a global batch divides over the mesh and the accumulation parts."""
-    if size < 1 or size % (mesh.size * parts):
+    shares = batch_parts(mesh)
+    if size < 1 or size % (shares * parts):
+        groups = "devices" if shares == mesh.size else f"groups of {mesh.size // shares} devices"
         raise ValueError(
-            f"batch size {size} of group {name!r} is not a multiple of {mesh.size * parts} "
-            f"({mesh.size} devices x {parts} accumulation parts)"
+            f"batch size {size} of group {name!r} is not a multiple of {shares * parts} "
+            f"({shares} {groups} x {parts} accumulation parts)"
         )
 
 
