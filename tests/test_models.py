@@ -11,9 +11,10 @@ import pytest
 
 from compiling import fast_jit
 from jepa_jax.models import NAMES, MaskedPredictor, VideoEncoder, gather_tokens, make_encoder, normalize_pixels, token_grid
+from jepa_jax.models import layers, rope
 from jepa_jax.models.layers import REMAT_POLICIES
-from jepa_jax.models import rope
 from jepa_jax.models.rope import grid_positions, rotary_angles, rotary_axis_dim, rotate
+from jepa_jax.training import sharding
 
 # Published sizes: 3-D patch embedding, no position table, final norm included.
 PARAMETERS = {
@@ -100,6 +101,21 @@ def test_positions_are_time_row_column():
     positions = grid_positions(jnp.arange(24), (2, 3, 4))
     expected = np.stack(np.meshgrid(range(2), range(3), range(4), indexing="ij"), -1).reshape(24, 3)
     np.testing.assert_array_equal(positions, expected)
+
+
+def test_gradients_of_kernels_are_added_up_in_float32():
+    """Of bfloat16 layers too, over tokens and over devices."""
+    x = jax.random.normal(jax.random.key(0), (8, 64, 16))
+    layer = layers.dense(8, None, jnp.bfloat16, jnp.float32)
+    params = layer.init(jax.random.key(1), x)
+    gradient = jax.jit(jax.grad(lambda params, x: layer.apply(params, x).astype(jnp.float32).sum()))
+    expected = np.asarray(x.astype(jnp.bfloat16), np.float64).sum((0, 1))[:, None].repeat(8, 1)
+    mesh = sharding.make_mesh()
+    spread = jax.device_put((params, x), (sharding.replicated(mesh), sharding.batch_sharding(mesh)))
+    for found in (gradient(params, x), gradient(*spread)):
+        kernel = found["params"]["kernel"]
+        assert kernel.dtype == jnp.float32 and (kernel != kernel.astype(jnp.bfloat16)).any()
+        np.testing.assert_allclose(kernel, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_both_ways_to_turn_pairs_agree():

@@ -112,7 +112,7 @@ def report_of(folder):
     return json.loads((folder / "features-report.json").read_text())
 
 
-def test_training_reads_what_it_would_compute_bit_for_bit(videos, stored, encoder):
+def test_training_reads_what_it_would_compute(videos, stored, encoder):
     # Every row is stored, so both draw the same windows.
     config = make_config([videos], encoder)
     (frames, _), (features, _) = (open_pipeline(c).batch_at(0) for c in (config, make_config([stored], encoder)))
@@ -122,10 +122,11 @@ def test_training_reads_what_it_would_compute_bit_for_bit(videos, stored, encode
     model, params = jepa_jax.load(encoder)
     tokens = model.encode(params, frames["video"].reshape(-1, 1, 32, 32, 3)).tokens
     assert features["latents"].dtype == ml_dtypes.bfloat16 and features["latents"].std() > 0.1
-    np.testing.assert_array_equal(
-        features["latents"].astype(np.float32).reshape(-1, *TOKEN_SHAPE),
-        np.asarray(tokens).astype(ml_dtypes.bfloat16).astype(np.float32),
-    )
+    found = features["latents"].astype(np.float32).reshape(-1, *TOKEN_SHAPE)
+    expected = np.asarray(tokens).astype(ml_dtypes.bfloat16).astype(np.float32)
+    # Programs for other batches add in another order: a value at the border of two may be rounded to either.
+    np.testing.assert_allclose(found, expected, rtol=2**-7, atol=1e-6)
+    assert (found != expected).mean() < 2e-3
 
 
 def test_losses_agree(videos, stored, encoder):

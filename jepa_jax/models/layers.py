@@ -43,8 +43,8 @@ def _normal(scale=1.0):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _product(x, kernel, dimension_numbers, precision=None, preferred_element_type=None):
-    """Multiply `[..., i]` by `[i, o]`, with the signature of `jax.lax.dot_general`."""
-    return jax.lax.dot_general(x, kernel, dimension_numbers, precision, preferred_element_type)
+    """Multiply `[..., i]` by `[i, o]`, with the signature of `jax.lax.dot_general`, in the dtype of `x`."""
+    return jax.lax.dot_general(x, kernel.astype(x.dtype), dimension_numbers, precision, preferred_element_type)
 
 
 def _product_forward(x, kernel, *static):
@@ -54,21 +54,28 @@ def _product_forward(x, kernel, *static):
 def _product_backward(dimension_numbers, precision, preferred_element_type, residuals, d_out):
     x, kernel = residuals
     leading = tuple(range(x.ndim - 1))
-    d_x = jax.lax.dot_general(d_out, kernel, (((x.ndim - 1,), (1,)), ((), ())), precision)
+    d_x = jax.lax.dot_general(d_out, kernel.astype(x.dtype), (((x.ndim - 1,), (1,)), ((), ())), precision)
     # Automatic differentiation computes the transpose of this product and transposes it back,
     # which takes XLA on CPU up to three times as long.
-    d_kernel = jax.lax.dot_general(x, d_out, ((leading, leading), ((), ())), precision)
+    # In the dtype of the kernel: devices then add up their parts in float32, also where they compute in bfloat16.
+    wide = jnp.promote_types(x.dtype, kernel.dtype)
+    d_kernel = jax.lax.dot_general(x, d_out, ((leading, leading), ((), ())), precision, wide)
     return d_x.astype(x.dtype), d_kernel.astype(kernel.dtype)
 
 
 _product.defvjp(_product_forward, _product_backward)
 
 
+def _promote(x, kernel, bias, dtype=None):
+    """Bring the input and the bias of a layer to the dtype it computes in; `_product` does so with the kernel."""
+    return x.astype(dtype), kernel, None if bias is None else bias.astype(dtype)
+
+
 def dense(features, name, dtype, param_dtype, init_scale=1.0):
     """Make a biased linear layer with the official initialisation (normal, std 0.02)."""
     return nn.Dense(
         features, name=name, dtype=dtype, param_dtype=param_dtype, kernel_init=_normal(init_scale),
-        dot_general=_product,
+        dot_general=_product, promote_dtype=_promote,
     )
 
 
