@@ -279,7 +279,7 @@ def test_tensors_that_cannot_be_split_are_named():
 @needs_libtpu
 def test_slices_split_the_batch_and_not_the_parameters():
     mesh = sharding.make_mesh(-1, topology.devices(topology.parse("v5e:2x2", slices=2)))
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 4}
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 4, "sequence": 1}
     numbers = np.vectorize(sharding.slice_of)(mesh.devices)
     assert (numbers == numbers[:, :1]).all() and set(numbers[:, 0]) == {0, 1}
     with pytest.raises(ValueError, match="mesh.fsdp 8 does not divide the 4 devices of a slice"):

@@ -114,7 +114,7 @@ def _assert_states_close(state, expected):
 def test_sharded_step_equals_single_device_step(data, fsdp):
     losses, expected = _two_steps()
     mesh = sharding.make_mesh(fsdp)
-    assert dict(mesh.shape) == {"data": data, "fsdp": fsdp}
+    assert dict(mesh.shape) == {"data": data, "fsdp": fsdp, "sequence": 1}
     shardings = sharding.state_sharding(jax.eval_shape(lambda x: x, _init()), mesh)
     with sharding.use_mesh(mesh):
         step = fast_jit(_plain_step(VIDEO), out_shardings=(shardings, sharding.replicated(mesh), None))
