@@ -125,6 +125,7 @@ def _ended(started):
     return [process.returncode for process in started], logs, max(ends.values()) - min(ends.values())
 
 
+@pytest.mark.slow
 def test_too_many_skips_stop_all_processes_at_one_step_and_save_it(root, tmp_path):
     started = _start(root, tmp_path, 2, data__max_bad_fraction=0.2, data__groups__video__paths="('k710','worse')",
                      data__groups__video__weights="(0.1,0.9)", checkpoint__every_steps=100)
@@ -138,6 +139,7 @@ def test_too_many_skips_stop_all_processes_at_one_step_and_save_it(root, tmp_pat
     assert all(log.count("draws beside") == 1 for log in logs)
 
 
+@pytest.mark.slow
 def test_process_that_fails_alone_ends_the_others(root, tmp_path):
     """One row in some steps is of a source without a good record: only the process that makes it fails."""
     started = _start(root, tmp_path, 2, data__max_bad_fraction=0.05, data__groups__video__paths="('k710','bad')",

@@ -139,6 +139,7 @@ def whole(shards, faulty_python, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_killed_stopped_and_damaged_run_ends_like_one_that_nothing_interrupts(shards, faulty_python, whole, tmp_path):
     code, output = Fleet(faulty_python, shards, tmp_path, ["kill", 1, 4, "save"]).end()
     assert code not in (0, 124), output

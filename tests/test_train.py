@@ -368,6 +368,7 @@ def test_killed_and_preempted_runs_end_like_an_uninterrupted_one(config, tmp_pat
     assert_same(a, b)
 
 
+@pytest.mark.slow
 def test_full_disk_keeps_what_is_written(config, tmp_path):
     args = command(config, tmp_path, "--config.optim.total_steps=4")
     assert execute(args).returncode == 0
