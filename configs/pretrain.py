@@ -4,7 +4,7 @@
         --config.data.root=/data/shards
 
 Variants: vits16, vitb16, vitl16, vith16, vitg16 (option res, default 256), demo, tabletop for
-`launch/robot_demo.sh` (minutes on a CPU; tabletop_gpu is the same for about an hour on one GPU), and motion for the set of `python -m jepa_jax.data.motion_set`. Option mix: `released` (Kinetics, SSv2, HowTo100M), `vm22m` (the five sources of the paper, images among them)
+`launch/robot_demo.sh` (minutes on a CPU; tabletop_gpu is larger, for one GPU, and was not run yet), and motion for the set of `python -m jepa_jax.data.motion_set`. Option mix: `released` (Kinetics, SSv2, HowTo100M), `vm22m` (the five sources of the paper, images among them)
 or `own`, the default: set `data.groups.*.paths` and `.weights`.
 
 The released ViT-L and ViT-H files say 10 epochs of 300 steps with a warm-up of 40 epochs,
@@ -75,10 +75,9 @@ def _fit_tabletop(config):
 
 
 def _enlarge_tabletop(config):
-    """Give the table-top what two CPU cores have no time for: four times the tokens, sixteen times the parameters, more clips."""
+    """Give the table-top what two CPU cores have no time for: four times the tokens, a larger network, more clips."""
     config.model.update({"size": "vit_small", "dtype": "bfloat16", "encoder_residual_dtype": "bfloat16",
                          "predictor": {"width": 192, "depth": 6, "num_heads": 6}})
-    # 8 x 8 tokens; two of the large holes no longer cover all but an edge.
     config.data.update({"size": 128, "workers": 12, "threads": 2})
     config.data.groups.video.batch_size = 256
     config.optim.update({"total_steps": 10_000, "warmup_steps": 500, "ema": 0.996, "final_ema": 0.9999})

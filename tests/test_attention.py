@@ -169,6 +169,16 @@ def test_a_sequence_axis_splits_the_queries():
     np.testing.assert_allclose(out, attention(q, k, v, "xla"), atol=2e-6)
 
 
+@pytest.mark.parametrize("block", [10, 100])
+def test_block_causal_over_a_sequence_axis(block):
+    """Blocks that share a product, and blocks that do not."""
+    *inputs, _ = _inputs(2, 200, 2, 16)
+    mesh = sharding.make_mesh(1, jax.devices()[:4], sequence=2)
+    with sharding.use_mesh(mesh):
+        out = jax.jit(functools.partial(block_causal_attention, block=block, backend="chunked"))(*inputs)
+    np.testing.assert_allclose(out, _dense_block_causal(*inputs, block), atol=2e-6)
+
+
 def test_batch_that_does_not_divide_over_the_mesh():
     inputs = _inputs(3, 20, 2, 8)
     expected = _value_and_gradients("xla", *inputs)

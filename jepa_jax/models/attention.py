@@ -130,16 +130,18 @@ def _flash(q, k, v):
     return out.swapaxes(1, 2)[:, : lengths["q"]]
 
 
-def _per_shard(attend, parts_of_batch=False):
+def _per_shard(attend, parts_of_batch=False, whole_queries=False):
     """Run a backend that XLA cannot partition on each device's part of the batch and of the queries.
 
-    With `parts_of_batch`, XLA can, as long as only the batch is split.
+    With `parts_of_batch`, XLA can, as long as only the batch is split. With `whole_queries`, those of a clip stay
+    together: what hides keys from them counts both from the end.
     """
 
     @functools.wraps(attend)
     def sharded(q, k, v):
         mesh = jax.sharding.get_abstract_mesh()
         batch, tokens = (_axes_that_divide(mesh, name, size) for name, size in (("batch", q.shape[0]), ("tokens", q.shape[1])))
+        tokens = None if whole_queries else tokens
         if mesh.empty or mesh.size == 1 or (parts_of_batch and tokens is None):
             return attend(q, k, v)
         # Keys and values are gathered: every query sees all of them.
@@ -227,7 +229,7 @@ def block_causal_attention(q, k, v, block, backend="auto"):
     # few rows cost more in loops than hidden scores do: there, small blocks share a product.
     chosen = choose_backend(backend, q.dtype)
     rows = block * max(1, _SHARED_ROWS // block) if chosen == "chunked" else block
-    attend = BACKENDS[chosen] if rows == block else _per_shard(functools.partial(_chunked, block=block))
+    attend = BACKENDS[chosen] if rows == block else _per_shard(functools.partial(_chunked, block=block), whole_queries=True)
     parts = []
     for start in range(0, length, rows):
         end = min(start + rows, length)
