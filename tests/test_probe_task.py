@@ -16,7 +16,7 @@ from jepa_jax.data.segments import read_augmented
 from jepa_jax.evals import classification
 from jepa_jax.models import AttentiveProbe
 from jepa_jax.tasks import probe as task
-from jepa_jax.tasks import probe_features
+from jepa_jax.tasks import probe_tokens
 from jepa_jax.training import loop, sharding
 from jepa_jax.data.skips import SkipCounter
 from jepa_jax.weights import store
@@ -110,7 +110,7 @@ def test_a_set_is_encoded_once_and_then_read(encoder, videos, tmp_path, monkeypa
     assert source[number].label == number % CLASSES
     # The next run opens no video, and what a stopped one has not stored is stored by the next.
     stored, first = np.array(source._store._arrays[0]), made.open_data.args[0].batch_at(0)[0]
-    monkeypatch.setattr(probe_features, "read_augmented", None)
+    monkeypatch.setattr(probe_tokens, "read_augmented", None)
     again = task.make_task(config, mesh).open_data.args[0].batch_at(0)[0]
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.float32, again), jax.tree.map(np.float32, first))
     monkeypatch.undo()

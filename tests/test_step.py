@@ -398,3 +398,12 @@ def test_collapse_metrics_of_known_samples():
     constant = monitors.collapse_metrics(jnp.ones((4, 2)), jnp.zeros((4, 2)))
     chex.assert_tree_all_finite(constant)
     assert constant["collapse/target_std"] == 0 and constant["collapse/cosine"] == 0
+
+
+@pytest.mark.parametrize("fsdp, sequence, message", [
+    (1, 3, "mesh.sequence 3 does not divide the number of devices, 4"), (4, 2, "mesh.fsdp 4 x mesh.sequence 2 does not divide"),
+    (1, 0, "mesh.sequence 0"), (3, 1, "mesh.fsdp 3 does not divide"),
+])
+def test_meshes_that_do_not_fit(fsdp, sequence, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.make_mesh(fsdp, jax.devices()[:4], sequence)

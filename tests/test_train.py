@@ -19,7 +19,6 @@ from jepa_jax.bench import lowerable
 from jepa_jax.data import DataError, SkipCounter
 from jepa_jax.data.records import resolve_shards
 from jepa_jax.tasks import pretrain as pretrain_task
-from jepa_jax.tasks.online_probe import separate, vote
 from jepa_jax.tasks.pretrain import make_task
 from jepa_jax.training import checkpoint, loop, sharding
 from jepa_jax.weights import store
@@ -122,25 +121,6 @@ def test_an_online_probe_looks_on_and_changes_nothing(config, finished, tmp_path
         make_task(seen, sharding.make_mesh(1, jax.devices()[:1]))
 
 
-def test_neighbours_vote_by_distance():
-    known = np.array([[0, 1], [0, 1.1], [1, 0], [1.1, 0], [0.9, 0.1]], np.float32)
-    labels, asked = np.array([2, 2, 0, 0, 0]), np.array([[0, 2], [2, 0]], np.float32)
-    assert vote(known, labels, asked, 2).tolist() == [2, 0]
-    # Three of five are of class 0, but they are far away.
-    assert vote(known, labels, asked, 5).tolist() == [2, 0]
-
-
-def test_a_linear_head_finds_a_direction_that_neighbours_miss():
-    """One channel of 30 tells the class, the others are louder."""
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 2, 600)
-    features = rng.normal(size=(600, 30))
-    features[:, 3] = 0.5 * features[:, 3] + labels - 0.5
-    known, asked = features[:300], features[300:]
-    right = [(guess == labels[300:]).mean() for guess in (separate(known, labels[:300], asked), vote(known, labels[:300], asked, 10))]
-    assert right[0] > 0.75 and right[0] > right[1] + 0.1
-
-
 def test_finished_run_is_left_alone(config, finished):
     assert_same(run(config, finished[0]), finished[1])
 
@@ -174,15 +154,6 @@ def test_tokens_of_a_clip_are_shared(config, finished, tmp_path):
     run(config, tmp_path, total_steps=2, fsdp=2, devices=4, sequence=2)
     losses = [[row["train/loss"] for row in metrics_of(path)[:2]] for path in (tmp_path, finished[0])]
     np.testing.assert_allclose(*losses, rtol=1e-5)
-
-
-@pytest.mark.parametrize("fsdp, sequence, message", [
-    (1, 3, "mesh.sequence 3 does not divide the number of devices, 4"), (4, 2, "mesh.fsdp 4 x mesh.sequence 2 does not divide"),
-    (1, 0, "mesh.sequence 0"), (3, 1, "mesh.fsdp 3 does not divide"),
-])
-def test_meshes_that_do_not_fit(fsdp, sequence, message):
-    with pytest.raises(ValueError, match=message):
-        sharding.make_mesh(fsdp, jax.devices()[:4], sequence)
 
 
 def test_cooldown_keeps_moments_and_restarts_steps(config, finished, tmp_path):

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jepa_jax.data.pipeline import ClipPipeline
 from jepa_jax.data.randaugment import parse_spec
 from jepa_jax.data.specs import AugmentSpec, CropSpec, GroupSpec
 from jepa_jax.models import (
-    MaskedPredictor, VideoEncoder, erase_boxes, gather_tokens, make_encoder, normalize_pixels, token_grid,
+    MaskedPredictor, erase_boxes, gather_tokens, make_encoder, normalize_pixels, token_grid,
 )
 from jepa_jax.models.flops import Pass, attention_flops, encoder_flops, predictor_flops, total_flops
 from jepa_jax.models.norms import normalize_latents
@@ -24,7 +24,7 @@ from jepa_jax.tasks.sources import make_cache, make_sources, naming_root
 from jepa_jax.tasks.step import make_schedules, make_train_step, sample_latents
 from jepa_jax.training import optim, sharding
 from jepa_jax.training.state import create_state, tensor_names
-from jepa_jax.training.task import Task
+from jepa_jax.training.task import Program, Task
 from jepa_jax.weights import runs, start
 
 
@@ -230,24 +230,6 @@ def _rows(spec, shape, dtype):
     return jax.ShapeDtypeStruct((spec.batch_size, *shape), dtype)
 
 
-class Program(NamedTuple):
-    """Networks and step of a run, which need no data.
-
-    Attributes:
-      encoder, predictor: the networks.
-      init_state, train_step: as in `Task`.
-      tensor_names: names of the parameters in flattening order.
-      passes: what a step computes, `flops.Pass`es.
-    """
-
-    encoder: VideoEncoder
-    predictor: MaskedPredictor
-    init_state: Callable
-    train_step: Callable
-    tensor_names: list[str]
-    passes: list[Pass]
-
-
 def make_program(config, groups, mesh):
     """Build the `Program` of a config.
 
@@ -270,7 +252,7 @@ def make_program(config, groups, mesh):
     train_step = make_train_step(loss_fn, optimizer, make_schedules(config.optim),
                                  accumulate=config.optim.accumulate, spike_factor=config.guard.spike_factor,
                                  target_key="encoder")
-    return Program(encoder, predictor, init_state, train_step, tensor_names(abstract_params),
+    return Program({"encoder": encoder, "predictor": predictor}, init_state, train_step, tensor_names(abstract_params),
                    step_passes(encoder, predictor, groups))
 
 
@@ -295,8 +277,8 @@ def make_task(config, mesh):
     for line in pipeline.warnings():
         logging.warning("%s", line)
     data = config.data
-    observe, observed = make_observer(config, program.encoder, groups[0].spec.frames, mesh)
-    card = runs.model_card({"encoder": program.encoder, "predictor": program.predictor}, data.size,
+    observe, observed = make_observer(config, program.networks["encoder"], groups[0].spec.frames, mesh)
+    card = runs.model_card(program.networks, data.size,
                            groups[0].spec.frames, target="encoder")
     return Task(
         init_state=program.init_state,
@@ -309,7 +291,7 @@ def make_task(config, mesh):
         data_state={"seed": config.seed} | pipeline.contents(),
         model_card=card,
         check_card=lambda path, then, resumed: start.check_networks(path, card, then),
-        read_weights=functools.partial(start.read_start, encoder=program.encoder, predictor=program.predictor),
+        read_weights=functools.partial(start.read_start, **program.networks),
         summary=_summarize(groups) + pipeline.describe() + observed,
         frozen={},
         write_frozen=lambda workdir: None,

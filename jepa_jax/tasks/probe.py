@@ -17,7 +17,7 @@ from jepa_jax.data.specs import CropSpec, GroupSpec, check_specs
 from jepa_jax.models import AttentiveProbe, erase_boxes, join_levels, join_segments, normalize_pixels, token_grid
 from jepa_jax.models.flops import encoder_flops, stack_flops
 from jepa_jax.models.spec import abstract_params
-from jepa_jax.tasks import probe_features
+from jepa_jax.tasks import probe_tokens
 from jepa_jax.tasks.pretrain import make_augment
 from jepa_jax.tasks.sources import make_cache, make_sources, naming_root
 from jepa_jax.tasks.step import make_train_step, sample_latents
@@ -316,7 +316,7 @@ def _stored_pipeline(config, sources, protocol, num_classes, encoder, params, sh
     crop, augment = _make_transforms(data)
     check_specs([group], crop, augment, {GROUP: None})
     encode = functools.partial(encode_batch, encoder, layers=protocol.layers, mean=pre.mean, std=pre.std)
-    stored = probe_features.store_tokens(
+    stored = probe_tokens.store_tokens(
         config, sources, (protocol, crop, augment, num_classes), encode, params,
         {"encoder_sha256": sha256, "compute_dtype": jnp.dtype(encoder.dtype).name},
         (_tokens(encoder, protocol, data.size)[1], encoder.width), mesh,

@@ -1,7 +1,6 @@
 """Action-conditioned post-training: on a frozen encoder, predict the next frame's latents from actions and states."""
 
 import functools
-from typing import Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +27,7 @@ from jepa_jax.tasks.sources import make_cache, make_sources, naming_root
 from jepa_jax.tasks.step import make_schedules, make_train_step, sample_latents
 from jepa_jax.training import optim, sharding
 from jepa_jax.training.state import create_state, tensor_names
-from jepa_jax.training.task import Task
+from jepa_jax.training.task import Program, Task
 from jepa_jax.weights import runs, start
 
 GROUP = "trajectory"
@@ -221,23 +220,6 @@ def step_passes(predictor, encoder, features, config):
     return passes
 
 
-class Program(NamedTuple):
-    """Network and step of a run, which need no data.
-
-    Attributes:
-      predictor: the network that is trained.
-      init_state, train_step: as in `Task`.
-      tensor_names: names of the parameters in flattening order.
-      passes: what a step computes, `flops.Pass`es.
-    """
-
-    predictor: ActionPredictor
-    init_state: Callable
-    train_step: Callable
-    tensor_names: list[str]
-    passes: list[Pass]
-
-
 def make_program(config, robot, features, encoder, pixels, mesh):
     """Build the `Program` of a config.
 
@@ -262,7 +244,7 @@ def make_program(config, robot, features, encoder, pixels, mesh):
                         loss_exponent=section.loss_exponent, monitor_tokens=config.log.monitor_tokens)
     train_step = make_train_step(loss_fn, optimizer, make_schedules(section, with_ema=False),
                                  accumulate=section.accumulate, spike_factor=config.guard.spike_factor)
-    return Program(predictor, lambda rng: create_state(init_params(predictor, rng), {}, optimizer), train_step,
+    return Program({"action_predictor": predictor}, lambda rng: create_state(init_params(predictor, rng), {}, optimizer), train_step,
                    tensor_names(abstract), step_passes(predictor, encoder, features, config))
 
 
@@ -319,9 +301,9 @@ def make_task(config, mesh):
     features = find_features(config, record)
     frozen, encoder, pixels = _frozen(config, features)
     program = make_program(config, robot, features, encoder, pixels, mesh)
-    predictor = program.predictor
+    predictor = program.networks["action_predictor"]
     pipeline = make_pipeline(config, robot, features, jax.process_index(), jax.process_count())
-    card = runs.model_card({"action_predictor": predictor}, data.size, data.frames,
+    card = runs.model_card(program.networks, data.size, data.frames,
                            world_model=describe_world(config, robot, features))
     return Task(
         init_state=program.init_state,

@@ -3,6 +3,23 @@
 from typing import Any, Callable, NamedTuple
 
 
+class Program(NamedTuple):
+    """What a task computes, which needs no data: it is also compiled where there is none.
+
+    Attributes:
+      networks: those that are trained, by role.
+      init_state, train_step: as in `Task`.
+      tensor_names: names of the parameters in flattening order.
+      passes: what a step computes, `models.flops.Pass`es.
+    """
+
+    networks: dict[str, Any]
+    init_state: Callable
+    train_step: Callable
+    tensor_names: list[str]
+    passes: list[Any]
+
+
 class Task(NamedTuple):
     """A training task as a record of pure functions and plain data.
 
