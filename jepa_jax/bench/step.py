@@ -61,7 +61,7 @@ def measure_step(config, *, steps, against=None, torch_compile=False):
     mesh = sharding.make_mesh(config.mesh.fsdp, jax.devices()[:1] if against else None, config.mesh.sequence)
     groups = pretrain.make_groups(config)
     program = pretrain.make_program(config, groups, mesh)
-    encoder, predictor = program.encoder, program.predictor
+    encoder, predictor = program.networks["encoder"], program.networks["predictor"]
     batches = [make_batch(groups, config.data.size, number) for number in range(_NUM_BATCHES)]
     with sharding.use_mesh(mesh):
         run = _Ours(program.init_state, program.train_step, batches, mesh)
