@@ -95,6 +95,24 @@ def test_damaged_checkpoint_is_set_aside_for_the_one_before(harm, workdir, mesh,
     assert (workdir / checkpoint.DAMAGED / "3").is_dir() and not (workdir / "checkpoints" / "3").exists()
 
 
+def test_relative_workdir(workdir, mesh, monkeypatch):
+    monkeypatch.chdir(workdir.parent)
+    assert _resume(pathlib.Path(workdir.name), mesh)[0] == 3
+
+
+def test_size_and_time_of_a_save_are_logged(tmp_path, mesh, monkeypatch):
+    lines = []
+    monkeypatch.setattr(logging, "info", lambda text, *values: lines.append((text, values)))
+    store = checkpoint.CheckpointStore(tmp_path / "checkpoints")
+    for step in (1, 2):
+        store.save(step, _state(step, mesh), RUN)
+    store.close()
+    saved = [values for text, values in lines if str(text).startswith("saved step")]
+    assert [step for step, *_ in saved] == [1, 2]
+    # Four arrays of float32: weights, their average, two moments of Adam; beside them a few counters.
+    assert all(size * 2**30 == pytest.approx(4 * 64 * 96 * 4, rel=1e-3) and seconds > 0 for _, size, seconds, _ in saved)
+
+
 def test_run_goes_on_saving_where_damage_was(workdir, mesh, warnings):
     _flip(_largest(workdir / "checkpoints" / "3" / "params"))
     _resume(workdir, mesh)

@@ -52,16 +52,19 @@ class CheckpointStore:
     """
 
     def __init__(self, directory, *, keep_last=3, keep_every=0, read_only=False):
-        self.directory = epath.Path(directory)
+        # Orbax reads by absolute paths only.
+        self.directory = epath.Path(directory).resolve()
         # Orbax warns that a folder opened for reading is read-only.
         verbosity = logging.get_verbosity()
         logging.set_verbosity(logging.ERROR if read_only else verbosity)
+        self._saving = None
         self._handlers = {name: ocp.StandardCheckpointHandler() for name in _TREES} | {"run": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(
-            self.directory.resolve(),
+            self.directory,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep_last, keep_period=keep_every or None, enable_async_checkpointing=True,
                 create=not read_only, read_only=read_only, cleanup_tmp_directories=not read_only,
+                async_options=None if read_only else ocp.AsyncOptions(post_finalization_callback=self._report_written),
             ),
             item_handlers=self._handlers,
         )
@@ -89,11 +92,19 @@ class CheckpointStore:
         began, trees = time.monotonic(), _trees(state)
         run = run | {"fingerprints": {name: fingerprint.fingerprints(tree) for name, tree in trees.items()}}
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(trees)) / 2**30
         with self._failures_named():
+            # Else the report on a save that still goes on would be about this one.
+            self._manager.wait_until_finished()
+            self._saving = step, size, time.monotonic()
             self._manager.save(step, args=ocp.args.Composite(**items, run=ocp.args.JsonSave(run)), force=True)
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
-        logging.info("saving step %d, %.3g GiB; training waited %.1f s, writing goes on beside it", step, size / 2**30,
+        logging.info("saving step %d, %.3g GiB; training waited %.1f s, writing goes on beside it", step, size,
                      time.monotonic() - began)
+
+    def _report_written(self):
+        step, size, began = self._saving
+        seconds = time.monotonic() - began
+        logging.info("saved step %d: %.3g GiB in %.1f s, %.3g MiB/s", step, size, seconds, 1024 * size / seconds)
 
     def wait(self):
         """Block until everything is on disk.

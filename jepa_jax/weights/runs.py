@@ -97,7 +97,7 @@ def read(path):
     networks = {name: Network(module, params[name]) for name, module in modules.items()}
     if card["target"]:
         networks = {f"target_{card['target']}": Network(modules[card["target"]], target_params)} | networks
-    workdir = store.directory.resolve().parent
+    workdir = store.directory.parent
     provenance = {"format": "run", "source": workdir.name, "step": step, "config": run["config"]}
     protocol = card.get("protocol")
     protocol = protocol and Protocol(**protocol | {"layers": tuple(protocol["layers"])})
