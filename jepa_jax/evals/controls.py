@@ -30,12 +30,25 @@ def make_control(bundle, kind, seed=0):
         raise ValueError(f"there is no control {kind!r}; choose one of {', '.join(KINDS)}")
     module = bundle.networks[choose_encoder(bundle.networks)].module
     if kind == RANDOM:
-        clip = jnp.zeros((1, module.tubelet_size, module.patch_size, module.patch_size, 3))
-        params = module.init(jax.random.key(seed), clip)["params"]
+        params = random_weights(module, seed)
     else:
         module, params = _patches(module)
     params = jax.tree.map(np.asarray, params)
     return Bundle({"encoder": Network(module, params)}, bundle.preprocessing, provenance={"control": kind, "seed": seed})
+
+
+def random_weights(encoder, seed):
+    """Draw the weights of an encoder that was never trained.
+
+    Args:
+      encoder: `VideoEncoder`.
+      seed: of the weights.
+
+    Returns:
+      Nested dict of float32 device arrays.
+    """
+    clip = jnp.zeros((1, encoder.tubelet_size, encoder.patch_size, encoder.patch_size, 3))
+    return jax.jit(lambda key: encoder.init(key, clip)["params"])(jax.random.key(seed))
 
 
 def _patches(module):

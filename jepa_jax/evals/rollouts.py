@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jepa_jax.models.aggregate import average_tokens
 from jepa_jax.models.norms import normalize_latents
 
 # Every frame predicted from the true ones before it; or from the context and the predictions before it.
@@ -116,7 +117,8 @@ def read_latents(world, params, samples, *, batch_size=8, on_samples=lambda coun
       float32 `[N, F, n, D]`.
     """
     factors, total = pooling(world.predictor.grid, world.predictor.output_dim), len(samples)
-    run = jax.jit(lambda params, batch: _pool(_latents(world, params, batch), world.predictor.grid, factors))
+    average = functools.partial(average_tokens, grid=world.predictor.grid, factors=factors)
+    run = jax.jit(lambda params, batch: average(_latents(world, params, batch)).astype(jnp.float32))
     seen = {name: samples.arrays[name] for name in ("video", "latents") if name in samples.arrays}
     found = []
     for first in range(0, total, batch_size):
@@ -175,7 +177,9 @@ def _measure(world, context, factors, params, batch, mean_action, deviations, sh
     read = {}
     if factors is not None:
         kept = {TRUE: latents} | predicted
-        read = {name: _pool(value, world.predictor.grid, factors) for name, value in kept.items()}
+        read = {
+            name: average_tokens(value, world.predictor.grid, factors).astype(jnp.float32) for name, value in kept.items()
+        }
     now = (value[:, :context] for value in (latents, actions, states, *cameras))
     sensitivity = _sensitivity(world, params, deviations, *now)
     return (errors, sensitivity, read), (latents[show], predicted[OPEN_LOOP][show])
@@ -195,13 +199,6 @@ def _sensitivity(world, params, deviations, latents, actions, *told):
 
 def _latents(world, params, batch):
     return normalize_latents(batch["latents"]) if "latents" in batch else world.encode(params, batch["video"])
-
-
-def _pool(latents, grid, factors):
-    """Average `[B, F, h*w, D]` over rectangles of tokens; `[B, F, n, D]`."""
-    (h, w), (down, across) = grid, factors
-    parts = latents.reshape(*latents.shape[:2], h // down, down, w // across, across, -1)
-    return parts.mean((3, 5)).reshape(*latents.shape[:2], -1, latents.shape[-1]).astype(jnp.float32)
 
 
 def _other_samples(trajectory, rng):

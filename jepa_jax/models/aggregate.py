@@ -61,3 +61,20 @@ def join_segments(tokens, times=None):
         times = jnp.repeat(jnp.asarray(times, tokens.dtype), length // steps, axis=2)
         tokens = tokens + times[:, None]
     return einops.rearrange(tokens, "s v b n d -> v b (s n) d")
+
+
+def average_tokens(tokens, grid, factors):
+    """Average over rectangles of the tokens of a frame.
+
+    Args:
+      tokens: float `[..., h*w, D]`.
+      grid: (h, w).
+      factors: (down, across), sides of the rectangles, which divide h and w.
+
+    Returns:
+      `[..., (h / down) * (w / across), D]`.
+    """
+    (h, w), (down, across) = grid, factors
+    return einops.reduce(
+        tokens, "... (h down w across) d -> ... (h w) d", "mean", h=h // down, down=down, w=w // across, across=across
+    )

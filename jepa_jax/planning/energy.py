@@ -6,6 +6,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from jepa_jax.models.aggregate import average_tokens
 from jepa_jax.models.norms import normalize_latents
 
 
@@ -63,12 +64,10 @@ class Energy:
     def _prepare(self, tokens, grid):
         if self.pool == 1 and not self.smooth:
             return tokens
-        (h, w), leading = grid, tokens.shape[:-2]
-        image = tokens.reshape(*leading, h, w, -1)
+        image = tokens.reshape(*tokens.shape[:-2], *grid, -1)
         for _ in range(self.smooth):
             image = _smooth(_smooth(image, -3), -2)
-        parts = image.reshape(*leading, h // self.pool, self.pool, w // self.pool, self.pool, tokens.shape[-1])
-        tokens = parts.mean((-4, -2)).reshape(*leading, -1, tokens.shape[-1])
+        tokens = average_tokens(image.reshape(tokens.shape), grid, (self.pool, self.pool))
         return normalize_latents(tokens) if self.renormalize else tokens
 
 

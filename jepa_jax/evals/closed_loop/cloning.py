@@ -18,6 +18,7 @@ import optax
 
 from jepa_jax.evals.closed_loop.episodes import Choice, Policy
 from jepa_jax.evals.closed_loop.sight import see_all
+from jepa_jax.models.aggregate import average_tokens
 
 MAX_AHEAD = 20
 _HIDDEN, _DEPTH = 512, 2
@@ -104,8 +105,7 @@ def _pool_factor(sight):
 
 def _read(grid, side, latents):
     """Average `[B, h*w, D]` over squares of tokens; `[B, P]`."""
-    (h, w), count = grid, len(latents)
-    return latents.reshape(count, h // side, side, w // side, side, -1).mean((2, 4)).reshape(count, -1)
+    return average_tokens(latents, grid, (side, side)).reshape(len(latents), -1)
 
 
 def _scale(values):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jepa_jax.evals.controls import random_weights
 from jepa_jax.models import world_model
 from jepa_jax.models.norms import normalize_latents
 
@@ -69,7 +70,7 @@ def make_sight(kind, model, params, *, seed=0, layers=()):
         mean, std = (jnp.array(numbers, jnp.float32) for numbers in (pre.mean, pre.std))
         return world_model.encode_frames(encoder, params, frames[:, None], mean=mean, std=std, layers=layers)[:, 0]
 
-    weights = params["encoder"] if kind == TRAINED else new_weights(encoder, seed)
+    weights = params["encoder"] if kind == TRAINED else random_weights(encoder, seed)
     plain = kind == TRAINED and not layers
     return Sight(kind, see, weights, grid, size, model.sha256["encoder"] if plain else "")
 
@@ -106,12 +107,6 @@ def patch_sight(size=64, patch=8):
       `Sight`.
     """
     return Sight(PATCHES, lambda _, frames: _cut(frames, patch), (), (size // patch,) * 2, size)
-
-
-def new_weights(encoder, seed):
-    """Draw the weights of an encoder that was never trained."""
-    shape = (1, encoder.tubelet_size, encoder.patch_size, encoder.patch_size, 3)
-    return jax.jit(lambda key: encoder.init(key, jnp.zeros(shape))["params"])(jax.random.key(seed))
 
 
 def _block_numbers(layers, depth):
