@@ -19,6 +19,7 @@ import tqdm
 from absl import logging
 
 from jepa_jax.commandline import types
+from jepa_jax.commandline.skipped import list_reasons, too_many
 from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data import DataError, clips, remote, workers
 from jepa_jax.data.copies import local_copy
@@ -44,7 +45,6 @@ SRC is a folder (searched through), a glob in quotes, a video or image file, or 
 header: 'path label' per line. SRC and DIR may be URLs, such as gs:// or s3://. Run the same command again to finish a run that was stopped.
 Read the results with numpy.load, or with jepa_jax.features.files.read_features."""
 REPORT = "embed-report.json"
-_NAMES_SHOWN = 5
 _FPS = 4.0
 
 
@@ -237,7 +237,6 @@ def _name(model):
 def _finish(report, earlier, args):
     """Write the report as text and JSON and judge it."""
     total = report.written + len(report.skips)
-    fraction = len(report.skips) / total
     path = os.path.join(args.output, REPORT)
     write_json(path, {
         "written": report.written, "skipped": len(report.skips), "bytes": report.bytes,
@@ -246,21 +245,14 @@ def _finish(report, earlier, args):
     })
     before = f" ({earlier} done before)" if earlier else ""
     lines = [f"{report.written} of {total} files{before} in {args.output}, {report.bytes / 1e6:.1f} MB"]
-    for reason, count in skip_counts(report).items():
-        names = [name for name, other, _ in report.skips if other == reason]
-        more = f", and {count - _NAMES_SHOWN} more" if count > _NAMES_SHOWN else ""
-        lines.append(f"skipped, {reason}: {count} ({', '.join(names[:_NAMES_SHOWN])}{more})")
+    lines += list_reasons(skip_counts(report), report.skips)
     lines.append(f"report: {path}")
-    status = 0
+    wrong = too_many([message for *_, message in report.skips], total, args.max_skip_fraction, "files",
+                     "the rest is complete, raise the limit to accept it")
     if not report.written:
-        lines.append("error: nothing was written; every file was skipped for the reasons above")
-        status = 1
-    elif fraction > args.max_skip_fraction:
-        lines.append(f"error: {fraction:.1%} of the files were skipped, more than --max-skip-fraction "
-                     f"{args.max_skip_fraction:g}; the rest is complete, raise the limit to accept it")
-        status = 1
-    write_lines(lines)
-    return status
+        wrong = ["error: nothing was written; every file was skipped for the reasons above"]
+    write_lines(lines + wrong)
+    return 1 if wrong else 0
 
 
 def _parse(argv):

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from jepa_jax import evaluate_anticipation, evaluate_distance, evaluate_probe, evaluate_robot
 from jepa_jax.commandline import interrupt, types
+from jepa_jax.commandline.skipped import too_many
 from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data import DataError, ShardSource
 from jepa_jax.data.errors import RecordError
@@ -143,19 +144,14 @@ def _write(report, measured, found, trained, model, notes, args):
     })
     with new_file(paths[1]) as local:
         canvas.save_figure(figure, local)
-    skipped = len(found.skips)
     lines = [f"{len(found)} samples of {found.trajectories} trajectories, {args.context + args.horizon} frames at {trained.fps:g}/s"]
     lines += [f"left out, {reason}: {count}" for reason, count in found.skip_counts().items()]
     lines += [f"note: {note}" for note in notes]
     lines += ["", *rollout_report.describe(report), "", *(f"wrote {path}" for path in paths)]
-    fraction = skipped / (skipped + found.trajectories)
-    status = 0
-    if fraction > args.max_skip_fraction:
-        status = 1
-        lines.append(f"error: {fraction:.1%} of the trajectories that were looked at were left out, more than "
-                     f"--max-skip-fraction {args.max_skip_fraction:g}; first: {found.skips[0][2]}")
-    write_lines(lines)
-    return status
+    wrong = too_many([message for *_, message in found.skips], len(found.skips) + found.trajectories, args.max_skip_fraction,
+                     "trajectories that were looked at")
+    write_lines(lines + wrong)
+    return 1 if wrong else 0
 
 
 def _position_part(robot):

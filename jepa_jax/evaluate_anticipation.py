@@ -7,6 +7,7 @@ import jax
 from tqdm import tqdm
 
 from jepa_jax.commandline import types
+from jepa_jax.commandline.skipped import too_many
 from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data.actions import LAYOUT, ORDERS, OUTPUTS, ActionSource, make_classes, read_annotations
 from jepa_jax.data.anticipation import ANCHORS
@@ -64,13 +65,9 @@ def run(args):
         reports[anchor] = anticipation.summarize(foreseen, probe_settings(bundle))
         skipped[anchor] = foreseen.skipped
     write_json(os.path.join(args.output, REPORT), _record(reports, skipped, source, bundle, seeing, args))
-    write_lines(_describe(reports, source, seeing, args))
-    worst = max(skipped.values(), key=len)
-    if len(worst) / total > args.max_skip_fraction:
-        write_lines([f"error: {len(worst) / total:.1%} of the segments could not be read, more than --max-skip-fraction "
-                     f"{args.max_skip_fraction:g}; first: {worst[0].message}"])
-        return 1
-    return 0
+    wrong = too_many([skip.message for skip in max(skipped.values(), key=len)], total, args.max_skip_fraction, "segments")
+    write_lines(_describe(reports, source, seeing, args) + wrong)
+    return 1 if wrong else 0
 
 
 def _read_bundle(args):

@@ -7,6 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jepa_jax.commandline import types
+from jepa_jax.commandline.skipped import too_many
 from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.labelled import ListSource, check_labels, open_labelled
@@ -60,13 +61,9 @@ def run(args):
     report = classification.summarize(judged, probe_settings(bundle))
     _draw(report, judged, bundle, source, names, args)
     write_json(os.path.join(args.output, REPORT), _record(report, judged, bundle, args))
-    write_lines(_describe(report, bundle, args))
-    fraction = len(judged.skipped) / total
-    if fraction > args.max_skip_fraction:
-        write_lines([f"error: {fraction:.1%} of the videos could not be read, more than --max-skip-fraction {args.max_skip_fraction:g}; "
-                     f"first: {judged.skipped[0].message}"])
-        return 1
-    return 0
+    wrong = too_many([skip.message for skip in judged.skipped], total, args.max_skip_fraction, "videos")
+    write_lines(_describe(report, bundle, args) + wrong)
+    return 1 if wrong else 0
 
 
 def _read_bundle(args):

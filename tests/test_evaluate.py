@@ -202,7 +202,7 @@ def test_fewer_samples_than_asked_and_too_many_skips(run, tmp_path):
     report = read_report(tmp_path)
     assert 2 * TRAJECTORIES < report["samples"] < 500
     assert f"note: {report['samples']} samples instead of 500: the data hold no more different ones" in out
-    assert status == 1 and "14.3% of the trajectories that were looked at were left out" in out
+    assert status == 1 and "14.3% of the trajectories that were looked at were skipped" in out
 
 
 def test_another_robot_is_named(run, tmp_path):

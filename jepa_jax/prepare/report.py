@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from jepa_jax.commandline.skipped import list_reasons, too_many
 from jepa_jax.data import shards
 from jepa_jax.data.publish import write_json
 from jepa_jax.data.wording import duration
 
-_NAMES_SHOWN = 5
 _RATES_SHOWN = 8
 
 
@@ -42,22 +42,14 @@ def finish(
     if report.rates:
         lines.append(f"frames/s: {_rates_text(report.rates)}")
     lines += [f"note: {note}: {count} {units}" for note, count in sorted(report.notes.items())]
-    for reason, count in shards.skip_counts(report).items():
-        names = [name for name, other, _ in report.skips if other == reason]
-        more = f", and {count - _NAMES_SHOWN} more" if count > _NAMES_SHOWN else ""
-        lines.append(f"skipped, {reason}: {count} ({', '.join(names[:_NAMES_SHOWN])}{more})")
+    lines += list_reasons(shards.skip_counts(report), report.skips)
     lines.append(f"report: {path}")
-    fraction = len(report.skips) / total
     if not report.written:
         lines.append(f"error: nothing was written; all {units} were skipped for the reasons above")
         return lines, 1
-    if fraction > max_skip_fraction:
-        lines.append(
-            f"error: {fraction:.1%} of the {units} were skipped, more than --max-skip-fraction "
-            f"{max_skip_fraction:g}; the shards are complete, raise the limit to accept them"
-        )
-        return lines, 1
-    return lines, 0
+    wrong = too_many([message for *_, message in report.skips], total, max_skip_fraction, units,
+                     "the shards are complete, raise the limit to accept them")
+    return lines + wrong, 1 if wrong else 0
 
 
 def _summary(report: shards.ShardReport) -> dict:
