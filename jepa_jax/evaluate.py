@@ -1,6 +1,7 @@
 """Judge trained models on held-out data: `python -m jepa_jax.evaluate rollout SHARDS --model RUN --output DIR`."""
 
 import argparse
+import glob
 import os
 import sys
 
@@ -15,7 +16,7 @@ from jepa_jax.data import DataError, ShardSource
 from jepa_jax.data.errors import RecordError
 from jepa_jax.data.publish import check_folder, new_file, write_json
 from jepa_jax.data.trajectories import KIND
-from jepa_jax.evals import controls, rollout_report, samples
+from jepa_jax.evals import comparison, controls, rollout_report, samples
 from jepa_jax.evals.readout import Frames, decode_positions
 from jepa_jax.evals.rollouts import measure, read_latents
 from jepa_jax.robots.presets import PRESETS, make_spec
@@ -37,6 +38,7 @@ _ELSEWHERE = (
 _EXAMPLES = """examples:
   python -m jepa_jax.evaluate rollout shards/heldout --model runs/ac --output reports/ac
   python -m jepa_jax.evaluate rollout shards/heldout --model runs/ac --output reports/ac --decode --extra box_position
+  python -m jepa_jax.evaluate compare 'pretrained=reports/seed*-pretrained.json' 'random=reports/seed*-random.json'
   python -m jepa_jax.evaluate controls --model runs/encoder --output runs/controls
   python -m jepa_jax.evaluate rollout shards/droid --model vjepa2-ac-vitg.pt --output reports/released --samples 50"""
 _ROLLOUT = """Say whether a world model uses actions at all: how far its predictions are from the frames that came,
@@ -46,6 +48,8 @@ DIR gets report.json and report.png. Exit status: 0; 1 if too many trajectories 
 nothing could be judged."""
 _CONTROLS = """Write the frozen encoders that a trained one must beat: DIR/random, the same network newly initialised, and
 DIR/patches, which hands on the pixels of every patch. Train a world model on each, as on the trained one."""
+_COMPARE = """Put reports of `evaluate rollout` side by side: a row for each NAME, a column for each number, and how much smaller
+the errors of the first are. Of several reports, such as those of several seeds, the lowest and the highest number are shown."""
 REPORT, PICTURE = "report.json", "report.png"
 _POSITION = "position"
 # Records named in the report; a data set may have thousands that are too short.
@@ -175,6 +179,10 @@ def _parser():
     for name, module, what in _ELSEWHERE:
         module.add_arguments(commands.add_parser(name, help=what, description=module.DESCRIPTION, epilog=module.EXAMPLES,
                                                  formatter_class=parser.formatter_class))
+    add = commands.add_parser("compare", help="reports of rollouts side by side", description=_COMPARE,
+                              formatter_class=parser.formatter_class)
+    add.set_defaults(run=_compare)
+    add.add_argument("reports", nargs="+", type=types.assignment, metavar="NAME=FILE", help="report.json files; FILE may be a glob, in quotes")
     add = commands.add_parser("controls", help="encoders that have learnt nothing, to compare with", description=_CONTROLS,
                               formatter_class=parser.formatter_class)
     add.set_defaults(run=_controls)
@@ -182,6 +190,18 @@ def _parser():
     add.add_argument("--output", required=True, metavar="DIR", help="folder for the weights, DIR/random and DIR/patches")
     add.add_argument("--seed", type=types.count, default=0, help="of the random encoder (default %(default)s)")
     return parser
+
+
+def _compare(args):
+    """Print reports side by side; returns the exit status."""
+    groups = {}
+    for name, pattern in args.reports:
+        paths = sorted(glob.glob(pattern, recursive=True))
+        if not paths:
+            raise ValueError(f"{name}={pattern}: there is no such file")
+        groups.setdefault(name, []).extend(paths)
+    write_lines(comparison.compare(comparison.read_reports(groups)))
+    return 0
 
 
 def _controls(args):

@@ -1,0 +1,63 @@
+"""Rollout reports side by side."""
+
+import json
+import re
+
+import pytest
+
+from jepa_jax import evaluate
+
+REACHED = {"one_step_to_copy_last": 0.7, "open_loop_to_copy_last": 0.72, "shuffled_to_true_one_step": 1.5}
+
+
+def report(folder, name, *, copying=1.0, far=(5.0, 6.0), true=(5.0, 7.0), positions=("hand",)):
+    errors = {"open_loop": {"value": list(far)}, "true_latents": {"value": list(true)}}
+    found = {
+        "ratios": {key: {"value": copying * value} for key, value in REACHED.items()},
+        "errors": {"one_step": {"model": {"value": [0.1] * len(far)}}},
+        "positions": {position: {"errors": errors} for position in positions},
+    }
+    (folder / name).write_text(json.dumps(found))
+    return folder / name
+
+
+def run(capsys, *arguments):
+    status = evaluate.main(["compare", *map(str, arguments)])
+    said = capsys.readouterr()
+    return status, said.out.splitlines(), said.err
+
+
+def test_lowest_and_highest_of_several_seeds(tmp_path, capsys):
+    report(tmp_path, "seed0-trained.json")
+    report(tmp_path, "seed1-trained.json", copying=1.1, far=(5.0, 8.0))
+    random = report(tmp_path, "random.json", copying=1.4, far=(9.0, 14.0), true=(7.0, 9.0))
+    status, lines, _ = run(capsys, f"trained={tmp_path}/seed*-trained.json", f"random={random}")
+    assert status == 0
+    heading, _, trained, other, _, gain = lines
+    assert "open loop at 2 / copying" in heading and "hand at 2, cm" in heading
+    assert trained == "| trained | 2 | 0.70-0.77 | 0.72-0.79 | 1.50-1.65 | 6.0-8.0 | 6.0 |"
+    assert other == "| random | 1 | 0.98 | 1.01 | 2.10 | 14.0 | 8.0 |"
+    # 7 cm on average against 14, and 6 against 8.
+    assert gain == "* errors of trained are below those of random by 50% hand at 2, 25% hand in true latents"
+
+
+def test_reports_without_positions(tmp_path, capsys):
+    paths = [report(tmp_path, name, positions=()) for name in ("a", "b")]
+    status, lines, _ = run(capsys, f"a={paths[0]}", f"b={paths[1]}")
+    assert status == 0 and lines[2] == "| a | 1 | 0.70 | 0.72 | 1.50 |" and len(lines) == 5
+
+
+@pytest.mark.parametrize("fields, message", [
+    ({"far": (1.0, 2.0, 3.0)}, "is about 3 steps and hand, .* about 2 steps and hand: they cannot be compared"),
+    ({"positions": ()}, "is about 2 steps, .* about 2 steps and hand"),
+])
+def test_reports_that_cannot_be_compared(fields, message, tmp_path, capsys):
+    first, other = report(tmp_path, "first"), report(tmp_path, "other", **fields)
+    status, _, said = run(capsys, f"a={first}", f"b={other}")
+    assert status == 2 and re.search(message, said)
+
+
+def test_files_that_are_no_reports(tmp_path, capsys):
+    (tmp_path / "other.json").write_text("[]")
+    assert "other.json is no report of `evaluate rollout`" in run(capsys, f"a={tmp_path}/other.json")[2]
+    assert "nothing*: there is no such file" in run(capsys, f"a={tmp_path}/nothing*")[2]
