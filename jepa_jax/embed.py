@@ -19,13 +19,12 @@ import tqdm
 from absl import logging
 
 from jepa_jax.commandline import types
-from jepa_jax.commandline.skipped import list_reasons, too_many
+from jepa_jax.commandline.skipped import count_reasons, list_reasons, too_many
 from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data import DataError, clips, remote, workers
 from jepa_jax.data.copies import local_copy
 from jepa_jax.data.listing import ListError
 from jepa_jax.data.publish import write_json
-from jepa_jax.data.shards import skip_counts
 from jepa_jax.features import files, naming, output, pooling
 from jepa_jax.features.encoding import Encoded, encode_windows
 from jepa_jax.features.sources import End, Sampling, Source, read_ahead
@@ -240,12 +239,12 @@ def _finish(report, earlier, args):
     path = os.path.join(args.output, REPORT)
     write_json(path, {
         "written": report.written, "skipped": len(report.skips), "bytes": report.bytes,
-        "skips_by_reason": skip_counts(report),
+        "skips_by_reason": count_reasons(report.skips),
         "skips": [{"path": path, "reason": reason, "message": text} for path, reason, text in report.skips],
     })
     before = f" ({earlier} done before)" if earlier else ""
     lines = [f"{report.written} of {total} files{before} in {args.output}, {report.bytes / 1e6:.1f} MB"]
-    lines += list_reasons(skip_counts(report), report.skips)
+    lines += list_reasons(report.skips)
     lines.append(f"report: {path}")
     wrong = too_many([message for *_, message in report.skips], total, args.max_skip_fraction, "files",
                      "the rest is complete, raise the limit to accept it")

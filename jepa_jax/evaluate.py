@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from jepa_jax import evaluate_anticipation, evaluate_distance, evaluate_probe, evaluate_robot
 from jepa_jax.commandline import interrupt, types
-from jepa_jax.commandline.skipped import too_many
+from jepa_jax.commandline.skipped import list_reasons, too_many
 from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data import DataError, ShardSource
 from jepa_jax.data.errors import RecordError
@@ -149,7 +149,7 @@ def _write(report, measured, found, trained, model, notes, args):
     with new_file(paths[1]) as local:
         canvas.save_figure(figure, local)
     lines = [f"{len(found)} samples of {found.trajectories} trajectories, {args.context + args.horizon} frames at {trained.fps:g}/s"]
-    lines += [f"left out, {reason}: {count}" for reason, count in found.skip_counts().items()]
+    lines += list_reasons(found.skips)
     lines += [f"note: {note}" for note in notes]
     lines += ["", *rollout_report.describe(report), "", *(f"wrote {path}" for path in paths)]
     wrong = too_many([message for *_, message in found.skips], len(found.skips) + found.trajectories, args.max_skip_fraction,

@@ -5,6 +5,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jepa_jax.commandline import types
+from jepa_jax.commandline.skipped import list_reasons
 from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data import ShardSource
 from jepa_jax.data.trajectories import KIND
@@ -72,7 +73,7 @@ def run(args):
     energy = TemporalEnergy(points, grid, sha256, fps, args.frames, {"clips": int((~held).sum()), "noise": args.noise, "seed": args.seed,
                                                                     "steps": args.steps})
     lines = [f"{len(found)} clips of {found.trajectories} trajectories, {args.frames} frames at {fps:g}/s; {int(held.sum())} clips are held out"]
-    lines += [f"left out, {reason}: {count}" for reason, count in found.skip_counts().items()]
+    lines += list_reasons(found.skips)
     lines += _judge({"temporal": energy, "l1": Energy()}, latents[held], grid, _positions(found, robot, held))
     save_temporal(energy, args.output)
     write_lines([*lines, "", f"wrote {args.output}"])

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 
 _NAMES_SHOWN = 5
 
 
-def list_reasons(counts: Mapping[str, int], skips: Sequence[tuple[str, str, str]]) -> list[str]:
+def count_reasons(skips: Sequence[tuple[str, str, str]]) -> dict[str, int]:
+    """Count skipped items, each (name, reason, message), by reason, the most frequent first."""
+    return dict(Counter(reason for _, reason, _ in skips).most_common())
+
+
+def list_reasons(skips: Sequence[tuple[str, str, str]]) -> list[str]:
     """Say why items were skipped, and name the first of each reason.
 
     Args:
-        counts: items by reason.
         skips: (name, reason, message) of every item.
 
     Returns:
         A line per reason.
     """
     lines = []
-    for reason, count in counts.items():
+    for reason, count in count_reasons(skips).items():
         names = [name for name, other, _ in skips if other == reason]
         more = f", and {count - _NAMES_SHOWN} more" if count > _NAMES_SHOWN else ""
         lines.append(f"skipped, {reason}: {count} ({', '.join(names[:_NAMES_SHOWN])}{more})")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -263,8 +262,3 @@ def _finished(plan: ShardPlan, index: int, count: int) -> ShardReport | None:
 
 def _report_path(plan: ShardPlan, index: int) -> str:
     return os.path.join(plan.state, f"{index:05d}.json")
-
-
-def skip_counts(report: ShardReport) -> dict[str, int]:
-    """Count the skipped items of a report by reason, most frequent first."""
-    return dict(Counter(reason for _, reason, _ in report.skips).most_common())

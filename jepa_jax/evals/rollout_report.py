@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from jepa_jax.commandline.skipped import count_reasons
 from jepa_jax.evals import readout
 from jepa_jax.evals.intervals import Bootstrap, Estimate
 from jepa_jax.evals.rollouts import COPY_LAST, MEAN_ACTION, MODEL, ONE_STEP, OPEN_LOOP, SHUFFLED
@@ -40,7 +41,7 @@ def summarize(measured, samples, robot, *, decoded=None, seed=0):
     sensitivity = _sensitivity(bootstrap, measured, robot)
     positions = {name: _positions(found, samples, seed) for name, found in (decoded or {}).items()}
     return {
-        "samples": len(samples), "trajectories": samples.trajectories, "skipped": samples.skip_counts(),
+        "samples": len(samples), "trajectories": samples.trajectories, "skipped": count_reasons(samples.skips),
         "errors": {mode: {row: bootstrap.mean(values).to_json() for row, values in rows.items()} for mode, rows in errors.items()},
         "ratios": {name: ratio.to_json() for name, ratio in ratios.items()},
         "sensitivity": sensitivity,

@@ -1,6 +1,6 @@
 """Samples of held-out trajectories, each one known by the trajectory that it comes from."""
 
-from collections import Counter, deque
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -43,10 +43,6 @@ class Samples(NamedTuple):
     def trajectories(self):
         """Count the trajectories."""
         return len(np.unique(self.trajectory))
-
-    def skip_counts(self):
-        """Return dict from reason to number of records, the most frequent first."""
-        return dict(Counter(reason for _, reason, _ in self.skips).most_common())
 
 
 def make_maker(trained, paths, frames, *, latents):

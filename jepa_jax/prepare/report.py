@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jepa_jax.commandline.skipped import list_reasons, too_many
+from jepa_jax.commandline.skipped import count_reasons, list_reasons, too_many
 from jepa_jax.data import shards
 from jepa_jax.data.publish import write_json
 from jepa_jax.data.wording import duration
@@ -42,7 +42,7 @@ def finish(
     if report.rates:
         lines.append(f"frames/s: {_rates_text(report.rates)}")
     lines += [f"note: {note}: {count} {units}" for note, count in sorted(report.notes.items())]
-    lines += list_reasons(shards.skip_counts(report), report.skips)
+    lines += list_reasons(report.skips)
     lines.append(f"report: {path}")
     if not report.written:
         lines.append(f"error: nothing was written; all {units} were skipped for the reasons above")
@@ -63,7 +63,7 @@ def _summary(report: shards.ShardReport) -> dict:
         "bytes": report.bytes,
         "fps_histogram": dict(sorted(report.rates.items(), key=lambda pair: float(pair[0]))),
         "notes": dict(sorted(report.notes.items())),
-        "skips_by_reason": shards.skip_counts(report),
+        "skips_by_reason": count_reasons(report.skips),
         "skips": [{"path": path, "reason": reason, "message": text} for path, reason, text in report.skips],
     }
 
