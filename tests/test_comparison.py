@@ -58,6 +58,7 @@ def test_reports_that_cannot_be_compared(fields, message, tmp_path, capsys):
 
 
 def test_files_that_are_no_reports(tmp_path, capsys):
-    (tmp_path / "other.json").write_text("[]")
-    assert "other.json is no report of `evaluate rollout`" in run(capsys, f"a={tmp_path}/other.json")[2]
+    for text in ("[]", "not JSON"):
+        (tmp_path / "other.json").write_text(text)
+        assert "other.json is no report of `evaluate rollout`" in run(capsys, f"a={tmp_path}/other.json")[2]
     assert "nothing*: there is no such file" in run(capsys, f"a={tmp_path}/nothing*")[2]

@@ -75,7 +75,7 @@ def read_report(tmp_path):
     return json.loads((tmp_path / "out" / "report.json").read_text())
 
 
-def test_report_on_frames(run, tmp_path):
+def test_report_on_frames(run, tmp_path, capsys):
     status, out, _ = run("--decode", "--context", "2", "--horizon", "2")
     assert status == 0
     report = read_report(tmp_path)
@@ -90,10 +90,14 @@ def test_report_on_frames(run, tmp_path):
     assert report["positions"]["position"]["unit"] == "cm"
     assert report["settings"]["view"] == ["left"] and report["settings"]["fps"] == 5.0
     assert report["model"]["sha256"]["encoder"] == SHA256 and report["model"]["robot"]["name"] == "droid"
-    assert "12 samples of 6 trajectories, 4 frames at 5/s" in out and "left out, too short: 1" in out
+    assert "12 samples of 6 trajectories, 4 frames at 5/s" in out and "skipped, too short: 1 (" in out
     value = report["errors"]["open_loop"]["model"]["value"][1]
     (row,) = [line for line in out.split("open loop\n")[1].splitlines() if line.startswith("  model")]
     assert row.split()[-1] == f"{value:.4f}"
+    assert evaluate.main(["compare", f"one={tmp_path}/out/report.json", f"same={tmp_path}/out/report.json"]) == 0
+    compared = capsys.readouterr().out
+    ratio = report["ratios"]["one_step_to_copy_last"]["value"]
+    assert f"| one | 1 | {ratio:.2f} |" in compared and "below those of one" not in compared and "of same by 0% position at 2" in compared
     assert all(f"* {verdict}" in out for verdict in report["verdicts"])
     assert cv2.imread(str(tmp_path / "out" / "report.png")).shape[1] > 1500
 

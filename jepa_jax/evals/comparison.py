@@ -28,8 +28,7 @@ def read_reports(groups):
     found, first = {}, None
     for name, paths in groups.items():
         for path in paths:
-            with open(path, encoding="utf-8") as file:
-                report = json.load(file)
+            report = _read(path)
             if not isinstance(report, dict) or not {"ratios", "errors", "positions"} <= set(report):
                 raise ValueError(f"{path} is no report of `evaluate rollout`")
             kind = _steps(report), sorted(report["positions"])
@@ -49,37 +48,47 @@ def compare(groups):
     Returns:
       Lines of text.
     """
-    columns = _columns(next(iter(groups.values()))[0])
-    lines = ["| | reports | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 2)]
+    first = next(iter(groups.values()))[0]
+    ratios, positions = _ratios(first), _positions(first)
+    headings = [*ratios, *(f"{heading}, cm" for heading in positions)]
+    lines = ["| | reports | " + " | ".join(headings) + " |", "|" + "---|" * (len(headings) + 2)]
     for name, reports in groups.items():
-        cells = [_range([read(report) for report in reports], digits) for read, digits in columns.values()]
+        cells = [_range(map(read, reports), digits) for columns, digits in ((ratios, 2), (positions, 1)) for read in columns.values()]
         lines.append(f"| {name} | {len(reports)} | " + " | ".join(cells) + " |")
-    return [*lines, "", *_gains(groups, columns)]
+    return [*lines, "", *(_gains(groups, positions) if positions else ())]
 
 
-def _columns(report):
-    """Return {heading: (function of a report, digits)}."""
-    steps = _steps(report)
-    columns = {text.format(steps=steps): (lambda found, key=key: found["ratios"][key]["value"], 2) for key, text in _RATIOS}
+def _ratios(report):
+    """Return functions of a report by heading."""
+    return {heading.format(steps=_steps(report)): lambda found, key=key: found["ratios"][key]["value"] for key, heading in _RATIOS}
+
+
+def _positions(report):
+    """Return functions of a report by heading; their results are in cm."""
+    columns = {}
     for name in report["positions"]:
-        columns[f"{name} at {steps}, cm"] = lambda found, name=name: found["positions"][name]["errors"][OPEN_LOOP]["value"][-1], 1
-        # One number for all frames of the true future.
-        columns[f"{name} in true latents, cm"] = (
-            lambda found, name=name: float(np.mean(found["positions"][name]["errors"][TRUE_LATENTS]["value"])), 1)
+        columns[f"{name} at {_steps(report)}"] = lambda found, name=name: found["positions"][name]["errors"][OPEN_LOOP]["value"][-1]
+        # Nothing is predicted there, so all steps say the same.
+        columns[f"{name} in true latents"] = lambda found, name=name: float(np.mean(found["positions"][name]["errors"][TRUE_LATENTS]["value"]))
     return columns
 
 
-def _gains(groups, columns):
-    """Say by how much the mean error of the first group is below those of the others."""
+def _gains(groups, positions):
+    """Say by how much the mean errors of the first group are below those of the others."""
     (first, reports), *others = groups.items()
-    centimetres = {heading: read for heading, (read, _) in columns.items() if heading.endswith("cm")}
+    mean = lambda read, some: np.mean([read(report) for report in some])
     for name, rivals in others:
-        parts = []
-        for heading, read in centimetres.items():
-            own, other = (np.mean([read(report) for report in some]) for some in (reports, rivals))
-            parts.append(f"{1 - own / other:.0%} {heading.removesuffix(', cm')}")
-        if parts:
-            yield f"* errors of {first} are below those of {name} by " + ", ".join(parts)
+        parts = [f"{1 - mean(read, reports) / mean(read, rivals):.0%} {heading}" for heading, read in positions.items()]
+        yield f"* errors of {first} are below those of {name} by " + ", ".join(parts)
+
+
+def _read(path):
+    """Return what a JSON file holds, None where it is something else."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except ValueError:
+        return None
 
 
 def _steps(report):
@@ -92,5 +101,6 @@ def _kind(kind):
 
 
 def _range(values, digits):
-    low, high = (f"{number:.{digits}f}" for number in (min(values), max(values)))
+    values = sorted(values)
+    low, high = (f"{number:.{digits}f}" for number in (values[0], values[-1]))
     return low if low == high else f"{low}-{high}"
