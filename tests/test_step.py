@@ -147,14 +147,6 @@ def test_moments_and_targets_are_sharded_like_their_parameter(fsdp):
     assert roots == {"params", "target_params", "opt_state"}
 
 
-def test_mesh_must_fit_devices_and_batch():
-    with pytest.raises(ValueError, match="mesh.fsdp 3 does not divide the number of devices, 8"):
-        sharding.make_mesh(3)
-    assert sharding.make_mesh(-1).shape["fsdp"] == 8
-    with pytest.raises(ValueError, match="batch size 12 of group 'video' is not a multiple of 16"):
-        sharding.check_batch_size("video", 12, sharding.make_mesh(2), parts=2)
-
-
 def test_accumulation_in_two_parts_equals_one():
     state, metrics, samples = _step(VIDEO, accumulate=2)(_init(), _batch(VIDEO))
     expected, one, _ = _step(VIDEO)(_init(), _batch(VIDEO))
@@ -398,12 +390,3 @@ def test_collapse_metrics_of_known_samples():
     constant = monitors.collapse_metrics(jnp.ones((4, 2)), jnp.zeros((4, 2)))
     chex.assert_tree_all_finite(constant)
     assert constant["collapse/target_std"] == 0 and constant["collapse/cosine"] == 0
-
-
-@pytest.mark.parametrize("fsdp, sequence, message", [
-    (1, 3, "mesh.sequence 3 does not divide the number of devices, 4"), (4, 2, "mesh.fsdp 4 x mesh.sequence 2 does not divide"),
-    (1, 0, "mesh.sequence 0"), (3, 1, "mesh.fsdp 3 does not divide"),
-])
-def test_meshes_that_do_not_fit(fsdp, sequence, message):
-    with pytest.raises(ValueError, match=message):
-        sharding.make_mesh(fsdp, jax.devices()[:4], sequence)
