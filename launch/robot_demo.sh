@@ -17,11 +17,11 @@ run sim.collect --output "$workdir/shards/tabletop" --episodes 2000
 run sim.collect --output "$workdir/shards/heldout" --episodes 200 --split test
 run prepare videos "$clips"/{bikes,bigbuckbunny,carphone_pristine}.mp4 --output "$workdir/shards/real" --size 96
 # Fewer steps than the presets have, here and below: minutes, where those take an hour.
-run train --config=configs/pretrain.py:tabletop --workdir="$workdir/encoder" --config.data.root="$workdir/shards" --config.optim.total_steps=500 \
+run train --config=configs/pretrain.py:tabletop --workdir="$workdir/encoder" --config.data.root="$workdir/shards" --config.optim.total_steps=600 \
   --config.data.groups.video.paths="('tabletop','real')" --config.data.groups.video.weights="(0.9,0.1)"
 run prepare features "$workdir/shards/tabletop" --model "$workdir/encoder" --size 64 --output "$workdir/shards/features"
 run train --config=configs/world_model.py:demo --workdir="$workdir/world_model" --config.encoder="$workdir/encoder" \
-  --config.optim.total_steps=900 --config.data.paths="('$workdir/shards/features',)"
+  --config.optim.total_steps=1200 --config.data.paths="('$workdir/shards/features',)"
 run evaluate rollout "$workdir/shards/heldout" --model "$workdir/world_model" --output "$workdir/report" \
   --decode --extra box_position --extra cup_position --fit "$workdir/shards/features"
 # How many steps frames are apart is a better guide to a goal than how different they are.

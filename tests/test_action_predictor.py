@@ -151,6 +151,11 @@ def test_a_predicted_change_is_added(params):
     expected = inputs["tokens"] + fast_jit(PREDICTOR.apply)(params, **inputs)
     np.testing.assert_allclose(fast_jit(changing.apply)(params, **inputs), expected, atol=1e-5)
     assert build(describe(changing)) == changing
+    # A new one copies the frame, and yet its first step moves the last layer.
+    start = fast_jit(changing.init)(jax.random.key(0), **inputs)
+    np.testing.assert_array_equal(fast_jit(changing.apply)(start, **inputs), inputs["tokens"])
+    gradients = fast_jit(jax.grad(lambda p: jnp.sum(changing.apply(p, **inputs) ** 2)))(start)["params"]
+    assert float(jnp.abs(gradients["proj"]["kernel"]).max()) > 0
     with pytest.raises(WeightsError, match="predicts_change=True, which the official code does not have"):
         refuse_unofficial("action_predictor", changing)
 

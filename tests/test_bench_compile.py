@@ -242,6 +242,29 @@ def test_host_input(tmp_path):
     assert host_input(where, 3200, 2.0, frames=16, size=256, results=str(tmp_path / "none"))["decoding"] is None
 
 
+def test_scaling_table(tmp_path, capsys):
+    paths = []
+    for chips_there, clips, seconds, name in ((512, 1024, 2.5, "large"), (64, 128, 2.0, "small"), (128, 128, 2.0, "unequal")):
+        record = {
+            "command": {"config": "configs/pretrain.py:vitg16"}, "chip": {"kinds": ["TPU v5p"]}, "items": clips,
+            "config": {"data": {"frames": 16, "size": 256}}, "network": {"ici_bytes": 3e9, "dcn_bytes": 0},
+            "topology": {"name": "v5p:4x4x4", "slices": chips_there // 64, "chips": chips_there, "mesh": {"data": 1, "fsdp": 64}},
+            "roofline": {"step_s": seconds, "step_s_without_overlap": 2 * seconds},
+        }
+        paths.append(tmp_path / f"{name}.json")
+        paths[-1].write_text(json.dumps(record))
+    large, small, unequal = map(str, paths)
+    assert bench.main(["compile", "--scaling", large, small]) == 0
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert rows == ["| v5p:4x4x4 | 64 | fsdp 64 | 128 | 3.00 | 0.00 | 2 | 100.0% | 4 | 100.0% |",
+                    "| v5p:4x4x4 x 8 | 512 | fsdp 64 | 1024 | 3.00 | 0.00 | 2.5 | 80.0% | 5 | 80.0% |"]
+    assert bench.main(["compile", "--scaling", small, unequal]) == 2
+    assert "clips per chip are 1, 2; they must be the same" in capsys.readouterr().err
+    paths[1].write_text(paths[1].read_text().replace("vitg16", "vitl16"))
+    assert bench.main(["compile", "--scaling", large, small]) == 2
+    assert "vitg16 at 16x256 on TPU v5p; configs/pretrain.py:vitl16" in capsys.readouterr().err
+
+
 def test_world_model_and_planner_need_no_data():
     """Lowered for the devices at hand; for TPUs the same is compiled."""
     config = cli.load_config("configs/world_model.py:demo")

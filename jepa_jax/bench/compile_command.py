@@ -30,6 +30,8 @@ def add(kinds):
     for name, value in Assumptions()._asdict().items():
         add(f"--{name.replace('_', '-')}", type=float, default=value, help="see the printed assumptions (default %(default)s)")
     add("--table", nargs="+", metavar="RECORD", help="print records of this command as a table in Markdown, and do nothing else")
+    add("--scaling", nargs="+", metavar="RECORD", help="print records that differ in the number of chips as a table of predicted weak "
+        "scaling, and do nothing else")
 
 
 def run(args, fields):
@@ -44,6 +46,12 @@ def run(args, fields):
     """
     if args.table:
         write_lines(table(args.table))
+        return 0
+    if args.scaling:
+        try:
+            write_lines(list(scaling(args.scaling)))
+        except ValueError as error:
+            return _refuse(error)
         return 0
     pairs = [(config, name) for config in args.config for name in args.topology]
     if args.output and len(pairs) > 1:
@@ -171,18 +179,55 @@ def table(paths):
     yield ("| config | clip | batch | topology | fits | peak, GiB | HBM free | ICI, GB | DCN, GB | bound | step, s | clips/s or plans/s | "
            "utilisation | network / compute | cores per host | compile, CPU s |")
     yield "|" + "---|" * 16
-    for path in paths:
-        with open(path, encoding="utf-8") as file:
-            record = json.load(file)
+    for record in map(_read, paths):
         memory, predicted, network, where = (record[key] for key in ("memory", "roofline", "network", "topology"))
         hosts = record["host_input"] or {"decoding": None}
         over = predicted["network_over_compute"]
         cells = [
             os.path.basename(record["command"]["config"]), "plan" if record["planner"] else _clip(record), record["items"],
-            where["name"] + (f" x {where['slices']}" if where["slices"] > 1 else ""), "yes" if memory["fits"] else "**no**",
+            _place(where), "yes" if memory["fits"] else "**no**",
             f"{memory['peak'] / _GIB:.1f}", f"{memory['free']:.0%}", f"{network['ici_bytes'] / 1e9:.2f}" if network else "",
             f"{network['dcn_bytes'] / 1e9:.2f}" if network else "", predicted["bound"], f"{predicted['step_s']:.3g}",
             f"{predicted['items_per_s']:.3g}", f"{predicted['utilisation']:.0%}", f"{over:.1%}" if over is not None else "",
             f"{hosts['cores_needed_per_host']:.1f}" if hosts["decoding"] else "", f"{record['compile_cpu_s']:.0f}",
         ]
         yield "| " + " | ".join(map(str, cells)) + " |"
+
+
+def scaling(paths):
+    """Compare records of one program on more and more chips, with the same work for each chip.
+
+    Args:
+      paths: of records.
+
+    Returns:
+      Iterator of lines of a table in Markdown. Efficiency is what a chip does in a second, in parts of what it does in the record of
+      the fewest chips.
+
+    Raises:
+      ValueError: if they are not of one program, or if a chip has more to do in one than in another.
+    """
+    records = sorted(map(_read, paths), key=lambda record: record["topology"]["chips"])
+    programs = {f"{record['command']['config']} at {_clip(record)} on {record['chip']['kinds'][0]}" for record in records}
+    if len(programs) > 1:
+        raise ValueError(f"records of several programs cannot be compared: {'; '.join(sorted(programs))}")
+    if len(loads := {record["items"] / record["topology"]["chips"] for record in records}) > 1:
+        raise ValueError(f"clips per chip are {', '.join(f'{load:g}' for load in sorted(loads))}; they must be the same in all records")
+    yield "| topology | chips | mesh | batch | ICI, GB | DCN, GB | step, s | efficiency | step without overlap, s | efficiency |"
+    yield "|" + "---|" * 10
+    for record in records:
+        where, network, predicted, first = record["topology"], record["network"], record["roofline"], records[0]["roofline"]
+        sent = [f"{network[key] / 1e9:.2f}" if network else "" for key in ("ici_bytes", "dcn_bytes")]
+        times = [cell for name in ("step_s", "step_s_without_overlap")
+                 for cell in (f"{predicted[name]:.3g}", f"{first[name] / predicted[name]:.1%}")]
+        mesh = ", ".join(f"{name} {size}" for name, size in where["mesh"].items() if size > 1)
+        yield "| " + " | ".join(map(str, [_place(where), where["chips"], mesh, record["items"], *sent, *times])) + " |"
+
+
+def _place(where):
+    return where["name"] + (f" x {where['slices']}" if where["slices"] > 1 else "")
+
+
+def _read(path):
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)

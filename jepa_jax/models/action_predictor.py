@@ -105,7 +105,7 @@ class ActionPredictor(nn.Module):
         )(x.reshape(-1, frames * per_frame, self.width), angles[None], past=past, modulation=modulation, keep=keep)
         x = x.reshape(-1, frames, per_frame, self.width)[:, :, num_conditions:]
         x = LayerNorm(self.norm_eps, name="norm", **types)(x.reshape(-1, frames * h * w, self.width))
-        x = dense(self.output_dim, "proj", **types)(x)
+        x = dense(self.output_dim, "proj", init_scale=0.0 if self.predicts_change else 1.0, **types)(x)
         if self.predicts_change:
             x = tokens.astype(x.dtype) + x
         return (x, cache) if keep else x
