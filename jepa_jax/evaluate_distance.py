@@ -1,4 +1,4 @@
-"""The command `evaluate distance`: learn how many steps frames are apart, for planners to lower."""
+"""The command `evaluate distance`: learn how far frames are apart, for planners to lower."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,28 +9,33 @@ from jepa_jax.commandline.skipped import list_reasons
 from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data import ShardSource
 from jepa_jax.data.trajectories import KIND
-from jepa_jax.evals import samples, temporal
+from jepa_jax.evals import learned_distance, samples
 from jepa_jax.evals.closed_loop import sight
-from jepa_jax.planning import Energy, TemporalEnergy, save_temporal
+from jepa_jax.planning import Energy, LearnedEnergy, save_learned
+from jepa_jax.planning.learned import MEASURES
 from jepa_jax.robots.conditions import ConditionMaker
 from jepa_jax.robots.presets import PRESETS, make_spec
 from jepa_jax.robots.world import bind_model
 from jepa_jax.weights import tensors
 from jepa_jax.weights.load import load, load_with_encoder
 
-DESCRIPTION = """Learn from recorded trajectories how many steps any two frames are apart, as a planner's energy that falls all the way
-to the goal: --distance temporal --distance-head FILE of `plan`, `viz energy` and `evaluate robot`. It is fitted on frames of
-the same clip in both directions of time, and holds for the encoder of --model only.
+DESCRIPTION = """Learn from recorded trajectories how far any two frames of a clip are apart, as a planner's energy that falls all the way
+to the goal: --distance learned --distance-head FILE of `plan`, `viz energy` and `evaluate robot`. Measured are the steps
+between them, and how much position and gripper of the robot differ (all of its state, where it has no position) in units of what
+they usually change in one step; the energy is the sum. It holds for the encoder of --model only.
 At the end it is compared with the L1 energy on trajectories that were held out: how well each orders the frames of a clip by
-the steps, and by the way of the robot, that are left to a goal (rank correlation), and how often it changes in the right
-direction when the robot comes nearer or goes away. All clips are held in memory; take fewer where they do not fit."""
+the steps, and by the way of the robot, that are left to a goal (rank correlation), how often it changes in the right
+direction when the robot comes nearer or goes away, and how well it tells a gripper that is open from one that is closed at the same
+place (1 is perfect, 0.5 chance). All clips are held in memory; take fewer where they do not fit."""
 EXAMPLES = """examples:
-  python -m jepa_jax.evaluate distance shards/tabletop --model runs/ac --output steps.safetensors
-  python -m jepa_jax.evaluate robot --model runs/ac --distance temporal --distance-head steps.safetensors --output reports/steps"""
+  python -m jepa_jax.evaluate distance shards/tabletop --model runs/ac --output distance.safetensors
+  python -m jepa_jax.evaluate robot --model runs/ac --distance learned --distance-head distance.safetensors --output reports/learned"""
 # Frames per second where no world model says it.
 _FPS = 4.0
 # Distances between which moves are judged, m.
 _EDGES = (0.0, 0.1, 0.2, 0.3, float("inf"))
+# Grippers at the same place, m, are open or closed alike, or differ: in shares of the way between.
+_SAME_PLACE, _ALIKE, _DIFFER = 0.03, 0.1, 0.4
 _CENTIMETRES = 100.0
 
 
@@ -42,7 +47,9 @@ def add_arguments(parser):
     add("--model", required=True, metavar="PATH", help="run or weights of a world model, or of an encoder alone")
     add("--encoder", metavar="PATH", help="weights of the frozen encoder, where PATH of --model lacks them")
     add("--output", required=True, metavar="FILE", help="file to write, FILE.safetensors; must not exist")
-    add("--robot", choices=PRESETS, help="for weights that name no robot, to compare with its way (default: none for an encoder alone)")
+    add("--of", type=types.names(MEASURES), metavar="NAME[,NAME]", help=f"what is measured: {', '.join(MEASURES)} (default: both; steps "
+        "for an encoder alone and no --robot)")
+    add("--robot", choices=PRESETS, help="for weights that name no robot, to know its states (default: none for an encoder alone)")
     add("--fps", type=types.positive_float, help=f"frames per second: what a step is (default: as trained; {_FPS:g} for an encoder alone)")
     add("--view", type=types.names(), metavar="NAME[,NAME]", help="cameras (default: as trained)")
     add("--samples", type=types.positive, default=1500, help="clips, of as many trajectories as there are (default %(default)s)")
@@ -55,7 +62,7 @@ def add_arguments(parser):
 
 
 def run(args):
-    """Fit a temporal distance, test and write it; returns the exit status."""
+    """Fit a learned distance, test and write it; returns the exit status."""
     tensors.refuse_existing(args.output)
     # Whatever networks there are: a world model says how it sees, an encoder alone does not.
     model, params = load_with_encoder(args.model, args.encoder, ("encoder", "action_predictor")) if args.encoder else load(args.model)
@@ -64,18 +71,20 @@ def run(args):
     robot = make_spec({"preset": args.robot}, record) if args.robot else None
     trained = bind_model(model, robot, args.fps) if "action_predictor" in model.networks else None
     robot = trained.world.robot if trained else robot
+    args.of = args.of or (MEASURES if robot else MEASURES[:1])
+    if "states" in args.of and robot is None:
+        raise ValueError("--of states: these weights name no robot; say with --robot what its states mean")
     found, origin = _read(args, source, record, model, trained, robot)
     latents, grid, sha256 = _latents(found, origin, model, params)
-    held = temporal.hold_out(found.trajectory, args.held_out, args.seed)
-    with tqdm(total=args.steps, desc="fitting (compiles first)", unit=" steps", dynamic_ncols=True) as bar:
-        points = temporal.fit_points(latents[~held], steps=args.steps, noise=args.noise, seed=args.seed, on_steps=bar.update)
+    held = learned_distance.hold_out(found.trajectory, args.held_out, args.seed)
+    params = _fit(args, latents[~held], found.arrays["states"][~held], robot)
     fps = trained.fps if trained else args.fps or _FPS
-    energy = TemporalEnergy(points, grid, sha256, fps, args.frames, {"clips": int((~held).sum()), "noise": args.noise, "seed": args.seed,
+    energy = LearnedEnergy(params, grid, sha256, fps, args.frames, {"clips": int((~held).sum()), "noise": args.noise, "seed": args.seed,
                                                                     "steps": args.steps})
     lines = [f"{len(found)} clips of {found.trajectories} trajectories, {args.frames} frames at {fps:g}/s; {int(held.sum())} clips are held out"]
     lines += list_reasons(found.skips)
-    lines += _judge({"temporal": energy, "l1": Energy()}, latents[held], grid, _positions(found, robot, held))
-    save_temporal(energy, args.output)
+    lines += _judge({"learned": energy, "l1": Energy()}, latents[held], grid, robot, found.arrays["states"][held])
+    save_learned(energy, args.output)
     write_lines([*lines, "", f"wrote {args.output}"])
     return 0
 
@@ -116,28 +125,43 @@ def _latents(found, origin, model, params):
     return latents.reshape(count, frames, *latents.shape[1:]), eyes.grid, eyes.encoder_sha256
 
 
-def _positions(found, robot, held):
-    """Return where the robot is in the clips that are held out, float32 `[M, F, 3]`, m; None if nothing says it."""
-    part = robot.part("position") if robot else None
-    return None if part is None else found.arrays["states"][held][..., part.where]
+def _fit(args, latents, states, robot):
+    """Fit one network for each measure; returns their parameters by its name."""
+    params = {}
+    for measure in args.of:
+        steps = measure == "steps"
+        apart = learned_distance.steps_apart(*latents.shape[:2]) if steps else learned_distance.states_apart(robot, states)
+        with tqdm(total=args.steps, desc=f"fitting {measure} (compiles first)", unit=" steps", dynamic_ncols=True) as bar:
+            params[measure] = learned_distance.fit_points(latents, apart, detours=steps, steps=args.steps, noise=args.noise, seed=args.seed,
+                                                          on_steps=bar.update)
+    return params
 
 
-def _judge(energies, latents, grid, positions):
+def _judge(energies, latents, grid, robot, states):
     """Return lines: what energies are worth on clips that were not fitted on."""
-    count, frames = latents.shape[:2]
-    steps = np.broadcast_to(np.abs(np.subtract.outer(np.arange(frames), np.arange(frames))), (count, frames, frames))
+    steps = learned_distance.steps_apart(*latents.shape[:2])
+    place, gripper = (robot.part(kind) if robot else None for kind in ("position", "gripper"))
+    apart = lambda part: np.linalg.norm(states[:, :, None, part.where] - states[:, None, :, part.where], axis=-1)
     titles = ["on clips that were held out", "rank correlation with steps to go"]
-    if positions is not None:
-        metres = np.linalg.norm(positions[:, :, None] - positions[:, None], axis=-1)
+    if place:
+        metres = apart(place)
         spans = [f"{_CENTIMETRES * low:g} to {_CENTIMETRES * high:g}" for low, high in zip(_EDGES, _EDGES[1:-1])]
         spans.append(f"over {_CENTIMETRES * _EDGES[-2]:g}")
         titles += ["rank correlation with the way of the robot", *(f"moves judged rightly, goals {span} cm away" for span in spans)]
+    if place and gripper:
+        low, high = robot.gripper_range
+        opening = apart(gripper) / (high - low)
+        pairs = (metres < _SAME_PLACE) & ~np.eye(metres.shape[-1], dtype=bool)
+        titles.append("open and closed grippers told apart")
     columns = [titles]
     for name, energy in energies.items():
-        found = temporal.clip_energies(energy, latents, grid)
-        columns.append([name, f"{temporal.rank_correlation(found, steps):.3f}"])
-        if positions is not None:
-            shares = temporal.right_way(found, metres, _EDGES)
-            columns[-1] += [f"{temporal.rank_correlation(found, metres):.3f}", *("-" if np.isnan(share) else f"{share:.0%}" for share in shares)]
+        found = learned_distance.clip_energies(energy, latents, grid)
+        columns.append([name, f"{learned_distance.rank_correlation(found, steps):.3f}"])
+        if place:
+            shares = learned_distance.right_way(found, metres, _EDGES)
+            columns[-1] += [f"{learned_distance.rank_correlation(found, metres):.3f}", *("-" if np.isnan(share) else f"{share:.0%}" for share in shares)]
+        if place and gripper:
+            share = learned_distance.told_apart(found, pairs & (opening < _ALIKE), pairs & (opening > _DIFFER))
+            columns[-1].append("-" if np.isnan(share) else f"{share:.2f}")
     width = max(map(len, titles))
     return ["", *(f"{title:{width}}" + "".join(f"{cell:>10}" for cell in cells) for title, *cells in zip(*columns))]

@@ -22,7 +22,7 @@ from jepa_jax.evals.closed_loop.episodes import Runner
 from jepa_jax.evals.closed_loop.panda import Panda
 from jepa_jax.evals.closed_loop.planners import MODEL, POSES
 from jepa_jax.evals.closed_loop.tabletop import Tabletop
-from jepa_jax.planning.command import TEMPORAL, add_energy_arguments, energy_of
+from jepa_jax.planning.command import LEARNED, add_energy_arguments, energy_of
 from jepa_jax.planning.energy import Energy
 from jepa_jax.planning.presets import PRESETS
 from jepa_jax.robots.conditions import ConditionMaker
@@ -41,7 +41,7 @@ EXAMPLES = """examples:
   python -m jepa_jax.evaluate robot --model runs/ac --output reports/reach
   python -m jepa_jax.evaluate robot --model runs/encoder --policy oracle --sight trained,untrained,patches --output reports/eyes
   python -m jepa_jax.evaluate robot --model runs/encoder --policy oracle --layers 1,3,-1 --output reports/layers
-  python -m jepa_jax.evaluate robot --model runs/ac --distance temporal --distance-head steps.safetensors --output reports/steps
+  python -m jepa_jax.evaluate robot --model runs/ac --distance learned --distance-head steps.safetensors --output reports/steps
   python -m jepa_jax.evaluate robot --model runs/ac --task grasp-box,place-cup --policy model,cloning,random --cloning-data shards/tabletop \\
     --planner hybrid --set horizon=2 --output reports/objects
   python -m jepa_jax.evaluate robot --world panda --model runs/panda_ac --task reach,grasp-cup --output reports/panda"""
@@ -171,7 +171,7 @@ def _sights(args, kind, model, params):
 
 def _energy(args, kind, eyes):
     """Return the energy that a policy sees with."""
-    if kind in _EYELESS and args.distance == TEMPORAL and not args.switch_energy:
+    if kind in _EYELESS and args.distance == LEARNED and not args.switch_energy:
         # A learned distance knows one encoder, and these have none; they do not need it either.
         return Energy()
     return energy_of(args, eyes.encoder_sha256, f"policy {kind}, sight {eyes.name},")

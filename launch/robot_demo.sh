@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Learn what a robot's actions do, from nothing, on a CPU: collect data in the simulated table-top, pretrain an encoder on
 # them and on real clips, train the action-conditioned predictor, report how well it foresees held-out episodes, and let
-# it reach goals that it is shown as pictures.
+# it reach goals that it is shown as pictures. 25 minutes on two cores.
 # Run it again after an interruption: it continues. Usage: bash launch/robot_demo.sh [WORKDIR]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,11 +24,11 @@ run train --config=configs/world_model.py:demo --workdir="$workdir/world_model" 
   --config.optim.total_steps=1200 --config.data.paths="('$workdir/shards/features',)"
 run evaluate rollout "$workdir/shards/heldout" --model "$workdir/world_model" --output "$workdir/report" \
   --decode --extra box_position --extra cup_position --fit "$workdir/shards/features"
-# How many steps frames are apart is a better guide to a goal than how different they are.
-steps=$workdir/steps.safetensors
-[[ -e $steps ]] || run evaluate distance "$workdir/shards/features" --model "$workdir/world_model" --output "$steps"
+# How far frames are apart in recorded trajectories is a better guide to a goal than how different they are.
+distance=$workdir/distance.safetensors
+[[ -e $distance ]] || run evaluate distance "$workdir/shards/features" --model "$workdir/world_model" --output "$distance"
 [[ -e $workdir/episodes/reach-random.png ]] || run evaluate robot --model "$workdir/world_model" --task reach --policy model,random \
-  --distance temporal --distance-head "$steps" --output "$workdir/episodes"
+  --distance learned --distance-head "$distance" --output "$workdir/episodes"
 echo
 echo "The report and its picture are in $workdir/report, films of the robot in $workdir/episodes:"
 ls "$workdir/report" "$workdir/episodes"

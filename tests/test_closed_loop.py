@@ -9,7 +9,7 @@ import pytest
 from compiling import fast_jit
 
 from jepa_jax import planning
-from jepa_jax.evals import temporal
+from jepa_jax.evals import learned_distance
 from jepa_jax.evals.closed_loop import baselines, cloning, planners, report, trials
 from jepa_jax.evals.closed_loop.episodes import (
     Goals,
@@ -267,8 +267,9 @@ def test_goals_change_when_few_steps_are_left():
     starts, ends = rng.uniform(-0.8, 0.8, (2, 150, 1, 3))
     clips = np.float32(starts + np.clip(ends - starts, -1.6, 1.6) / 8 * np.arange(9)[:, None])
     latents = np.concatenate(list(see_all(SIGHT, draw_point(clips.reshape(-1, 3)))))
-    points = temporal.fit_points(latents.reshape(150, 9, *latents.shape[1:]), steps=150)
-    energy = planning.TemporalEnergy(points, SIGHT.grid, "", 4.0, 9)
+    latents = latents.reshape(150, 9, *latents.shape[1:])
+    points = learned_distance.fit_points(latents, learned_distance.steps_apart(150, 9), detours=True, steps=150)
+    energy = planning.LearnedEnergy({"steps": points}, SIGHT.grid, "", 4.0, 9)
     settings = trials.Settings(changes=(("samples", 48), ("iterations", 3)), energy=energy, timer=None, threshold=1.0)
     found = Runner(environment, trials.make_planner(planners.POSES, environment, SIGHT, settings)[0], at_once=8).run([0], 8)
     assert (found.goal[:, -1] == 1).mean() > 0.5 and (found.goal[:, 0] == 0).all()

@@ -8,10 +8,10 @@ from jepa_jax.planning.observations import Scene, read_picture, see
 from jepa_jax.planning.presets import PRESETS, make_spec
 from jepa_jax.planning.search import plan, warm_start
 from jepa_jax.planning.spec import PlanOutput, PlanSpec, Root, Trace
-from jepa_jax.planning.temporal import TemporalEnergy, load_temporal, save_temporal
+from jepa_jax.planning.learned import LearnedEnergy, load_learned, save_learned
 
 __all__ = [
-    "PRESETS", "Energy", "LatentState", "PlanOutput", "PlanSpec", "Planner", "Progress", "Root", "Scene", "TemporalEnergy", "Trace", "bind",
-    "fit_memory", "full_actions", "load_temporal", "make_root", "make_spec", "next_goal", "plan", "read_picture", "save_temporal", "see",
+    "PRESETS", "Energy", "LatentState", "PlanOutput", "PlanSpec", "Planner", "Progress", "Root", "Scene", "LearnedEnergy", "Trace", "bind",
+    "fit_memory", "full_actions", "load_learned", "make_root", "make_spec", "next_goal", "plan", "read_picture", "save_learned", "see",
     "start_goals", "warm_start",
 ]

@@ -6,12 +6,12 @@ import numpy as np
 
 from jepa_jax.commandline import types
 from jepa_jax.planning.energy import DISTANCES, Energy
-from jepa_jax.planning.temporal import load_temporal
+from jepa_jax.planning.learned import load_learned
 from jepa_jax.robots import presets
 from jepa_jax.robots.world import bind_model
 from jepa_jax.weights.load import load_with_encoder
 
-TEMPORAL = "temporal"
+LEARNED = "learned"
 
 
 def add_model_arguments(parser):
@@ -28,9 +28,9 @@ def add_model_arguments(parser):
 def add_energy_arguments(parser):
     """Add the arguments that say how far features are from the goal's; `energy_of` reads them."""
     add = parser.add_argument
-    add("--distance", choices=(*DISTANCES, TEMPORAL), default="l1",
-        help="between features of prediction and goal; temporal: steps to go, as learnt by `evaluate distance` (default %(default)s)")
-    add("--distance-head", metavar="FILE", help="what `evaluate distance` wrote, for --distance temporal")
+    add("--distance", choices=(*DISTANCES, LEARNED), default="l1",
+        help="between features of prediction and goal; learned: by `evaluate distance` from recorded trajectories (default %(default)s)")
+    add("--distance-head", metavar="FILE", help="what `evaluate distance` wrote, for --distance learned")
     add("--pool", type=types.positive, default=1, metavar="N", help="average squares of N x N tokens first (default %(default)s)")
     add("--smooth", type=types.count, default=0, metavar="N", help="average tokens with their neighbours N times first (default 0)")
 
@@ -47,15 +47,15 @@ def energy_of(args, encoder_sha256, who="the planner"):
       ValueError: the arguments contradict each other, or the distance was learnt on another encoder.
       WeightsError: the file of a learned distance cannot be read.
     """
-    if args.distance != TEMPORAL:
+    if args.distance != LEARNED:
         if args.distance_head:
-            raise ValueError(f"--distance-head is for --distance {TEMPORAL}, not {args.distance}")
+            raise ValueError(f"--distance-head is for --distance {LEARNED}, not {args.distance}")
         return Energy(args.distance, args.pool, args.smooth)
     if not args.distance_head:
-        raise ValueError(f"--distance {TEMPORAL} needs --distance-head FILE, which `python -m jepa_jax.evaluate distance` writes")
+        raise ValueError(f"--distance {LEARNED} needs --distance-head FILE, which `python -m jepa_jax.evaluate distance` writes")
     if args.pool > 1 or args.smooth:
-        raise ValueError(f"--distance {TEMPORAL} reads tokens as they are: --pool is {args.pool} and --smooth {args.smooth}; leave them out")
-    energy = load_temporal(args.distance_head)
+        raise ValueError(f"--distance {LEARNED} reads tokens as they are: --pool is {args.pool} and --smooth {args.smooth}; leave them out")
+    energy = load_learned(args.distance_head)
     energy.check_encoder(encoder_sha256, who)
     return energy
 

@@ -13,7 +13,7 @@ from jepa_jax.models import FrameCache
 from jepa_jax.planning.energy import Energy
 from jepa_jax.planning.search import plan
 from jepa_jax.planning.spec import PlanSpec, Root
-from jepa_jax.planning.temporal import TemporalEnergy
+from jepa_jax.planning.learned import LearnedEnergy
 from jepa_jax.robots.algebra import derive_actions
 from jepa_jax.robots.spec import RobotSpec
 from jepa_jax.robots.world import WorldModel
@@ -60,7 +60,7 @@ def bind(world: WorldModel, spec: PlanSpec, energy: Energy | Callable[..., Any] 
       world: the world model.
       spec: how to search, as `presets.make_spec` makes it for its robot.
       energy: function (latents `[S, h*w, D]`, goal `[h*w, D]`, grid (h, w)) -> float32 `[S]`;
-        None for `Energy()`, the official one. `TemporalEnergy` is a learned one.
+        None for `Energy()`, the official one. `LearnedEnergy` is a learned one.
 
     Returns:
       `Planner`.
@@ -71,7 +71,7 @@ def bind(world: WorldModel, spec: PlanSpec, energy: Energy | Callable[..., Any] 
     robot, grid = world.robot, tuple(world.predictor.grid)
     check_plannable(robot, spec)
     energy = Energy() if energy is None else energy
-    if isinstance(energy, (Energy, TemporalEnergy)):
+    if isinstance(energy, (Energy, LearnedEnergy)):
         energy.check_grid(grid)
     per_frame = grid[0] * grid[1] + (2 + world.predictor.use_extrinsics) * (world.predictor.conditioning == "tokens")
 

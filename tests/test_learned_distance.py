@@ -1,4 +1,4 @@
-"""The learned temporal distance and energies over several layers: what they learn, where they lead, and what is refused."""
+"""The learned distance and energies over several layers: what they learn, where they lead, and what is refused."""
 
 import dataclasses
 import functools
@@ -13,10 +13,10 @@ from compiling import fast_options
 from weight_bundles import random_network
 
 from jepa_jax import evaluate, plan, planning, prepare
-from jepa_jax.evals import temporal
+from jepa_jax.evals import learned_distance
 from jepa_jax.evals.closed_loop import sight
 from jepa_jax.models import ActionPredictor, VideoEncoder
-from jepa_jax.planning.temporal import init_points
+from jepa_jax.planning.learned import MEASURES, init_points
 from jepa_jax.robots.presets import DROID
 from jepa_jax.robots.world import WorldModel
 from jepa_jax.weights import load, native, tensors
@@ -53,26 +53,28 @@ def wander(count, seed):
     return np.clip(rng.uniform(3, 13, (count, 1)) + np.cumsum(steps, 1), 0, GRID[1] - 1)
 
 
-def new_energy(sha256="a" * 64, grid=GRID, width=WIDTH, seed=0):
-    return planning.TemporalEnergy(init_points(jax.random.key(seed), grid[0] * grid[1], width), grid, sha256, 4.0, FRAMES, {"clips": 3})
+def new_energy(sha256="a" * 64, grid=GRID, width=WIDTH, seed=0, measures=MEASURES):
+    params = {name: init_points(jax.random.key(seed + n), grid[0] * grid[1], width) for n, name in enumerate(measures)}
+    return planning.LearnedEnergy(params, grid, sha256, 4.0, FRAMES, {"clips": 3})
 
 
 @pytest.fixture(scope="module")
 def learnt():
     done = []
-    params = temporal.fit_points(slide(wander(300, 0), 0), steps=250, on_steps=done.append)
+    apart = learned_distance.steps_apart(300, FRAMES)
+    params = learned_distance.fit_points(slide(wander(300, 0), 0), apart, detours=True, steps=250, on_steps=done.append)
     assert sum(done) == 250
-    return dataclasses.replace(new_energy(), params=params)
+    return dataclasses.replace(new_energy(), params={"steps": params})
 
 
 def test_the_distance_follows_the_way_of_things_in_clips_that_were_held_out(learnt):
     places = wander(20, 1)
     latents, way = slide(places, 1), np.abs(places[:, :, None] - places[:, None])
-    found, plain = (temporal.clip_energies(energy, latents, GRID) for energy in (learnt, planning.Energy()))
+    found, plain = (learned_distance.clip_energies(energy, latents, GRID) for energy in (learnt, planning.Energy()))
     assert found.shape == (20, FRAMES, FRAMES) and np.abs(np.diagonal(found, axis1=1, axis2=2)).max() < 0.02
-    assert temporal.rank_correlation(found, way) > max(0.9, 0.02 + temporal.rank_correlation(plain, way))
+    assert learned_distance.rank_correlation(found, way) > max(0.9, 0.02 + learned_distance.rank_correlation(plain, way))
     # Where the patterns no longer overlap, only the learnt one still knows the way.
-    (ours,), (theirs,) = (temporal.right_way(energies, way / 50, (3 / 50, np.inf)) for energies in (found, plain))
+    (ours,), (theirs,) = (learned_distance.right_way(energies, way / 50, (3 / 50, np.inf)) for energies in (found, plain))
     assert ours > 0.85 and ours > theirs + 0.1
     goal = slide(np.array([[1.0]]), 5)[0, 0]
     line = learnt(slide(np.arange(2.0, 12)[None], 5)[0], goal, GRID)
@@ -81,16 +83,54 @@ def test_the_distance_follows_the_way_of_things_in_clips_that_were_held_out(lear
 
 def test_ranks_and_shares_are_those_of_a_known_order():
     truth = np.abs(np.subtract.outer(np.arange(6), np.arange(6)))[None].astype(float)
-    assert temporal.rank_correlation(truth**3, truth) == pytest.approx(1) and temporal.rank_correlation(-truth, truth) == pytest.approx(-1)
-    assert np.isnan(temporal.rank_correlation(np.zeros_like(truth), truth))
-    assert temporal.right_way(truth, truth, (0, 2, 9, 10)) == [1, 1, pytest.approx(np.nan, nan_ok=True)]
-    assert temporal.right_way(-truth, truth, (0, 9)) == [0]
-    held = temporal.hold_out(np.array([4, 4, 7, 9, 9]), 0.4)
+    assert learned_distance.rank_correlation(truth**3, truth) == pytest.approx(1) and learned_distance.rank_correlation(-truth, truth) == pytest.approx(-1)
+    assert np.isnan(learned_distance.rank_correlation(np.zeros_like(truth), truth))
+    assert learned_distance.right_way(truth, truth, (0, 2, 9, 10)) == [1, 1, pytest.approx(np.nan, nan_ok=True)]
+    assert learned_distance.right_way(-truth, truth, (0, 9)) == [0]
+    held = learned_distance.hold_out(np.array([4, 4, 7, 9, 9]), 0.4)
     assert held[0] == held[1] and held[3] == held[4] and 0 < held.sum() < 5
     with pytest.raises(ValueError, match="clips of 1 trajectory"):
-        temporal.hold_out(np.array([4, 4]), 0.5)
+        learned_distance.hold_out(np.array([4, 4]), 0.5)
     with pytest.raises(ValueError, match="clips of 1 frame"):
-        temporal.fit_points(np.zeros((2, 1, 4, 8), np.float32))
+        learned_distance.fit_points(np.zeros((2, 1, 4, 8), np.float32), np.zeros((2, 1, 1), np.float32), detours=True)
+
+
+def test_distances_of_states_count_what_changes_in_a_step():
+    states = np.zeros((2, 4, 7))
+    states[0, :, 0] = [0, 0.1, 0.2, 0.3]
+    states[0, :, 6] = [0, 0, 0, 1]
+    # A gripper that turns is not counted, nor what stands still in all clips.
+    states[1, :, 3] = [0, 1, 2, 3]
+    apart = learned_distance.states_apart(DROID, states)
+    usual = np.sqrt([3 * 0.1**2 / 6, 1 / 6])
+    assert apart.dtype == np.float32 and not apart[1].any()
+    np.testing.assert_allclose(apart[0, 0], [0, 0.1 / usual[0], 0.2 / usual[0], np.hypot(0.3 / usual[0], 1 / usual[1])], rtol=1e-6)
+    np.testing.assert_array_equal(apart, apart.transpose(0, 2, 1))
+    with pytest.raises(ValueError, match="robot 'droid' never moves in these clips"):
+        learned_distance.states_apart(DROID, np.zeros((2, 4, 7)))
+
+
+def test_a_distance_of_states_knows_both_directions_of_an_error():
+    """Time is only the most that frames are apart; states are as far apart as they say."""
+    places = wander(300, 0)
+    way = np.float32(np.abs(places[:, :, None] - places[:, None]))
+    params = learned_distance.fit_points(slide(places, 0), way, detours=False, steps=250)
+    energy = dataclasses.replace(new_energy(), params={"states": params})
+    others = wander(20, 1)
+    found, truth = learned_distance.clip_energies(energy, slide(others, 1), GRID), np.abs(others[:, :, None] - others[:, None])
+    far = truth > 2
+    assert np.median(np.abs(found - truth)) < 0.5 and abs(np.median(found[far] / truth[far]) - 1) < 0.15
+    # Energies of several measures add up.
+    latents, goal = slide(others, 1)[0], slide(others, 1)[0, 3]
+    both = dataclasses.replace(energy, params={"states": params, "steps": params})
+    np.testing.assert_allclose(both(latents, goal, GRID), 2 * energy(latents, goal, GRID), rtol=1e-6)
+
+
+def test_pairs_are_told_apart():
+    energies = np.arange(9.0).reshape(1, 3, 3)
+    alike, differ = energies < 3, energies > 6
+    assert learned_distance.told_apart(energies, alike, differ) == 1 and learned_distance.told_apart(-energies, alike, differ) == 0
+    assert np.isnan(learned_distance.told_apart(energies, alike, energies < 0))
 
 
 def test_gradients_lead_to_the_goal_and_do_not_break_there(learnt):
@@ -112,34 +152,35 @@ def test_gradients_lead_to_the_goal_and_do_not_break_there(learnt):
 
 class TestFile:
     def test_round_trip(self, learnt, tmp_path):
-        planning.save_temporal(learnt, tmp_path / "steps.safetensors")
-        found = planning.load_temporal(tmp_path / "steps.safetensors")
+        planning.save_learned(learnt, tmp_path / "steps.safetensors")
+        found = planning.load_learned(tmp_path / "steps.safetensors")
         latents = slide(wander(2, 3), 3)
         np.testing.assert_array_equal(found(latents[0], latents[1, 0], GRID), learnt(latents[0], latents[1, 0], GRID))
         plain = lambda energy: {name: value for name, value in vars(energy).items() if name != "params"}
         assert plain(found) == plain(learnt) and hash(found) != hash(learnt)
         with pytest.raises(WeightsError, match="exists already"):
-            planning.save_temporal(learnt, tmp_path / "steps.safetensors")
+            planning.save_learned(learnt, tmp_path / "steps.safetensors")
         with pytest.raises(ValueError, match="fitted on the encoder with sha256 aaaaaaaaaaaa..., but the planner sees with the one with sha256 bbb"):
             found.check_encoder("b" * 64)
 
     def test_other_files(self, tmp_path):
         energy, path = new_energy(), tmp_path / "a.safetensors"
-        arrays = {name: np.asarray(leaf) for name, leaf in energy.params.items()}
+        arrays = {f"{measure}.{name}": np.asarray(leaf) for measure, own in energy.params.items() for name, leaf in own.items()}
         tensors.write_safetensors(arrays, path)
-        with pytest.raises(WeightsError, match="holds no temporal distance; make one with"):
-            planning.load_temporal(path)
-        planning.save_temporal(energy, tmp_path / "b.safetensors")
+        with pytest.raises(WeightsError, match="holds no learned distance; make one with"):
+            planning.load_learned(path)
+        planning.save_learned(energy, tmp_path / "b.safetensors")
         header = tensors.read_metadata(tmp_path / "b.safetensors")
-        tensors.write_safetensors({**arrays, "flat": arrays["flat"][:-1]}, path, header)
-        with pytest.raises(WeightsError, match="tensors flat are missing, unknown or of another shape than its header says, 1 x 16 tokens of 8"):
-            planning.load_temporal(path)
-        tensors.write_safetensors({**arrays, "flat": arrays["flat"] * np.nan}, path, header)
-        with pytest.raises(WeightsError, match="flat hold numbers that are not finite"):
-            planning.load_temporal(path)
-        tensors.write_safetensors(arrays, path, {"jepa_jax": json.dumps(json.loads(header["jepa_jax"]) | {"version": 9})})
-        with pytest.raises(WeightsError, match="holds no temporal distance"):
-            planning.load_temporal(path)
+        tensors.write_safetensors({**arrays, "steps.flat": arrays["steps.flat"][:-1]}, path, header)
+        with pytest.raises(WeightsError, match="tensors steps.flat are missing, unknown or of another shape than its header says, 1 x 16 tokens of 8"):
+            planning.load_learned(path)
+        tensors.write_safetensors({**arrays, "states.flat": arrays["states.flat"] * np.nan}, path, header)
+        with pytest.raises(WeightsError, match="states.flat hold numbers that are not finite"):
+            planning.load_learned(path)
+        for changed in ({"version": 9}, {"points": {}}, {"points": {"smell": 64}}):
+            tensors.write_safetensors(arrays, path, {"jepa_jax": json.dumps(json.loads(header["jepa_jax"]) | changed)})
+            with pytest.raises(WeightsError, match="holds no learned distance"):
+                planning.load_learned(path)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +199,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def head(files):
-    planning.save_temporal(new_energy(SHA256, (4, 4), 24), files / "head.safetensors")
+    planning.save_learned(new_energy(SHA256, (4, 4), 24), files / "head.safetensors")
     return files / "head.safetensors"
 
 
@@ -177,18 +218,20 @@ class TestCommand:
         assert fit(files, tmp_path / "frames.safetensors") == 0
         out = capsys.readouterr().out
         assert "6 clips of 4 trajectories, 4 frames at 5/s" in out and "wrote" in out
-        assert {"temporal", "l1"} <= set(out.split()) and "the way of the robot" in out and "goals over 30 cm away" in out
-        energy = planning.load_temporal(tmp_path / "frames.safetensors")
+        assert {"learned", "l1"} <= set(out.split()) and "the way of the robot" in out and "goals over 30 cm away" in out
+        assert "open and closed grippers told apart" in out
+        energy = planning.load_learned(tmp_path / "frames.safetensors")
         assert (energy.grid, energy.encoder_sha256, energy.fps, energy.frames) == ((4, 4), SHA256, 5.0, 4)
-        assert make_plan(files, "--distance", "temporal", "--distance-head", str(tmp_path / "frames.safetensors")) == 0
+        assert make_plan(files, "--distance", "learned", "--distance-head", str(tmp_path / "frames.safetensors")) == 0
         assert "energy" in capsys.readouterr().out
         features = ["features", str(files / "frames"), "--model", str(files / "encoder"), "--output", str(files / "features")]
         assert prepare.main([*features, "--size", "32", "--fps", "5", "--all-frames", "--workers", "0"]) == 0
         capsys.readouterr()
         assert fit(files, tmp_path / "encoder.safetensors", "--fps", "5", model="encoder", shards="features") == 0
         assert "the way of the robot" not in capsys.readouterr().out
-        other = planning.load_temporal(tmp_path / "encoder.safetensors")
-        assert plan_fields(other) == plan_fields(energy)
+        other = planning.load_learned(tmp_path / "encoder.safetensors")
+        # Without a robot, its states mean nothing.
+        assert plan_fields(other) == plan_fields(energy) and set(energy.params) == {"steps", "states"} and set(other.params) == {"steps"}
 
     def test_refusals(self, files, head, tmp_path, capsys):
         def said(status, words):
@@ -198,11 +241,12 @@ class TestCommand:
 
         said(fit(files, head), "exists already")
         said(fit(files, tmp_path / "a", "--frames", "200"), "need more than")
-        said(make_plan(files, "--distance", "temporal"), "needs --distance-head FILE")
-        said(make_plan(files, "--distance-head", str(head)), "--distance-head is for --distance temporal, not l1")
-        said(make_plan(files, "--distance", "temporal", "--distance-head", str(head), "--pool", "2"), "--pool is 2 and --smooth 0")
-        planning.save_temporal(new_energy("f" * 64, (4, 4), 24), tmp_path / "other.safetensors")
-        said(make_plan(files, "--distance", "temporal", "--distance-head", str(tmp_path / "other.safetensors")),
+        said(fit(files, tmp_path / "a", "--of", "states", model="encoder"), "--of states: these weights name no robot; say with --robot")
+        said(make_plan(files, "--distance", "learned"), "needs --distance-head FILE")
+        said(make_plan(files, "--distance-head", str(head)), "--distance-head is for --distance learned, not l1")
+        said(make_plan(files, "--distance", "learned", "--distance-head", str(head), "--pool", "2"), "--pool is 2 and --smooth 0")
+        planning.save_learned(new_energy("f" * 64, (4, 4), 24), tmp_path / "other.safetensors")
+        said(make_plan(files, "--distance", "learned", "--distance-head", str(tmp_path / "other.safetensors")),
              f"fitted on the encoder with sha256 ffffffffffff..., but the planner sees with the one with sha256 {SHA256[:12]}")
 
     @pytest.mark.parametrize("arguments, words", [
@@ -210,11 +254,11 @@ class TestCommand:
         (["--layers", "0,2"], "layers 0,2: the encoder has layers 0 to 1, -1 for the last; name each once"),
         (["--layers", "1,-1"], "name each once"),
         (["--layers", "0", "--sight", "patches"], "layers 0: encoder 'patches' has none"),
-        (["--sight", "untrained", "--distance", "temporal"], "but policy oracle, sight untrained, sees with other eyes"),
-        (["--layers", "0,1", "--distance", "temporal"], "but policy oracle, sight trained, sees with other eyes"),
+        (["--sight", "untrained", "--distance", "learned"], "but policy oracle, sight untrained, sees with other eyes"),
+        (["--layers", "0,1", "--distance", "learned"], "but policy oracle, sight trained, sees with other eyes"),
     ])
     def test_what_a_policy_cannot_see_with(self, files, head, tmp_path, capsys, arguments, words):
-        told = ["--distance-head", str(head)] if "temporal" in arguments else []
+        told = ["--distance-head", str(head)] if "learned" in arguments else []
         common = ["robot", "--model", str(files / "ac"), "--output", str(tmp_path), "--policy", "oracle", "--films", "0", "--episodes", "1"]
         assert evaluate.main([*common, *arguments, *told]) == 2
         error = capsys.readouterr().err
@@ -224,7 +268,7 @@ class TestCommand:
         status = evaluate.main([
             "robot", "--model", str(files / "encoder"), "--output", str(tmp_path), "--policy", "oracle,zero", "--films", "0", "--episodes", "1",
             "--steps", "2", "--range", "0.05,0.1", "--nuisance", "0", "--planner", "cem", "--set", "samples=4", "--set", "elites=2",
-            "--set", "iterations=1", "--distance", "temporal", "--distance-head", str(head),
+            "--set", "iterations=1", "--distance", "learned", "--distance-head", str(head),
         ])
         assert status == 0, capsys.readouterr().err
         oracle, zero = json.loads((tmp_path / "robot.json").read_text())["rows"]

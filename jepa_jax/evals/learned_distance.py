@@ -1,4 +1,4 @@
-"""Fit the temporal distance on recorded clips, and find out what it is worth on clips that were held out."""
+"""Fit learned distances on recorded clips, and find out what they are worth on clips that were held out."""
 
 import functools
 import itertools
@@ -9,12 +9,12 @@ import numpy as np
 import optax
 
 from jepa_jax.models.norms import normalize_latents
-from jepa_jax.planning.temporal import init_points, point_distance, read_points
+from jepa_jax.planning.learned import init_points, point_distance, read_points
 
 # Clips of a batch, and frames of each: a frame is read once for all its pairs.
 _CLIPS, _FRAMES = 16, 10
 _RATE, _DECAY, _WARMUP = 3e-3, 0.05, 100
-# Of the logarithm of steps: larger errors count linearly.
+# Of the logarithm of distances: larger errors count linearly.
 _HUBER = 0.3
 # A move that is counted: so many steps, and so much of the distance at least, m.
 _MOVE, _LEAST_CHANGE = 2, 0.03
@@ -23,18 +23,52 @@ _MOVE, _LEAST_CHANGE = 2, 0.03
 _BELOW = 0.03
 
 
-def fit_points(latents, *, steps=1500, noise=0.1, seed=0, on_steps=lambda count: None):
-    """Fit a network that reads frames as points, as far apart as there are steps between frames of a clip.
+def steps_apart(count, frames):
+    """Return the steps between frames of the same clip, float32 `[M, F, F]`."""
+    apart = np.abs(np.subtract.outer(np.arange(frames), np.arange(frames)))
+    return np.broadcast_to(apart, (count, frames, frames)).astype(np.float32)
+
+
+def states_apart(robot, states):
+    """Measure how far apart a robot's states are, in units of how much each number usually changes in one step.
+
+    Counted are position and gripper, where there are any, and all numbers otherwise: how a gripper turns is hardly to be seen,
+    and counting it made distances worse.
+
+    Args:
+      robot: `RobotSpec`.
+      states: `[M, F, S]` of M clips.
+
+    Returns:
+      float32 `[M, F, F]`, Euclidean over the numbers.
+
+    Raises:
+      ValueError: nothing ever changes.
+    """
+    states = np.asarray(states, np.float64)
+    if parts := [part for kind in ("position", "gripper") if (part := robot.part(kind))]:
+        states = np.concatenate([states[..., part.where] for part in parts], axis=-1)
+    usual = np.sqrt((np.diff(states, axis=1) ** 2).mean((0, 1)))
+    if not usual.any():
+        raise ValueError(f"robot {robot.name!r} never moves in these clips, so that its states tell no distance")
+    states = states[..., usual > 0] / usual[usual > 0]
+    return np.linalg.norm(states[:, :, None] - states[:, None], axis=-1).astype(np.float32)
+
+
+def fit_points(latents, apart, *, detours, steps=1500, noise=0.1, seed=0, on_steps=lambda count: None):
+    """Fit a network that reads frames as points, as far apart as frames of a clip are by some measure.
 
     Args:
       latents: float `[M, F, N, D]` of M clips of F frames, one step apart; normalised before use.
+      apart: float32 `[M, F, F]`, the measure between the frames of each clip.
+      detours: it is only the most that frames are apart, as time is.
       steps: of training.
       noise: deviation of what is added to normalised latents at most: a planner looks at predicted ones.
       seed: of weights, batches and noise.
       on_steps: called with the number of steps done since the last call.
 
     Returns:
-      Parameters of `planning.temporal.read_points`, whose `point_distance` is in steps.
+      Parameters of `planning.learned.read_points`, whose `point_distance` is what was measured.
 
     Raises:
       ValueError: clips of one frame, or the fit has diverged.
@@ -46,29 +80,29 @@ def fit_points(latents, *, steps=1500, noise=0.1, seed=0, on_steps=lambda count:
     schedule = optax.warmup_cosine_decay_schedule(0.0, _RATE, min(_WARMUP, steps // 2), steps)
     optimizer = optax.adamw(schedule, weight_decay=_DECAY)
     state, rng, key = optimizer.init(params), np.random.default_rng(seed), jax.random.key(seed)
-    step = jax.jit(functools.partial(_step, optimizer, noise), donate_argnums=(0, 1))
+    step = jax.jit(functools.partial(_step, optimizer, noise, _BELOW if detours else 1.0), donate_argnums=(0, 1))
     for number in range(steps):
         clips = rng.integers(0, count, (_CLIPS, 1))
         times = np.argsort(rng.random((_CLIPS, frames)), axis=1)[:, :_FRAMES]
-        params, state, loss = step(params, state, jax.random.fold_in(key, number), latents[clips, times], times)
+        pairs = apart[clips[..., None], times[:, :, None], times[:, None]]
+        params, state, loss = step(params, state, jax.random.fold_in(key, number), latents[clips, times], pairs)
         on_steps(1)
     if not np.isfinite(loss):
-        raise ValueError("the fit of the temporal distance has diverged: latents hold numbers that are too large, or not finite")
+        raise ValueError("the fit of the distance has diverged: latents hold numbers that are too large, or not finite")
     return params
 
 
-def _step(optimizer, noise, params, state, key, latents, times):
+def _step(optimizer, noise, below, params, state, key, latents, apart):
     """Make one step of AdamW on all pairs of frames of the same clip."""
     strength_key, noise_key = jax.random.split(key)
     # Some clean, some noisier: the distance is to hold for true frames too.
     strength = noise * jax.random.uniform(strength_key, (*latents.shape[:2], 1, 1))
     noisy = normalize_latents(latents) + strength * jax.random.normal(noise_key, latents.shape)
-    apart = jnp.abs(times[:, :, None] - times[:, None]).astype(jnp.float32)
 
     def loss(params):
         points = read_points(params, noisy)
         errors = jnp.log1p(point_distance(points[:, :, None], points[:, None])) - jnp.log1p(apart)
-        return (jnp.where(errors > 0, 1.0, _BELOW) * optax.huber_loss(errors, delta=_HUBER)).mean()
+        return (jnp.where(errors > 0, 1.0, below) * optax.huber_loss(errors, delta=_HUBER)).mean()
 
     value, slopes = jax.value_and_grad(loss)(params)
     updates, state = optimizer.update(slopes, state, params)
@@ -141,6 +175,21 @@ def right_way(energies, metres, edges):
     right = np.sign(energies[:, :, _MOVE:] - energies[:, :, :-_MOVE]) == np.sign(change)
     parts = [right[(nearer >= low) & (nearer < high) & (abs(change) >= _LEAST_CHANGE)] for low, high in itertools.pairwise(edges)]
     return [float(part.mean()) if part.size else float("nan") for part in parts]
+
+
+def told_apart(energies, alike, differ):
+    """Say how well energies tell pairs of frames that differ from those that are alike.
+
+    Args:
+      energies: `[M, F, F]`.
+      alike, differ: bool `[M, F, F]`, the pairs of each kind.
+
+    Returns:
+      Share of the pairs of pairs, one of each kind, in which the one that differs has the higher energy: 1 is perfect, 0.5
+      chance; NaN if there are none.
+    """
+    low, high = np.sort(energies[alike]), energies[differ]
+    return float(np.searchsorted(low, high).mean() / len(low)) if low.size and high.size else float("nan")
 
 
 def _ranks(values):

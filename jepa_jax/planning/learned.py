@@ -1,7 +1,7 @@
-"""A learned energy: how many steps two frames are apart in recorded trajectories.
+"""A learned energy: how far two frames are apart in recorded trajectories, in steps and in what the robot says of itself.
 
-Both frames are read by the same small network as a point of a few numbers, and the distance of the points is the
-number of steps. A file holds one such network and what it belongs to: safetensors, with a JSON text in its header.
+Of each measure there is a small network that reads a frame as a point of a few numbers; the distance of the points of two
+frames is what is measured. A file holds these networks and what they belong to: safetensors, with a JSON text in its header.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from jepa_jax.models.norms import normalize_latents
 from jepa_jax.weights import tensors
 from jepa_jax.weights.bundle import WeightsError
 
-_KEY, _FORMAT, _VERSION = "jepa_jax", "temporal distance", 1
+# Time between frames, and the change of the robot's state in units of its usual change in one step: both count steps.
+MEASURES = ("steps", "states")
+_KEY, _FORMAT, _VERSION = "jepa_jax", "learned distance", 2
 # Numbers of a token that the linear map reads.
 _REDUCED = 16
 # In steps: rounds the tip of the cone, so that there is a slope at the goal itself.
@@ -28,11 +30,11 @@ _TIP = 0.01
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TemporalEnergy:
-    """Measure how many steps latents are from a goal. Call it like `Energy`; hashable, equal only to itself.
+class LearnedEnergy:
+    """Measure how many steps latents are from a goal, the sum over measures. Call it like `Energy`; hashable, equal only to itself.
 
     Attributes:
-      params: of `read_points`.
+      params: dict of measure, of `MEASURES`, -> parameters of `read_points`.
       grid: (h, w) of the latents that it was fitted on.
       encoder_sha256: identity of the encoder that made them.
       fps: frames per second: what a step is.
@@ -50,13 +52,13 @@ class TemporalEnergy:
     def __call__(self, latents, goal, grid):
         """Return float32 `[...]`, steps, for latents `[..., h*w, D]`, a goal `[h*w, D]` or `[..., h*w, D]`, and their grid (h, w)."""
         self.check_grid(grid)
-        return point_distance(read_points(self.params, latents), read_points(self.params, goal))
+        return sum(point_distance(read_points(one, latents), read_points(one, goal)) for one in self.params.values())
 
     def check_grid(self, grid):
         """Raise ValueError unless a grid (h, w) is that of the fit."""
         if tuple(grid) != tuple(self.grid):
             (height, width), (h, w) = self.grid, grid
-            raise ValueError(f"temporal distance: fitted on a grid of {height} x {width} tokens, used on one of {h} x {w}; fit it anew")
+            raise ValueError(f"learned distance: fitted on a grid of {height} x {width} tokens, used on one of {h} x {w}; fit it anew")
 
     def check_encoder(self, sha256, who="the planner"):
         """Raise ValueError unless an encoder is that of the fit.
@@ -67,7 +69,7 @@ class TemporalEnergy:
         """
         if sha256 != self.encoder_sha256:
             other = f"the one with sha256 {sha256[:12]}..." if sha256 else "other eyes"
-            raise ValueError(f"temporal distance: fitted on the encoder with sha256 {self.encoder_sha256[:12]}..., but {who} sees with "
+            raise ValueError(f"learned distance: fitted on the encoder with sha256 {self.encoder_sha256[:12]}..., but {who} sees with "
                              f"{other}; fit it on that one")
 
 
@@ -97,44 +99,49 @@ def point_distance(points, others):
     return jnp.sqrt(((points - others) ** 2).sum(-1) + _TIP**2) - _TIP
 
 
-def save_temporal(energy, path):
-    """Write a `TemporalEnergy` to a new file.
+def save_learned(energy, path):
+    """Write a `LearnedEnergy` to a new file.
 
     Raises:
       WeightsError: if the destination exists or cannot be written.
     """
     card = {name: getattr(energy, name) for name in ("grid", "encoder_sha256", "fps", "frames", "fitted")}
-    _, width, points = _sizes(energy.params)
-    card |= {"format": _FORMAT, "version": _VERSION, "width": width, "points": points}
+    sizes = {measure: params["out_bias"].shape[0] for measure, params in energy.params.items()}
+    width = next(iter(energy.params.values()))["query"].shape[0]
+    card |= {"format": _FORMAT, "version": _VERSION, "width": width, "points": sizes}
+    arrays = {f"{measure}.{name}": np.asarray(leaf) for measure, params in energy.params.items() for name, leaf in params.items()}
     with tensors.whole_output(path, folder=False) as partial:
-        tensors.write_safetensors(jax.tree.map(np.asarray, energy.params), partial, {_KEY: json.dumps(card)})
+        tensors.write_safetensors(arrays, partial, {_KEY: json.dumps(card)})
 
 
-def load_temporal(path):
-    """Read a `TemporalEnergy` that `save_temporal` wrote.
+def load_learned(path):
+    """Read a `LearnedEnergy` that `save_learned` wrote.
 
     Raises:
       WeightsError: if it is no such file, or tensors are missing, of other shapes or not finite.
     """
-    params, text = tensors.read_safetensors(path), tensors.read_metadata(path).get(_KEY)
+    arrays, text = tensors.read_safetensors(path), tensors.read_metadata(path).get(_KEY)
     try:
         card = json.loads(text or "null")
         if (card["format"], card["version"]) != (_FORMAT, _VERSION):
             raise KeyError("format")
-        (h, w), width, points = card["grid"], card["width"], card["points"]
+        (h, w), width, points = card["grid"], card["width"], dict(card["points"])
+        if not points or not set(points) <= set(MEASURES):
+            raise KeyError("points")
         rest = {"grid": (h, w)} | {name: card[name] for name in ("encoder_sha256", "fps", "frames", "fitted")}
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path} holds no temporal distance; make one with python -m jepa_jax.evaluate distance") from error
-    expected = jax.eval_shape(lambda: init_points(jax.random.key(0), h * w, width, points))
-    shapes = lambda tree: {name: tuple(leaf.shape) for name, leaf in tree.items()}
-    if wrong := set(shapes(params).items()) ^ set(shapes(expected).items()):
+        raise WeightsError(f"{path} holds no learned distance; make one with python -m jepa_jax.evaluate distance") from error
+    expected = {
+        f"{measure}.{name}": tuple(leaf.shape) for measure, size in points.items()
+        for name, leaf in jax.eval_shape(lambda: init_points(jax.random.key(0), h * w, width, size)).items()
+    }
+    if wrong := {name: tuple(leaf.shape) for name, leaf in arrays.items()}.items() ^ expected.items():
         raise WeightsError(f"{path}: tensors {', '.join(sorted({name for name, _ in wrong}))} are missing, unknown or of another shape than "
                            f"its header says, {h} x {w} tokens of {width}")
-    if bad := [name for name, leaf in params.items() if not np.isfinite(leaf).all()]:
+    if bad := [name for name, leaf in arrays.items() if not np.isfinite(leaf).all()]:
         raise WeightsError(f"{path}: {', '.join(sorted(bad))} hold numbers that are not finite")
-    return TemporalEnergy(jax.tree.map(jnp.asarray, params), **rest)
-
-
-def _sizes(params):
-    """Return tokens N, width D and numbers of a point M."""
-    return params["where"].shape[1], params["query"].shape[0], params["out_bias"].shape[0]
+    params = {measure: {} for measure in points}
+    for name, leaf in arrays.items():
+        measure, _, own = name.partition(".")
+        params[measure][own] = jnp.asarray(leaf)
+    return LearnedEnergy(params, **rest)
