@@ -41,7 +41,7 @@ EXAMPLES = """examples:
   python -m jepa_jax.evaluate robot --model runs/ac --output reports/reach
   python -m jepa_jax.evaluate robot --model runs/encoder --policy oracle --sight trained,untrained,patches --output reports/eyes
   python -m jepa_jax.evaluate robot --model runs/encoder --policy oracle --layers 1,3,-1 --output reports/layers
-  python -m jepa_jax.evaluate robot --model runs/ac --distance learned --distance-head steps.safetensors --output reports/steps
+  python -m jepa_jax.evaluate robot --model runs/ac --distance learned --distance-head distance.safetensors --output reports/learned
   python -m jepa_jax.evaluate robot --model runs/ac --task grasp-box,place-cup --policy model,cloning,random --cloning-data shards/tabletop \\
     --planner hybrid --set horizon=2 --output reports/objects
   python -m jepa_jax.evaluate robot --world panda --model runs/panda_ac --task reach,grasp-cup --output reports/panda"""
