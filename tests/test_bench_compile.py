@@ -21,6 +21,9 @@ from jepa_jax.training import chips, sharding
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 needs_libtpu = pytest.mark.skipif(not HAS_LIBTPU, reason="compiling for TPUs needs libtpu: pip install 'jepa_jax[tpu]'")
+if HAS_LIBTPU:
+    # Before anything loads libtpu, which otherwise refuses while another process compiles.
+    topology.prepare()
 _CONFIG = '''
 from configs import pretrain
 
