@@ -71,15 +71,15 @@ def run(args):
     robot = make_spec({"preset": args.robot}, record) if args.robot else None
     trained = bind_model(model, robot, args.fps) if "action_predictor" in model.networks else None
     robot = trained.world.robot if trained else robot
-    args.of = args.of or (MEASURES if robot else MEASURES[:1])
-    if "states" in args.of and robot is None:
+    measures = args.of or (MEASURES if robot else MEASURES[:1])
+    if "states" in measures and robot is None:
         raise ValueError("--of states: these weights name no robot; say with --robot what its states mean")
     found, origin = _read(args, source, record, model, trained, robot)
     latents, grid, sha256 = _latents(found, origin, model, params)
     held = learned_distance.hold_out(found.trajectory, args.held_out, args.seed)
-    params = _fit(args, latents[~held], found.arrays["states"][~held], robot)
+    points = _fit(measures, args, latents[~held], found.arrays["states"][~held], robot)
     fps = trained.fps if trained else args.fps or _FPS
-    energy = LearnedEnergy(params, grid, sha256, fps, args.frames, {"clips": int((~held).sum()), "noise": args.noise, "seed": args.seed,
+    energy = LearnedEnergy(points, grid, sha256, fps, args.frames, {"clips": int((~held).sum()), "noise": args.noise, "seed": args.seed,
                                                                     "steps": args.steps})
     lines = [f"{len(found)} clips of {found.trajectories} trajectories, {args.frames} frames at {fps:g}/s; {int(held.sum())} clips are held out"]
     lines += list_reasons(found.skips)
@@ -125,16 +125,16 @@ def _latents(found, origin, model, params):
     return latents.reshape(count, frames, *latents.shape[1:]), eyes.grid, eyes.encoder_sha256
 
 
-def _fit(args, latents, states, robot):
+def _fit(measures, args, latents, states, robot):
     """Fit one network for each measure; returns their parameters by its name."""
-    params = {}
-    for measure in args.of:
+    points = {}
+    for measure in measures:
         steps = measure == "steps"
         apart = learned_distance.steps_apart(*latents.shape[:2]) if steps else learned_distance.states_apart(robot, states)
         with tqdm(total=args.steps, desc=f"fitting {measure} (compiles first)", unit=" steps", dynamic_ncols=True) as bar:
-            params[measure] = learned_distance.fit_points(latents, apart, detours=steps, steps=args.steps, noise=args.noise, seed=args.seed,
+            points[measure] = learned_distance.fit_points(latents, apart, detours=steps, steps=args.steps, noise=args.noise, seed=args.seed,
                                                           on_steps=bar.update)
-    return params
+    return points
 
 
 def _judge(energies, latents, grid, robot, states):
