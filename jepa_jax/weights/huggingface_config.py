@@ -48,11 +48,10 @@ def read_config(path):
       WeightsError: if it is missing, of another model, or asks for what this code does not have.
     """
     what = os.path.join(path, CONFIG)
-    config = tensors.read_json(what)
-    if config.get("model_type") != "vjepa2":
-        raise WeightsError(f"{what} is of model_type {config.get('model_type')!r}; needed: 'vjepa2'")
-    # Names are made up where there are none, as transformers does.
-    config = DEFAULTS | {"id2label": None} | config
+    # Names of labels are made up where there are none, as transformers does; no other model may pass for this one.
+    config = DEFAULTS | {"id2label": None, "model_type": None} | tensors.read_json(what)
+    if config["model_type"] != "vjepa2":
+        raise WeightsError(f"{what} is of model_type {config['model_type']!r}; needed: 'vjepa2'")
     wrong = [f"{key} {config[key]!r} (needed: {value!r})" for key, value in _ONLY.items() if config[key] != value]
     wrong += [
         f"{key} {config[key]!r} (needed: a number)"
