@@ -249,7 +249,7 @@ def test_scaling_table(tmp_path, capsys):
     paths = []
     for chips_there, clips, seconds, name in ((512, 1024, 2.5, "large"), (64, 128, 2.0, "small"), (128, 128, 2.0, "unequal")):
         record = {
-            "command": {"config": "configs/pretrain.py:vitg16"}, "chip": {"kinds": ["TPU v5p"]}, "items": clips,
+            "benchmark": "compile", "command": {"config": "configs/pretrain.py:vitg16"}, "chip": {"kinds": ["TPU v5p"]}, "items": clips,
             "config": {"data": {"frames": 16, "size": 256}}, "network": {"ici_bytes": 3e9, "dcn_bytes": 0},
             "topology": {"name": "v5p:4x4x4", "slices": chips_there // 64, "chips": chips_there, "mesh": {"data": 1, "fsdp": 64}},
             "roofline": {"step_s": seconds, "step_s_without_overlap": 2 * seconds},
@@ -266,6 +266,16 @@ def test_scaling_table(tmp_path, capsys):
     paths[1].write_text(paths[1].read_text().replace("vitg16", "vitl16"))
     assert bench.main(["compile", "--scaling", large, small]) == 2
     assert "vitg16 at 16x256 on TPU v5p; configs/pretrain.py:vitl16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--table", "--scaling"])
+@pytest.mark.parametrize("text, words", [(None, "cannot be read"), ("{", "cannot be read"), ('{"benchmark": "plan"}', "no record of bench compile")])
+def test_tables_of_other_files(tmp_path, capsys, option, text, words):
+    path = tmp_path / "record.json"
+    if text is not None:
+        path.write_text(text)
+    assert bench.main(["compile", option, str(path)]) == 2
+    assert f"{path}" in (error := capsys.readouterr().err) and words in error
 
 
 def test_world_model_and_planner_need_no_data():

@@ -44,12 +44,9 @@ def run(args, fields):
     Returns:
       Exit status: 0, or 2 when one of them is unusable.
     """
-    if args.table:
-        write_lines(table(args.table))
-        return 0
-    if args.scaling:
+    if args.table or args.scaling:
         try:
-            write_lines(list(scaling(args.scaling)))
+            write_lines([*table(args.table)] if args.table else [*scaling(args.scaling)])
         except ValueError as error:
             return _refuse(error)
         return 0
@@ -229,5 +226,12 @@ def _place(where):
 
 
 def _read(path):
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+    """Read a record of this command; raises ValueError for anything else."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            record = json.load(file)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(record, dict) or record.get("benchmark") != "compile":
+        raise ValueError(f"{path} is no record of bench compile")
+    return record
