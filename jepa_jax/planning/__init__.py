@@ -3,15 +3,15 @@
 from jepa_jax.planning.energy import Energy
 from jepa_jax.planning.goals import Progress, next_goal, start_goals
 from jepa_jax.planning.latent import LatentState, Planner, bind, full_actions, make_root
+from jepa_jax.planning.learned import LearnedEnergy, load_learned, save_learned
 from jepa_jax.planning.memory import fit_memory
 from jepa_jax.planning.observations import Scene, read_picture, see
 from jepa_jax.planning.presets import PRESETS, make_spec
 from jepa_jax.planning.search import plan, warm_start
 from jepa_jax.planning.spec import PlanOutput, PlanSpec, Root, Trace
-from jepa_jax.planning.learned import LearnedEnergy, load_learned, save_learned
 
 __all__ = [
-    "PRESETS", "Energy", "LatentState", "PlanOutput", "PlanSpec", "Planner", "Progress", "Root", "Scene", "LearnedEnergy", "Trace", "bind",
+    "PRESETS", "Energy", "LatentState", "LearnedEnergy", "PlanOutput", "PlanSpec", "Planner", "Progress", "Root", "Scene", "Trace", "bind",
     "fit_memory", "full_actions", "load_learned", "make_root", "make_spec", "next_goal", "plan", "read_picture", "save_learned", "see",
     "start_goals", "warm_start",
 ]

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 from jepa_jax.models import FrameCache
 from jepa_jax.planning.energy import Energy
+from jepa_jax.planning.learned import LearnedEnergy
 from jepa_jax.planning.search import plan
 from jepa_jax.planning.spec import PlanSpec, Root
-from jepa_jax.planning.learned import LearnedEnergy
 from jepa_jax.robots.algebra import derive_actions
 from jepa_jax.robots.spec import RobotSpec
 from jepa_jax.robots.world import WorldModel

@@ -22,7 +22,7 @@ from jepa_jax.weights.bundle import WeightsError
 
 # Time between frames, and the change of the robot's state in units of its usual change in one step: both count steps.
 MEASURES = ("steps", "states")
-_KEY, _FORMAT, _VERSION = "jepa_jax", "learned distance", 2
+_KEY, _FORMAT, _VERSION = "jepa_jax", "learned distance", 1
 # Numbers of a token that the linear map reads.
 _REDUCED = 16
 # In steps: rounds the tip of the cone, so that there is a slope at the goal itself.
