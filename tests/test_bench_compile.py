@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jepa_jax import cli
 from jepa_jax.bench import __main__ as bench
 from jepa_jax.bench import compile as bench_compile
-from jepa_jax.bench import hlo, lowerable, roofline, topology
+from jepa_jax.bench import compile_command, hlo, lowerable, roofline, topology
 from jepa_jax.bench.host_input import host_input
 from jepa_jax.models import VideoEncoder
 from jepa_jax.models.flops import Pass, recomputed_flops, total_flops
@@ -180,6 +180,7 @@ def test_wrong_topology(text, capsys):
 @pytest.mark.parametrize("argv, words", [
     (["--peak-fraction", "0"], "--peak-fraction is 0"), (["--slices", "0"], "--slices is 0"),
     (["--topology", "v5e:2x2", "v5e:4x4", "--output", "x.json"], "leave it out"),
+    (["--topology", "v5e:2x2", "--remat", "dots", "full", "--output", "x.json"], "leave it out"),
 ])
 def test_wrong_arguments(argv, words, capsys):
     assert bench.main(["compile", *argv]) == 2
@@ -266,6 +267,15 @@ def test_scaling_table(tmp_path, capsys):
     paths[1].write_text(paths[1].read_text().replace("vitg16", "vitl16"))
     assert bench.main(["compile", "--scaling", large, small]) == 2
     assert "vitg16 at 16x256 on TPU v5p; configs/pretrain.py:vitl16" in capsys.readouterr().err
+
+
+def test_advice_on_remat():
+    record = lambda remat, fits, free, seconds: {
+        "config": {"model": {"remat": remat}}, "memory": {"fits": fits, "free": free}, "roofline": {"step_s": seconds}}
+    full, dots, none = record("full", True, 0.5, 3.0), record("dots", True, 0.2, 2.0), record("none", True, 0.05, 1.0)
+    assert "--config.model.remat=dots: predicted 2 s per step, 20% free" in compile_command._advice([none, dots, full])
+    assert "--config.model.remat=full" in compile_command._advice([full, record("dots", False, -0.5, 2.0)])
+    assert "none of those compiled leaves 10% of HBM free" in compile_command._advice([none])
 
 
 @pytest.mark.parametrize("option", ["--table", "--scaling"])

@@ -285,6 +285,17 @@ def test_remat_policies_change_no_gradient(params):
         chex.assert_trees_all_close(gradient(remat), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_remat_dots_computes_no_linear_layer_again(params):
+    video = _clip(2, 4, 16, 8)
+
+    def products(remat):
+        loss = lambda p: jnp.mean(tiny(remat=remat).apply(p, video) ** 3)
+        # `[B, N, i]` times `[i, o]`, which in a backward pass is there only where it is done again.
+        return jax.jit(jax.grad(loss)).lower(params).as_text().count("contracting_dims = [2] x [0]")
+
+    assert products("dots") == products("none") < products("full")
+
+
 def test_pixels_are_normalised():
     frames = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
     expected = (frames / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]

@@ -76,6 +76,10 @@ def test_long_plans_and_what_counts():
     assert float(first.cost) == pytest.approx(0.25, abs=0.01)
     lazy = run(dataclasses.replace(spec, action_penalty=10.0), goal)
     assert jnp.abs(lazy.actions).max() < 0.05
+    # Of one number alone, it leaves the others free.
+    both = np.array([0.35, 0.35, 0.0], np.float32)
+    lame = run(dataclasses.replace(spec, action_penalty=(10.0, 0.0, 0.0)), both)
+    assert jnp.abs(lame.actions[:, 0]).max() < 0.05 and abs(float(lame.actions[:, 1].sum()) - 0.35) < 0.02
 
 
 def test_compiles_once_and_is_deterministic():

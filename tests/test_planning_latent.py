@@ -87,8 +87,9 @@ def test_an_absolute_gripper_is_searched_from_where_it_is():
                               std=0, momentum_mean=0)
     out = fast_jit(planning.bind(world, spec).plan)(random_params(PREDICTOR), jax.random.key(0), jax.tree.map(lambda leaf: leaf[0], roots))
     np.testing.assert_allclose(out.actions, [[0, 0, 0, POSE[6]]] * 2, atol=1e-6)
-    with pytest.raises(ValueError, match="action_penalty is 1, but planned actions are absolute"):
+    with pytest.raises(ValueError, match="action_penalty is 1 for a planned action that is absolute"):
         planning.bind(world, dataclasses.replace(spec, action_penalty=1.0))
+    planning.bind(world, dataclasses.replace(spec, action_penalty=(1.0, 1.0, 1.0, 0.0)))
 
 
 def test_robots_that_cannot_be_planned():

@@ -8,8 +8,11 @@ from jepa_jax import cli
 from jepa_jax.bench import report, topology
 from jepa_jax.bench.roofline import Assumptions
 from jepa_jax.commandline.stdout import write_lines
+from jepa_jax.models.layers import REMAT_POLICIES
 
 _GIB = 2**30
+# Of HBM, beyond the step's peak: the next batches, which are put on the devices while it runs, and what validation adds.
+_MARGIN = 0.1
 
 
 def add(kinds):
@@ -26,6 +29,8 @@ def add(kinds):
     add("--slices", type=int, default=1, help="slices of that topology, joined by the data centre's network (default %(default)s)")
     add("--encoder", default="vit_giant_xformers", help="named size of the frozen encoder of a world model (default %(default)s)")
     add("--plan", type=int, metavar="HORIZON", help="compile the planner of a world model, so many steps ahead, instead of the train step")
+    add("--remat", nargs="+", choices=("none", *REMAT_POLICIES), help="compile with each of these policies, and say which one of them "
+        f"is the fastest that leaves {_MARGIN:.0%}% of HBM free (default: that of the config)")
     add("--largest-batch", action="store_true", help="compile once more, for half the batch, and tell the largest that fits")
     for name, value in Assumptions()._asdict().items():
         add(f"--{name.replace('_', '-')}", type=float, default=value, help="see the printed assumptions (default %(default)s)")
@@ -51,7 +56,7 @@ def run(args, fields):
             return _refuse(error)
         return 0
     pairs = [(config, name) for config in args.config for name in args.topology]
-    if args.output and len(pairs) > 1:
+    if args.output and len(pairs) * len(args.remat or [None]) > 1:
         return _refuse("--output is one file, but there are several records; leave it out")
     try:
         assumptions = _assumptions(args)
@@ -61,14 +66,20 @@ def run(args, fields):
         return _refuse(error)
     status = 0
     for config, name in pairs:
-        try:
-            record = _measure(config, fields, places[name], args, assumptions)
-        # Errors of the compiler are RuntimeErrors.
-        except (ValueError, OSError, RuntimeError) as error:
-            status = _refuse(f"{config} on {name}: {error}")
-            continue
-        path = report.write(record, args.output, _name(record))
-        write_lines([*lines(record), f"record: {path}", ""])
+        records = []
+        for remat in args.remat or [None]:
+            chosen = fields + ([f"--config.model.remat={remat}"] if remat else [])
+            try:
+                record = _measure(config, chosen, places[name], args, assumptions)
+            # Errors of the compiler are RuntimeErrors.
+            except (ValueError, OSError, RuntimeError) as error:
+                status = _refuse(f"{config} on {name}: {error}")
+                continue
+            path = report.write(record, args.output, _name(record))
+            write_lines([*lines(record), f"record: {path}", ""])
+            records.append(record)
+        if args.remat:
+            write_lines([_advice(records), ""])
     return status
 
 
@@ -99,11 +110,11 @@ def _measure(name, fields, where, args, assumptions):
 
 
 def _name(record):
-    """Name a record by all that usually differs: config, clip, batch, topology."""
+    """Name a record by all that usually differs: config, clip, batch, remat, topology."""
     where, clip = record["topology"], _clip(record)
     config = os.path.basename(record["command"]["config"]).replace(".py", "")
     slices = f"-x{where['slices']}" if where["slices"] > 1 else ""
-    work = f"plan-h{record['planner']['horizon']}" if record["planner"] else f"{clip}-b{record['items']}"
+    work = f"plan-h{record['planner']['horizon']}" if record["planner"] else f"{clip}-b{record['items']}-{_remat(record)}"
     return f"compile-{config}-{work}-{where['name']}{slices}"
 
 
@@ -114,10 +125,24 @@ def _clip(record):
     return f"{max(group['frames'] for group in data['groups'].values() if group['batch_size'])}x{data['size']}"
 
 
+def _remat(record):
+    return record["config"]["model"]["remat"]
+
+
+def _advice(records):
+    """Say which policy to take, of records that differ in nothing else."""
+    roomy = [record for record in records if record["memory"]["fits"] and record["memory"]["free"] >= _MARGIN]
+    if not roomy:
+        return f"remat: none of those compiled leaves {_MARGIN:.0%} of HBM free; take a smaller batch or more chips"
+    best = min(roomy, key=lambda record: record["roofline"]["step_s"])
+    return (f"remat: the fastest that leaves {_MARGIN:.0%} of HBM free is --config.model.remat={_remat(best)}: predicted "
+            f"{best['roofline']['step_s']:.3g} s per step, {best['memory']['free']:.0%} free")
+
+
 def _work(record):
     """Say what one execution does."""
     if not (planner := record["planner"]):
-        return f"{record['items']} clips of {_clip(record)}"
+        return f"{record['items']} clips of {_clip(record)}, remat {_remat(record)}"
     return (f"plan of horizon {planner['horizon']}, {planner['samples']} candidates x {planner['iterations']} iterations, "
             f"{planner['chunk'] or 'all'} at once")
 
@@ -173,16 +198,16 @@ def _host_lines(hosts):
 
 def table(paths):
     """Return the rows of a table of records in Markdown."""
-    yield ("| config | clip | batch | topology | fits | peak, GiB | HBM free | ICI, GB | DCN, GB | bound | step, s | clips/s or plans/s | "
+    yield ("| config | clip | batch | remat | topology | fits | peak, GiB | HBM free | ICI, GB | DCN, GB | bound | step, s | clips/s or plans/s | "
            "utilisation | network / compute | cores per host | compile, CPU s |")
-    yield "|" + "---|" * 16
+    yield "|" + "---|" * 17
     for record in map(_read, paths):
         memory, predicted, network, where = (record[key] for key in ("memory", "roofline", "network", "topology"))
         hosts = record["host_input"] or {"decoding": None}
         over = predicted["network_over_compute"]
         cells = [
             os.path.basename(record["command"]["config"]), "plan" if record["planner"] else _clip(record), record["items"],
-            _place(where), "yes" if memory["fits"] else "**no**",
+            "" if record["planner"] else _remat(record), _place(where), "yes" if memory["fits"] else "**no**",
             f"{memory['peak'] / _GIB:.1f}", f"{memory['free']:.0%}", f"{network['ici_bytes'] / 1e9:.2f}" if network else "",
             f"{network['dcn_bytes'] / 1e9:.2f}" if network else "", predicted["bound"], f"{predicted['step_s']:.3g}",
             f"{predicted['items_per_s']:.3g}", f"{predicted['utilisation']:.0%}", f"{over:.1%}" if over is not None else "",

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jepa_jax.models.attention import attention, block_causal_attention
 from jepa_jax.models.norms import LayerNorm
@@ -14,9 +15,11 @@ from jepa_jax.models.precision import widen
 from jepa_jax.models.rope import rotate
 
 ACTIVATIONS = ("gelu", "swiglu", "swiglu_wide")
+# JAX's own policies that go by the operation do not see into the products here, which have their own derivative.
+_LINEAR = "linear"
 REMAT_POLICIES = {
     "full": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(_LINEAR),
 }
 _INIT_STD = 0.02
 
@@ -66,6 +69,11 @@ def _product_backward(dimension_numbers, precision, preferred_element_type, resi
 _product.defvjp(_product_forward, _product_backward)
 
 
+def _kept_product(*args, **options):
+    """Multiply as `_product` does, and name what comes out for `REMAT_POLICIES`."""
+    return checkpoint_name(_product(*args, **options), _LINEAR)
+
+
 def _promote(x, kernel, bias, dtype=None):
     """Bring the input and the bias of a layer to the dtype it computes in; `_product` does so with the kernel."""
     return x.astype(dtype), kernel, None if bias is None else bias.astype(dtype)
@@ -75,7 +83,7 @@ def dense(features, name, dtype, param_dtype, init_scale=1.0):
     """Make a biased linear layer with the official initialisation (normal, std 0.02)."""
     return nn.Dense(
         features, name=name, dtype=dtype, param_dtype=param_dtype, kernel_init=_normal(init_scale),
-        dot_general=_product, promote_dtype=_promote,
+        dot_general=_kept_product, promote_dtype=_promote,
     )
 
 
@@ -250,7 +258,8 @@ class BlockStack(nn.Module):
     """`depth` blocks run by one scan; their parameters are stacked on a leading axis.
 
     Attributes:
-      remat: "none", or a key of `REMAT_POLICIES`: what the backward pass keeps.
+      remat: what the backward pass finds instead of computing it again: "none" keeps all, "dots" what comes out of linear
+        layers, "full" what goes into blocks.
       residual_dtype: dtype of the residual stream between blocks.
       causal_block: tokens per frame when a token may see its own and earlier frames only,
         None when all see all.

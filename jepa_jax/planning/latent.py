@@ -154,9 +154,10 @@ def check_plannable(robot, spec):
     if spec.dims != planned:
         names = ", ".join(robot.action_names[at] for at in robot.planned_dims)
         raise ValueError(f"the planner moves {spec.dims} numbers; robot {robot.name!r} has {planned} to plan: {names}")
-    if spec.action_penalty and set(robot.absolute_dims) & set(robot.planned_dims):
-        raise ValueError(f"robot {robot.name!r}: action_penalty is {spec.action_penalty:g}, but planned actions are absolute, so small ones "
-                         "are not small moves; it must be 0")
+    absolute = [dim in robot.absolute_dims for dim in robot.planned_dims]
+    if wrong := [penalty for penalty, is_absolute in zip(spec.action_penalty, absolute) if penalty and is_absolute]:
+        raise ValueError(f"robot {robot.name!r}: action_penalty is {wrong[0]:g} for a planned action that is absolute, so small ones are "
+                         "not small moves; it must be 0")
     if robot.integrable:
         return
     if spec.horizon > 1:

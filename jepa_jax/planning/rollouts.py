@@ -54,10 +54,10 @@ def _rollout(params, root, dynamics_fn, cost_fn, spec, actions):
             if found.shape != costs.shape:
                 raise ValueError(f"planner: cost_fn returns shape {found.shape}; it must be one cost of each candidate, {costs.shape}")
             costs += weight * found.astype(jnp.float32)
-    if spec.action_penalty:
+    if any(spec.action_penalty):
         half = (jnp.array(spec.high) - jnp.array(spec.low)) / 2
         units = actions / jnp.where(half > 0, half, 1.0)
-        costs += spec.action_penalty * (units**2).mean(-1).sum(-1)
+        costs += (jnp.array(spec.action_penalty) * units**2).mean(-1).sum(-1)
     return costs
 
 

@@ -16,7 +16,7 @@ CHOICES = ("mean", "best")
 LAST, SUM = "last", "sum"
 # They are counted in int32.
 _MOST_EVALUATIONS = 2**31 - 1
-_PER_DIM = ("std", "start", "momentum_mean", "momentum_std", "deadzone")
+_PER_DIM = ("std", "start", "momentum_mean", "momentum_std", "deadzone", "action_penalty")
 
 
 class Root(NamedTuple):
@@ -96,8 +96,8 @@ class PlanSpec:
       held: triples (dim, first step, value): numbers set after clipping from that step on, to which the mean
         moves as it does to others; bounds do not apply.
       cost: "last" counts the state reached by the last action, "sum" those of all actions; or R weights.
-      action_penalty: is multiplied with the mean over A of the squared action, in halves of high - low, of every step,
-        and added.
+      action_penalty: per dim, is multiplied with the squared action, in halves of high - low, of every step; the mean
+        over A is added.
       chunk: candidates evaluated at once, to bound memory; None for all. It does not change the plan.
 
     Raises:
@@ -126,7 +126,7 @@ class PlanSpec:
     fixed: tuple[tuple[int, float], ...] = ()
     held: tuple[tuple[int, int, float], ...] = ()
     cost: str | tuple[float, ...] = LAST
-    action_penalty: float = 0.0
+    action_penalty: float | tuple[float, ...] = 0.0
     chunk: int | None = None
 
     def __post_init__(self):
@@ -220,11 +220,10 @@ class PlanSpec:
         self._require(named and any(self.cost_weights), "cost", f"{LAST}, {SUM} or weights of which one is not 0")
         self._require(self.temperature is None or self.temperature > 0, "temperature", "None or above 0")
         self._require(self.learning_rate > 0, "learning_rate", "above 0")
-        for field in ("noise_color", "action_penalty"):
-            self._require(getattr(self, field) >= 0, field, "at least 0")
+        self._require(self.noise_color >= 0, "noise_color", "at least 0")
         for field in ("momentum_mean", "momentum_std"):
             self._require(all(0 <= number <= 1 for number in getattr(self, field)), field, "from 0 to 1")
-        for field in ("std", "deadzone"):
+        for field in ("std", "deadzone", "action_penalty"):
             self._require(all(number >= 0 for number in getattr(self, field)), field, "at least 0")
         self._require(all(dim in range(self.dims) for dim, _ in self.fixed), "fixed", f"pairs (0 to {self.dims - 1}, value)")
         self._require(

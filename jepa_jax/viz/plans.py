@@ -34,7 +34,7 @@ def draw_plan(scene, output, spec, robot, *, energies, name):
         canvas.show_image(panel, canvas.enlarge(frame[None])[0])
         panel.set_title(title, loc="left", fontsize=10.5)
     # What the search lowers may be more than the energy of the last state.
-    pure = spec.cost == LAST and not spec.action_penalty
+    pure = spec.cost == LAST and not any(spec.action_penalty)
     _draw_energy(panels[2], output.trace, energies["still"] if pure else None)
     _draw_actions(panels[3], output.actions, spec, robot)
     return figure
