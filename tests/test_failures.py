@@ -188,6 +188,9 @@ def test_disk_that_fills_in_one_process_ends_all(process, shards, faulty_python,
     code, output = Fleet(faulty_python, shards, tmp_path, ["full", process, 4, 100_000]).end()
     assert code == 1 and f"[{process}] " in output and "could not write a checkpoint" in output, output[-3000:]
     assert re.search(r"Last complete checkpoint: step \d", output), output[-3000:]
+    # The other one ends in good order too, and knows why.
+    assert re.search(rf"\[{1 - process}\] +process {process} of 2 .* ended: CheckpointError: could not write", output), output[-3000:]
+    assert "Traceback" not in output and "Fatal" not in output
     print(f"ended after {time.monotonic() - began:.0f} s")
     code, output = Fleet(faulty_python, shards, tmp_path).end()
     assert code == 0, output[-3000:]

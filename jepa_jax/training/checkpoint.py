@@ -1,8 +1,10 @@
 """Checkpoints: one thin owner of Orbax, and the ways a run can start."""
 
+import concurrent.futures
 import dataclasses
 import logging as std_logging
 import sys
+import threading
 import time
 
 import jax
@@ -57,8 +59,9 @@ class CheckpointStore:
         # Orbax warns that a folder opened for reading is read-only.
         verbosity = logging.get_verbosity()
         logging.set_verbosity(logging.ERROR if read_only else verbosity)
-        self._saving = None
-        self._handlers = {name: ocp.StandardCheckpointHandler() for name in _TREES} | {"run": ocp.JsonCheckpointHandler()}
+        self._saving, self._failure = None, concurrent.futures.Future()
+        self._handlers = {name: _telling(ocp.StandardCheckpointHandler(), self._failure) for name in _TREES}
+        self._handlers["run"] = _telling(ocp.JsonCheckpointHandler(), self._failure)
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -95,7 +98,7 @@ class CheckpointStore:
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(trees)) / 2**30
         with self._failures_named():
             # Else the report on a save that still goes on would be about this one.
-            self._manager.wait_until_finished()
+            self._finish()
             self._saving = step, size, time.monotonic()
             self._manager.save(step, args=ocp.args.Composite(**items, run=ocp.args.JsonSave(run)), force=True)
         logging.info("saving step %d, %.3g GiB; training waited %.1f s, writing goes on beside it", step, size,
@@ -113,15 +116,29 @@ class CheckpointStore:
           CheckpointError: if the save failed.
         """
         with self._failures_named():
+            self._finish()
+
+    def _finish(self):
+        """Wait for the save under way."""
+        if jax.process_count() == 1:
             self._manager.wait_until_finished()
+            return
+        # Where a writer of one process failed, Orbax lets it wait, for minutes, for the others, which wait for it.
+        finished = concurrent.futures.Future()
+        threading.Thread(target=_call, args=(self._manager.wait_until_finished, finished), daemon=True).start()
+        concurrent.futures.wait([finished, self._failure], return_when=concurrent.futures.FIRST_COMPLETED)
+        (self._failure if self._failure.done() else finished).result()
 
     def close(self):
-        """Wait, and release the background threads.
+        """Wait, and release the background threads. After a failure there is nothing to wait for.
 
         Raises:
           CheckpointError: if a save failed.
         """
+        if self._failure.done() and jax.process_count() > 1:
+            return
         with self._failures_named():
+            self._finish()
             self._manager.close()
 
     def restore(self, step, abstract_state):
@@ -202,6 +219,45 @@ class CheckpointStore:
 
     def _failures_named(self):
         return _NamedFailure(self)
+
+
+def _call(function, outcome):
+    """Call a function and put what comes of it into a `concurrent.futures.Future`."""
+    try:
+        outcome.set_result(function())
+    except BaseException as error:
+        outcome.set_exception(error)
+
+
+def _telling(handler, failure):
+    """Make a handler of Orbax put the first error of its writers into the future `failure`, as soon as it is known."""
+    async_save = handler.async_save
+
+    async def save_and_tell(*args, **options):
+        return [_TellingFuture(future, failure) for future in await async_save(*args, **options) or ()]
+
+    # Not by a subclass: Orbax looks up by the class what a handler can save.
+    handler.async_save = save_and_tell
+    return handler
+
+
+@dataclasses.dataclass
+class _TellingFuture:
+    """A future as Orbax takes them."""
+
+    future: ocp.future.Future
+    failure: concurrent.futures.Future
+
+    def result(self, timeout=None):
+        try:
+            return self.future.result(timeout)
+        except BaseException as error:
+            if not self.failure.done():
+                self.failure.set_exception(error)
+            raise
+
+    def cancel(self):
+        return self.future.cancel()
 
 
 @dataclasses.dataclass

@@ -218,14 +218,24 @@ class Watch:
             except jax.errors.JaxRuntimeError:
                 failures += 1
                 lines = [self._coordinator_gone()] if failures * _PULSE_S > _MISSING_AFTER_S else []
-            # The main thread may be about to say so itself, where shared work fails instead of hanging.
-            if lines and not self._over.wait(_MISSING_AFTER_S + _PULSE_S):
+            if lines and not self._ends_by_itself():
                 logging.error("%s", self._report(lines))
                 self._leave()
                 self._await_others()
                 logging.flush()
                 self._end(1)
                 return
+
+    def _ends_by_itself(self):
+        """Leave it to the main thread to say who is missing, where shared work fails instead of hanging; returns whether it does."""
+        deadline = time.monotonic() + _MISSING_AFTER_S + _PULSE_S
+        while not self._over.wait(_PULSE_S):
+            # Else the one that failed, and stays until all have seen it, would take this one for lost.
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                self._show()
+            if time.monotonic() > deadline:
+                return False
+        return True
 
 
 def watch(shared):
