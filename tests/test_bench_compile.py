@@ -334,6 +334,15 @@ def test_slices_split_the_batch_and_not_the_parameters():
 
 
 @needs_libtpu
+@pytest.mark.parametrize("place", ["v5e:16x16", "v6e:16x16", "v5p:4x8x8"])
+@pytest.mark.parametrize("fsdp", [8, 64])
+def test_any_part_of_the_devices_shares_parameters(place, fsdp):
+    mesh = sharding.make_mesh(fsdp, topology.devices(topology.parse(place)))
+    assert dict(mesh.shape) == {"data": 256 // fsdp, "fsdp": fsdp, "sequence": 1}
+    assert len({device.id for device in mesh.devices.flat}) == 256
+
+
+@needs_libtpu
 def test_topology_that_does_not_exist():
     with pytest.raises(ValueError, match="topology v5p:3x3x3 does not exist"):
         topology.devices(topology.parse("v5p:3x3x3"))

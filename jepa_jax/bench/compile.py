@@ -120,9 +120,11 @@ def _memory(program, compiled, limit):
     sizes = {name: getattr(analysis, f"{name}_size_in_bytes") for name in ("argument", "output", "alias", "temp", "generated_code")}
     peak = _peak(analysis)
     return {
-        "fits": True, "by_kind": kinds, "temporaries": sizes["temp"], "generated_code": sizes["generated_code"],
+        "fits": peak <= limit, "by_kind": kinds, "temporaries": sizes["temp"], "generated_code": sizes["generated_code"],
         "arguments_padded": sizes["argument"], "outputs_not_aliased": sizes["output"] - sizes["alias"], "peak": peak,
-        "limit": limit, "free": 1 - peak / limit, "compiler_says": None,
+        "limit": limit, "free": 1 - peak / limit,
+        # The compiler itself leaves the program's code out of account.
+        "compiler_says": None if peak <= limit else "accepted, but with the code it is more than there is",
     }
 
 

@@ -157,7 +157,7 @@ def lines(record):
     yield from (f"not split over fsdp, no axis divides: {name}" for name in record["not_split"])
     kinds = ", ".join(f"{name} {size / _GIB:.3g}" for name, size in memory["by_kind"].items() if size)
     verdict = f"fits, {memory['free']:.0%} free" if memory["fits"] else f"DOES NOT FIT ({memory['compiler_says']})"
-    extra = f", temporaries {memory['temporaries'] / _GIB:.3g}, code {memory['generated_code'] / _GIB:.3g}" if memory["fits"] else ""
+    extra = f", temporaries {memory['temporaries'] / _GIB:.3g}, code {memory['generated_code'] / _GIB:.3g}" if "temporaries" in memory else ""
     yield f"memory per device, GiB: {kinds}{extra}; peak {memory['peak'] / _GIB:.3g} of {memory['limit'] / _GIB:.3g}: {verdict}"
     yield (f"{record['model_tflop_per_step']:.4g} TFLOP per step, and {record['recomputed_tflop_per_step']:.4g} computed again for remat; "
            f"{predicted['executed_tflop']:.4g} executed, {predicted['attention_tflop'] / predicted['executed_tflop']:.0%} of them attention")

@@ -51,9 +51,12 @@ def make_mesh(fsdp=1, devices=None, sequence=1):
         if any(len({device.process_index for device in group}) > 1 for group in arranged.reshape(-1, sequence)):
             raise ValueError(f"mesh.sequence {sequence} does not divide the devices of a process; the tokens of a clip are split within one")
         return Mesh(arranged, names, axis_types=types)
+    # Axes of the network are split between ours only where ours fit no other way, as 64 does not into 16 x 16.
     if slices == 1:
-        return jax.make_mesh(shape, names, axis_types=types, devices=devices)
-    return Mesh(mesh_utils.create_hybrid_device_mesh(shape, (slices, 1, 1), devices), names, axis_types=types)
+        arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        arranged = mesh_utils.create_hybrid_device_mesh(shape, (slices, 1, 1), devices, allow_split_physical_axes=True)
+    return Mesh(arranged, names, axis_types=types)
 
 
 def slice_of(device):
