@@ -92,7 +92,7 @@ def model_section():
         "uniform_power": True,
         "activation": "gelu",  # gelu | swiglu | swiglu_wide
         "attention": "auto",  # auto | xla | chunked | cudnn | flash
-        "remat": "full",  # none | dots | full
+        "remat": "full",  # none | dots: keep what linear layers make | full: keep what goes into blocks
         "dtype": "bfloat16",
         "param_dtype": "float32",
         "encoder_residual_dtype": "bfloat16",

@@ -130,9 +130,10 @@ def _flip_a_bit(step):
 
 @pytest.fixture(scope="module")
 def whole(shards, faulty_python, tmp_path_factory):
-    """A run that nothing interrupts."""
-    workdir = tmp_path_factory.mktemp("whole")
+    """A run that nothing interrupts; how many seconds it took is in the file `seconds`."""
+    workdir, began = tmp_path_factory.mktemp("whole"), time.monotonic()
     code, output = Fleet(faulty_python, shards, workdir).end()
+    (workdir / "seconds").write_text(str(time.monotonic() - began))
     assert code == 0, output[-3000:]
     # Both say which update they refuse, though one of them only had the NaN.
     assert all(re.search(rf"\[{process}\] .*step 3: update skipped", output) for process in (0, 1)), output
@@ -213,16 +214,16 @@ def test_ctrl_c_and_sigterm_of_the_launcher_save_and_end_all(shards, faulty_pyth
 @pytest.mark.slow
 def test_twenty_rounds_of_kill_at_random_moments(shards, faulty_python, whole, tmp_path):
     dice, kept, rounds = random.Random(int(os.environ.get("ROUNDS_SEED", 0))), 0, int(os.environ.get("ROUNDS", 20))
+    longest = float((whole / "seconds").read_text())
     while kept < rounds:
         workdir = tmp_path / str(kept)
         began = time.monotonic()
         fleet = Fleet(faulty_python, shards, workdir)
-        victim, delay = dice.randrange(2), dice.uniform(0, 60)
+        victim, delay = dice.randrange(2), dice.uniform(0, longest)
         while time.monotonic() - began < delay and fleet.process.poll() is None:
             time.sleep(0.05)
         pids = fleet.pids()
         if len(pids) == 2:
-            # After the first line of metrics, when in the run is a matter of the dice.
             os.kill(pids[victim], signal.SIGKILL)
             struck = time.monotonic()
             code, output = fleet.end()
