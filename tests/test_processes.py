@@ -96,6 +96,14 @@ def test_reason_of_a_process_that_fails_alone_reaches_the_others(watches):
     assert ended == {0: 1} and "process 2 of 3" in lines[0] and "the disk is full" in lines[0]
 
 
+def test_coordinator_that_fails_alone_stays_until_the_others_know_why(watches, monkeypatch):
+    (first, *_), _, lines = watches
+    monkeypatch.setattr(processes, "_FAREWELL_S", 20.0)
+    first.__exit__(ValueError, ValueError("the disk is full"), None)
+    # Once it returns, nobody answers any more.
+    assert len(lines) == 2 and all("process 0 of 3" in line and "the disk is full" in line for line in lines)
+
+
 def test_nobody_is_blamed_for_an_end_that_all_share(watches):
     (first, second, third), ended, _ = watches
     third.__exit__(None, None, None)
