@@ -81,10 +81,11 @@ def main(argv):
     import jax
 
     from jepa_jax.data import DataError, WorkerDied
-    from jepa_jax.training.checkpoint import CheckpointError, quiet_writers
+    from jepa_jax.training.checkpoint import CheckpointError
     from jepa_jax.training.loop import Preempted, TrainingStopped
     from jepa_jax.training.processes import ProcessLost
     from jepa_jax.training.workdir import WorkdirInUse
+    from jepa_jax.training.writers import quiet_writers
 
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; fields are set with --config.section.field=value")

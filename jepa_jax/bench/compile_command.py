@@ -114,7 +114,8 @@ def _name(record):
     where, clip = record["topology"], _clip(record)
     config = os.path.basename(record["command"]["config"]).replace(".py", "")
     slices = f"-x{where['slices']}" if where["slices"] > 1 else ""
-    work = f"plan-h{record['planner']['horizon']}" if record["planner"] else f"{clip}-b{record['items']}-{_remat(record)}"
+    parts = f"x{parts}" if (parts := _parts(record)) > 1 else ""
+    work = f"plan-h{record['planner']['horizon']}" if record["planner"] else f"{clip}-b{record['items']}{parts}-{_remat(record)}"
     return f"compile-{config}-{work}-{where['name']}{slices}"
 
 
@@ -123,6 +124,14 @@ def _clip(record):
     if "groups" not in data:
         return f"{data['frames']}x{data['size']}"
     return f"{max(group['frames'] for group in data['groups'].values() if group['batch_size'])}x{data['size']}"
+
+
+def _batch(record):
+    return f"{record['items']}{f' in {parts} parts' if (parts := _parts(record)) > 1 else ''}"
+
+
+def _parts(record):
+    return record["config"]["optim"]["accumulate"]
 
 
 def _remat(record):
@@ -142,7 +151,7 @@ def _advice(records):
 def _work(record):
     """Say what one execution does."""
     if not (planner := record["planner"]):
-        return f"{record['items']} clips of {_clip(record)}, remat {_remat(record)}"
+        return f"{_batch(record)} clips of {_clip(record)}, remat {_remat(record)}"
     return (f"plan of horizon {planner['horizon']}, {planner['samples']} candidates x {planner['iterations']} iterations, "
             f"{planner['chunk'] or 'all'} at once")
 
@@ -206,7 +215,7 @@ def table(paths):
         hosts = record["host_input"] or {"decoding": None}
         over = predicted["network_over_compute"]
         cells = [
-            os.path.basename(record["command"]["config"]), "plan" if record["planner"] else _clip(record), record["items"],
+            os.path.basename(record["command"]["config"]), "plan" if record["planner"] else _clip(record), 1 if record["planner"] else _batch(record),
             "" if record["planner"] else _remat(record), _place(where), "yes" if memory["fits"] else "**no**",
             f"{memory['peak'] / _GIB:.1f}", f"{memory['free']:.0%}", f"{network['ici_bytes'] / 1e9:.2f}" if network else "",
             f"{network['dcn_bytes'] / 1e9:.2f}" if network else "", predicted["bound"], f"{predicted['step_s']:.3g}",

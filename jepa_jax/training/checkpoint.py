@@ -2,9 +2,6 @@
 
 import concurrent.futures
 import dataclasses
-import logging as std_logging
-import sys
-import threading
 import time
 
 import jax
@@ -16,6 +13,7 @@ from etils import epath
 from jepa_jax.training import fingerprint
 from jepa_jax.training.processes import sum_over_processes
 from jepa_jax.training.state import tensor_names
+from jepa_jax.training.writers import first_of, tell_failure
 
 # Where damaged checkpoints are put, beside the folder of the others: nothing is deleted that might still be of use.
 DAMAGED = "damaged_checkpoints"
@@ -60,8 +58,8 @@ class CheckpointStore:
         verbosity = logging.get_verbosity()
         logging.set_verbosity(logging.ERROR if read_only else verbosity)
         self._saving, self._failure = None, concurrent.futures.Future()
-        self._handlers = {name: _telling(ocp.StandardCheckpointHandler(), self._failure) for name in _TREES}
-        self._handlers["run"] = _telling(ocp.JsonCheckpointHandler(), self._failure)
+        self._handlers = {name: tell_failure(ocp.StandardCheckpointHandler(), self._failure) for name in _TREES}
+        self._handlers["run"] = tell_failure(ocp.JsonCheckpointHandler(), self._failure)
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -118,16 +116,22 @@ class CheckpointStore:
         with self._failures_named():
             self._finish()
 
+    def check(self):
+        """Look, without waiting, whether the save under way has failed.
+
+        Raises:
+          CheckpointError: if it has.
+        """
+        if self._failure.done():
+            self.wait()
+
     def _finish(self):
         """Wait for the save under way."""
         if jax.process_count() == 1:
             self._manager.wait_until_finished()
             return
         # Where a writer of one process failed, Orbax lets it wait, for minutes, for the others, which wait for it.
-        finished = concurrent.futures.Future()
-        threading.Thread(target=_call, args=(self._manager.wait_until_finished, finished), daemon=True).start()
-        concurrent.futures.wait([finished, self._failure], return_when=concurrent.futures.FIRST_COMPLETED)
-        (self._failure if self._failure.done() else finished).result()
+        first_of(self._manager.wait_until_finished, self._failure)
 
     def close(self):
         """Wait, and release the background threads. After a failure there is nothing to wait for.
@@ -219,45 +223,6 @@ class CheckpointStore:
 
     def _failures_named(self):
         return _NamedFailure(self)
-
-
-def _call(function, outcome):
-    """Call a function and put what comes of it into a `concurrent.futures.Future`."""
-    try:
-        outcome.set_result(function())
-    except BaseException as error:
-        outcome.set_exception(error)
-
-
-def _telling(handler, failure):
-    """Make a handler of Orbax put the first error of its writers into the future `failure`, as soon as it is known."""
-    async_save = handler.async_save
-
-    async def save_and_tell(*args, **options):
-        return [_TellingFuture(future, failure) for future in await async_save(*args, **options) or ()]
-
-    # Not by a subclass: Orbax looks up by the class what a handler can save.
-    handler.async_save = save_and_tell
-    return handler
-
-
-@dataclasses.dataclass
-class _TellingFuture:
-    """A future as Orbax takes them."""
-
-    future: ocp.future.Future
-    failure: concurrent.futures.Future
-
-    def result(self, timeout=None):
-        try:
-            return self.future.result(timeout)
-        except BaseException as error:
-            if not self.failure.done():
-                self.failure.set_exception(error)
-            raise
-
-    def cancel(self):
-        return self.future.cancel()
 
 
 @dataclasses.dataclass
@@ -365,23 +330,6 @@ def open_checkpoint(path):
             store.close()
     raise CheckpointError(f"no checkpoint in {path}; give a run's workdir or one of its numbered checkpoints "
                           "(released or converted weights are for start.mode=weights)")
-
-
-def quiet_writers():
-    """Keep writers of a checkpoint that failed from ending a program's output with errors of their own.
-
-    The first write that fails closes Orbax's event loop. TensorStore then has nobody to tell of the
-    others, at any later moment, and each prints a stack trace; those it did tell, nobody asks any more,
-    which asyncio reports when they are collected.
-    """
-    shown = sys.unraisablehook
-
-    def show(raised):
-        if str(raised.exc_value) != "Event loop is closed":
-            shown(raised)
-
-    sys.unraisablehook = show
-    std_logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
 
 
 def log_parameters(params):

@@ -190,12 +190,14 @@ class _Recorder:
         Raises:
           Preempted: if `stopping`.
           TrainingStopped: by the update guard, or because too many records were skipped.
+          CheckpointError: if the last save failed.
         """
         always = stopping or step == self._last
         logs = always or step % self._config.log.every_steps == 0
         saves = always or step % self._config.checkpoint.every_steps == 0
         if not logs and not saves:
             return
+        self._store.check()
         drawn, excess = self._skips.totals(), ""
         if logs:
             row = window.close() | drawn.metrics()
