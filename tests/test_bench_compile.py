@@ -181,6 +181,7 @@ def test_wrong_topology(text, capsys):
     (["--peak-fraction", "0"], "--peak-fraction is 0"), (["--slices", "0"], "--slices is 0"),
     (["--topology", "v5e:2x2", "v5e:4x4", "--output", "x.json"], "leave it out"),
     (["--topology", "v5e:2x2", "--remat", "dots", "full", "--output", "x.json"], "leave it out"),
+    (["--plan", "1", "--remat", "dots"], "--remat is for the train step"),
 ])
 def test_wrong_arguments(argv, words, capsys):
     assert bench.main(["compile", *argv]) == 2
@@ -270,11 +271,11 @@ def test_scaling_table(tmp_path, capsys):
 
 
 def test_advice_on_remat():
-    record = lambda remat, fits, free, seconds: {
-        "config": {"model": {"remat": remat}}, "memory": {"fits": fits, "free": free}, "roofline": {"step_s": seconds}}
-    full, dots, none = record("full", True, 0.5, 3.0), record("dots", True, 0.2, 2.0), record("none", True, 0.05, 1.0)
+    record = lambda remat, free, seconds: {
+        "config": {"model": {"remat": remat}}, "memory": {"free": free}, "roofline": {"step_s": seconds}}
+    full, dots, none = record("full", 0.5, 3.0), record("dots", 0.2, 2.0), record("none", 0.05, 1.0)
     assert "--config.model.remat=dots: predicted 2 s per step, 20% free" in compile_command._advice([none, dots, full])
-    assert "--config.model.remat=full" in compile_command._advice([full, record("dots", False, -0.5, 2.0)])
+    assert "--config.model.remat=full" in compile_command._advice([full, record("dots", -0.5, 2.0)])
     assert "none of those compiled leaves 10% of HBM free" in compile_command._advice([none])
 
 

@@ -56,7 +56,10 @@ def run(args, fields):
             return _refuse(error)
         return 0
     pairs = [(config, name) for config in args.config for name in args.topology]
-    if args.output and len(pairs) * len(args.remat or [None]) > 1:
+    policies = args.remat or [None]
+    if args.remat and args.plan:
+        return _refuse("--remat is for the train step; leave it out beside --plan")
+    if args.output and len(pairs) * len(policies) > 1:
         return _refuse("--output is one file, but there are several records; leave it out")
     try:
         assumptions = _assumptions(args)
@@ -67,7 +70,7 @@ def run(args, fields):
     status = 0
     for config, name in pairs:
         records = []
-        for remat in args.remat or [None]:
+        for remat in policies:
             chosen = fields + ([f"--config.model.remat={remat}"] if remat else [])
             try:
                 record = _measure(config, chosen, places[name], args, assumptions)
@@ -140,7 +143,7 @@ def _remat(record):
 
 def _advice(records):
     """Say which policy to take, of records that differ in nothing else."""
-    roomy = [record for record in records if record["memory"]["fits"] and record["memory"]["free"] >= _MARGIN]
+    roomy = [record for record in records if record["memory"]["free"] >= _MARGIN]
     if not roomy:
         return f"remat: none of those compiled leaves {_MARGIN:.0%} of HBM free; take a smaller batch or more chips"
     best = min(roomy, key=lambda record: record["roofline"]["step_s"])
