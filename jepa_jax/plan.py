@@ -143,7 +143,7 @@ def _solve(planner, params, root, seed, mesh):
 
 def _changes(args, robot):
     """Return what the command line changes of a preset."""
-    names = ("horizon", "samples", "iterations", "elites", "gradient_steps", "cost", "action_penalty", "chunk")
+    names = ("horizon", "samples", "iterations", "elites", "gradient_steps", "polish_steps", "cost", "action_penalty", "chunk")
     changes = {name: value for name in names if (value := getattr(args, name)) is not None}
     if args.bounds is not None:
         changes |= {"low": [low for low, _ in args.bounds], "high": [high for _, high in args.bounds]}
@@ -199,6 +199,7 @@ def _parser():
     add("--iterations", type=types.count, help="of sampling")
     add("--elites", type=types.positive, help="candidates that the next iteration is fitted to")
     add("--gradient-steps", type=types.count, help="steps of Adam through the model after sampling")
+    add("--polish-steps", type=types.count, help="steps of Adam that follow, from the best plan alone")
     add("--cost", choices=("last", "sum"), help="what counts: the last state, or all of them")
     add("--action-penalty", type=types.non_negative_float, metavar="X", help="on large actions")
     add("--bounds", type=_bounds, metavar="LOW:HIGH,...", help="of each planned number (default: the robot's)")

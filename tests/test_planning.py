@@ -49,7 +49,7 @@ def spec_of(preset, **changes):
 
 
 @pytest.mark.parametrize("preset, within", [("cem_default", 0.002), ("paper", 0.002), ("cem", 0.01), ("icem", 0.01), ("mppi", 0.02),
-                                            ("gradient", 0.02), ("hybrid", 0.02)])
+                                            ("gradient", 0.02), ("hybrid", 0.02), ("precise", 0.01)])
 def test_planners_reach_the_optimum(preset, within):
     """Within a fraction of the box of 0.2, goals inside and outside of it."""
     solve = fast_jit(jax.vmap(
@@ -198,6 +198,26 @@ def test_curve_counts_the_work():
     assert len(work) == spec.iterations + spec.gradient_steps == len(best) and (jnp.diff(best) <= 0).all()
     assert int(work[-1]) == spec.evaluations
     assert dataclasses.replace(spec, choice="mean").evaluations == spec.evaluations + spec.horizon
+    polished = dataclasses.replace(spec, polish_steps=5)
+    work, costs = curve(run(polished, NEAR), polished)
+    # Of one plan, forward and backward, two steps each.
+    assert int(work[-1]) == polished.evaluations == spec.evaluations + 5 * 3 * 2
+    assert (jnp.diff(costs) <= 0).all() and costs[-1] <= best[-1] and len(costs) == len(best) + 5
+
+
+def test_polishing_goes_on_from_the_best_of_all_starts():
+    """Of two valleys, a descent from several starts finds the deeper one, and one start alone gets to its bottom."""
+    def valleys(params, state, goal, action):
+        x = state["at"] - goal
+        return 100 * ((x**2 - 0.04) ** 2).sum(-1) + 0.1 * x[..., 0]
+
+    spec = spec_of("precise", samples=2, iterations=0, restarts=6, std=BOUND, low=(-0.3,) * 3, high=(0.3,) * 3)
+    solve = lambda spec: fast_jit(functools.partial(planning.plan, dynamics_fn=move, cost_fn=valleys, spec=spec))(
+        PARAMS, jax.random.key(0), root(np.zeros(3, np.float32)))
+    rough, polished = solve(dataclasses.replace(spec, polish_steps=0)), solve(spec)
+    steepest = lambda output: float(jnp.abs(jax.grad(lambda at: valleys(None, {"at": at}, 0.0, None))(output.actions[0])).max())
+    assert polished.cost < rough.cost and polished.actions[0, 0] < -0.15
+    assert steepest(polished) < 2e-3 < 0.02 < steepest(rough)
 
 
 @pytest.mark.parametrize("changes, message", [

@@ -90,7 +90,7 @@ def fit_memory(world, spec, free=None, robots=1, devices=1):
         return spec
     _check_samples(spec, free, robots)
     # Candidates, and starts of the descent, which are fewer and take more each.
-    groups = [(spec.samples * bool(spec.iterations), False), (spec.restarts * bool(spec.gradient_steps), True)]
+    groups = [(spec.samples * bool(spec.iterations), False), (max(spec.restarts * bool(spec.gradient_steps), bool(spec.polish_steps)), True)]
     fits = []
     for count, slopes in groups:
         each = robots * candidate_bytes(world, spec, slopes=slopes)

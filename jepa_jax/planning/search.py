@@ -17,6 +17,8 @@ from jepa_jax.planning.spec import PlanOutput, Trace
 
 # Below this, one elite has all the weight, which says nothing about a spread.
 _LEAST_FREEDOM = 1e-6
+# Momenta of Adam: descents are so short that the usual ones would remember their start at their end.
+_MEMORY = (0.7, 0.98)
 # Far below any logit that counts, and finite, so that candidates that are all impossible weigh alike.
 _IMPOSSIBLE = -1e9
 
@@ -89,12 +91,12 @@ def curve(output, spec):
       spec: `PlanSpec` of it.
 
     Returns:
-      (evaluations, costs): int32 and float32 `[I + G]`, calls of the model so far and the best cost so far.
+      (evaluations, costs): int32 and float32 `[I + G + P]`, calls of the model so far and the best cost so far.
     """
     per_iteration = jnp.full(spec.iterations, spec.samples)
-    per_step = jnp.full(spec.gradient_steps, spec.evaluations_per_gradient_step)
-    work = jnp.cumsum(jnp.concatenate([per_iteration * spec.horizon, per_step]))
-    best = jnp.concatenate([output.trace.costs.min(1), output.trace.descent.min(1)])
+    per_step = [jnp.full(steps, calls) for steps, calls in spec.descents]
+    work = jnp.cumsum(jnp.concatenate([per_iteration * spec.horizon, *per_step]))
+    best = jnp.concatenate([output.trace.costs.min(1), output.trace.descent])
     return work, jax.lax.cummin(best)
 
 
@@ -189,12 +191,7 @@ def _weights(spec, costs, elite_costs):
 
 
 def _descend(spec, search, rng, score_and_slope):
-    """Follow the gradient with Adam from several plans at once: (search, costs `[G, Q]` before each step)."""
-    if not spec.gradient_steps:
-        return search, jnp.zeros((0, spec.restarts), jnp.float32)
-    middle, half = ((jnp.array(spec.high) + sign * jnp.array(spec.low)) / 2 for sign in (1, -1))
-    # A number without range does not move.
-    half = jnp.where(half > 0, half, 1.0)
+    """Follow the gradient from several plans at once, then from the best alone: (search, lowest cost `[G + P]` before each step)."""
     if spec.iterations:
         starts = jnp.concatenate([search.best[None], search.elites[1 : spec.restarts]])
     else:
@@ -202,7 +199,19 @@ def _descend(spec, search, rng, score_and_slope):
         # The first one is the mean itself.
         apart = (jnp.arange(spec.restarts) > 0)[:, None, None]
         starts = constrain(spec, search.mean + search.std * drawn * apart)
-    optimizer = optax.adam(optax.cosine_decay_schedule(spec.learning_rate, spec.gradient_steps))
+    search, costs = _follow_slopes(spec, search, starts, spec.gradient_steps, score_and_slope)
+    search, polished = _follow_slopes(spec, search, search.best[None], spec.polish_steps, score_and_slope)
+    return search, jnp.concatenate([costs, polished])
+
+
+def _follow_slopes(spec, search, starts, steps, score_and_slope):
+    """Make steps of Adam from plans `[Q, R, A]`: (search, lowest cost before each step)."""
+    if not steps:
+        return search, jnp.zeros(0, jnp.float32)
+    middle, half = ((jnp.array(spec.high) + sign * jnp.array(spec.low)) / 2 for sign in (1, -1))
+    # A number without range does not move.
+    half = jnp.where(half > 0, half, 1.0)
+    optimizer = optax.adam(optax.cosine_decay_schedule(spec.learning_rate, steps), *_MEMORY)
 
     def step(carry, _):
         units, moments, search = carry
@@ -215,9 +224,9 @@ def _descend(spec, search, rng, score_and_slope):
         )
         slopes = jnp.where(jnp.isfinite(slopes), slopes * half, 0.0)
         updates, moments = optimizer.update(slopes, moments)
-        return (jnp.clip(units + updates, -1.0, 1.0), moments, search), costs
+        return (jnp.clip(units + updates, -1.0, 1.0), moments, search), costs[at]
 
     units = (starts - middle) / half
-    carry, costs = jax.lax.scan(step, (units, optimizer.init(units), search), None, spec.gradient_steps)
+    carry, costs = jax.lax.scan(step, (units, optimizer.init(units), search), None, steps)
     units, _, search = carry
     return search._replace(mean=constrain(spec, middle + half * units[0])), costs

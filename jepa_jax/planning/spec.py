@@ -35,12 +35,12 @@ class Root(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What happened in I iterations of S candidates and G gradient steps from Q starts.
+    """What happened in I iterations of S candidates, G gradient steps from several starts and P from the best.
 
     Attributes:
       costs: float32 `[I, S]` of the candidates.
       means, stds: float32 `[I, R, A]` after each iteration.
-      descent: float32 `[G, Q]` before each gradient step.
+      descent: float32 `[G + P]`, the lowest before each gradient step.
     """
 
     costs: jax.Array
@@ -90,6 +90,7 @@ class PlanSpec:
       gradient_steps, restarts, learning_rate: steps of Adam after the iterations, from the best elites (without
         iterations: from the mean and random plans); the rate is in halves of high - low,
         and falls to 0 along half a cosine.
+      polish_steps: steps of Adam that follow, from the best plan alone, with the same rate.
       choice: "mean" answers the last mean, "best" the best plan of all that were evaluated.
       deadzone: per dim; smaller numbers of the answer become 0.
       fixed: pairs (dim, value): numbers that are not searched.
@@ -120,6 +121,7 @@ class PlanSpec:
     include_mean: bool = False
     gradient_steps: int = 0
     restarts: int = 1
+    polish_steps: int = 0
     learning_rate: float = 0.1
     choice: str = "mean"
     deadzone: float | tuple[float, ...] = 0.0
@@ -145,8 +147,8 @@ class PlanSpec:
         self._check_counts()
         self._check_numbers()
         if self.evaluations > _MOST_EVALUATIONS:
-            raise ValueError(f"planner: samples, iterations, gradient_steps, restarts and horizon make {self.evaluations} calls of the "
-                             f"model; there may be {_MOST_EVALUATIONS} at most")
+            raise ValueError(f"planner: samples, iterations, gradient_steps, restarts, polish_steps and horizon make {self.evaluations} "
+                             f"calls of the model; there may be {_MOST_EVALUATIONS} at most")
 
     @property
     def dims(self) -> int:
@@ -163,7 +165,7 @@ class PlanSpec:
     @property
     def evaluations(self) -> int:
         """Count calls of the model per plan: one for a step of a candidate, `GRADIENT_COST` with its gradient."""
-        steps = self.gradient_steps * self.evaluations_per_gradient_step
+        steps = sum(steps * calls for steps, calls in self.descents)
         return (self.samples * self.iterations + (not self.answers_evaluated)) * self.horizon + steps
 
     @property
@@ -172,9 +174,10 @@ class PlanSpec:
         return self.choice == "best" and not any(self.deadzone)
 
     @property
-    def evaluations_per_gradient_step(self) -> int:
-        """Count calls of the model per step of Adam from all starts."""
-        return GRADIENT_COST * self.restarts * self.horizon
+    def descents(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return (steps of Adam, calls of the model in each of them) from all starts, and from the best plan alone."""
+        return tuple((steps, GRADIENT_COST * starts * self.horizon)
+                     for steps, starts in ((self.gradient_steps, self.restarts), (self.polish_steps, 1)))
 
     def _require(self, holds: object, field: str, allowed: str) -> None:
         if not holds:
@@ -203,7 +206,7 @@ class PlanSpec:
 
     def _check_counts(self) -> None:
         for field, least in (("horizon", 1), ("samples", 1), ("iterations", 0), ("gradient_steps", 0), ("restarts", 1),
-                             ("keep", 0), ("elites", 1)):
+                             ("polish_steps", 0), ("keep", 0), ("elites", 1)):
             self._require(self._whole(field, least), field, f"a whole number of at least {least}")
         self._require(self.iterations or self.gradient_steps, "iterations", "at least 1 where gradient_steps is 0")
         if self.iterations:

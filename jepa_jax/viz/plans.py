@@ -95,7 +95,7 @@ def _draw_energy(panel, trace, still):
         panel.plot(steps, costs.min(1), color=canvas.BLUE, linewidth=1.8, label="the best one", **mark(len(costs)))
     if len(descent):
         later = len(costs) + np.arange(1, len(descent) + 1)
-        panel.plot(later, descent.min(1), color=canvas.ORANGE, linewidth=1.8, label="the best of the descent", **mark(len(descent)))
+        panel.plot(later, descent, color=canvas.ORANGE, linewidth=1.8, label="the best of the descent", **mark(len(descent)))
     if still is not None:
         panel.axhline(still, color=canvas.PURPLE, linewidth=1.2, linestyle=":", label="if nothing moves")
     panel.set_title("Energy during the search", loc="left", fontsize=10.5)
