@@ -92,7 +92,7 @@ def test_compiles_once_and_is_deterministic():
 
 
 def test_several_robots_chunks_and_devices_change_nothing():
-    spec = spec_of("hybrid", horizon=2, samples=32, restarts=4)
+    spec = spec_of("hybrid", horizon=2, samples=32, restarts=4, polish_steps=3)
     goals, keys = jnp.stack([NEAR, FAR, -NEAR]), jax.random.split(jax.random.key(3), 3)
     means = jnp.zeros((3, 2, 3))
     solve = functools.partial(planning.plan, dynamics_fn=move, cost_fn=distance)
@@ -102,7 +102,7 @@ def test_several_robots_chunks_and_devices_change_nothing():
     together = fast_jit(jax.vmap(functools.partial(solve, spec=spec), (None, 0, 0)))(PARAMS, keys, roots)
     expected = jax.tree.map(lambda *parts: np.stack(parts), *alone)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), together, expected)
-    # 7 does not divide 32, nor 4 restarts.
+    # 7 does not divide 32, nor 4 restarts; 4 devices do not divide the one plan that is polished.
     chunked = run(dataclasses.replace(spec, chunk=7), NEAR, mean=means[0])
     mesh = sharding.make_mesh(devices=jax.devices()[:4])
     with sharding.use_mesh(mesh):
@@ -224,6 +224,7 @@ def test_polishing_goes_on_from_the_best_of_all_starts():
     ({"low": (0.1, 0, 0), "high": (-0.1, 1, 1)}, r"bounds of action number 0 are 0.1 to -0.1; the low one must be below"),
     ({"elites": 65}, "elites is 65; it must be from 2 to the number of samples, 64"),
     ({"horizon": 0}, "horizon is 0"),
+    ({"polish_steps": -1}, "polish_steps is -1; it must be a whole number of at least 0"),
     ({"cost": "mean"}, "cost is 'mean'; it must be last, sum"),
     ({"cost": (1, 2, 3)}, "cost is .*a finite number or 1 of them"),
     ({"momentum_mean": 1.5}, "momentum_mean is"),

@@ -17,8 +17,8 @@ from jepa_jax.planning.spec import PlanOutput, Trace
 
 # Below this, one elite has all the weight, which says nothing about a spread.
 _LEAST_FREEDOM = 1e-6
-# Momenta of Adam: descents are so short that the usual ones would remember their start at their end.
-_MEMORY = (0.7, 0.98)
+# Of Adam: descents are so short that the usual ones would remember their start at their end.
+_MOMENTA = (0.7, 0.98)
 # Far below any logit that counts, and finite, so that candidates that are all impossible weigh alike.
 _IMPOSSIBLE = -1e9
 
@@ -211,7 +211,7 @@ def _follow_slopes(spec, search, starts, steps, score_and_slope):
     middle, half = ((jnp.array(spec.high) + sign * jnp.array(spec.low)) / 2 for sign in (1, -1))
     # A number without range does not move.
     half = jnp.where(half > 0, half, 1.0)
-    optimizer = optax.adam(optax.cosine_decay_schedule(spec.learning_rate, steps), *_MEMORY)
+    optimizer = optax.adam(optax.cosine_decay_schedule(spec.learning_rate, steps), *_MOMENTA)
 
     def step(carry, _):
         units, moments, search = carry

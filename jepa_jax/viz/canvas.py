@@ -11,8 +11,8 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.text import Text
 
 # Told apart by people who confuse red and green, and in grey print.
-BLUE, ORANGE, GREEN, PURPLE, GREY, RED = "#2b6cb0", "#dd6b20", "#2f855a", "#805ad5", "#718096", "#c53030"
-COLORS = (BLUE, ORANGE, GREEN, PURPLE, GREY, RED)
+BLUE, ORANGE, GREEN, PURPLE, GREY, SKY = "#2b6cb0", "#dd6b20", "#2f855a", "#805ad5", "#718096", "#63b3ed"
+COLORS = (BLUE, ORANGE, GREEN, PURPLE, GREY, SKY)
 _DPI = 130
 # Sides of a picture's frames, pixels: smaller ones look blocky, larger ones only cost bytes.
 _SHOWN_PIXELS = 256
