@@ -10,6 +10,7 @@ from parity.masks import *  # noqa: F403
 from parity.networks import *  # noqa: F403
 from parity.planning import *  # noqa: F403
 from parity.poses import *  # noqa: F403
+from parity.probe_lockstep import *  # noqa: F403
 from parity.probes import *  # noqa: F403
 from parity.schedules import *  # noqa: F403
 from parity.world_model import *  # noqa: F403
