@@ -63,7 +63,7 @@ def _data_section(size):
         "crop_scale": (0.08, 1.0),
         "crop_aspect": (0.75, 4 / 3),
         "flip": 0.5,
-        "augment": {"motion_shift": False, "rand_augment": "rand-m7-n4-mstd0.5-inc1", "erase": 0.25},
+        "augment": {"rand_augment": "rand-m7-n4-mstd0.5-inc1", "erase": 0.25},
         "workers": 8,
         "threads": 2,
         "prefetch": 2,

@@ -62,9 +62,9 @@ def _fit(config, name, model):
     sweep = {"imagenet": _IMAGES, "diving48": _NARROW, "jester": _NARROW}.get(name, _WIDE)
     config.optim.update({"epochs": task["epochs"], **sweep})
     if name == "imagenet":
-        config.data.update({"flip": 0.5})
+        config.data.update({"flip": 0.5, "still": True})
         # Officially AutoAugment and one more probe with a weight decay that falls to 0; RandAugment stands in here.
-        config.optim.warmup_steps = 5 * (1_281_167 // task["batch"])
+        config.optim.warmup_epochs = 5
 
 
 def heads_section():
@@ -85,12 +85,13 @@ def heads_section():
 
 def _data_section():
     return ml_collections.ConfigDict({
-        "root": "",  # put before every path that is not absolute
+        "root": "",  # put before every one of `paths` that is not absolute; paths inside a list count from the working directory
         "paths": ("train.csv",),
         "weights": (1.0,),
         # A folder: every video is encoded once, its tokens are kept there and read in every epoch. For small sets.
         "tokens": "",
         "token_draws": 1,  # windows, crops and augmentations that are kept of every video
+        "still": False,  # pictures: one frame goes to the device, where it is repeated
         "num_classes": 0,  # 0: as many as the list has
         "allow_empty_classes": False,
         "batch_size": 256,
@@ -98,7 +99,7 @@ def _data_section():
         "crop_scale": (0.08, 1.0),
         "crop_aspect": (0.75, 4 / 3),
         "flip": 0.0,
-        "augment": {"motion_shift": False, "rand_augment": "rand-m7-n4-mstd0.5-inc1", "erase": 0.25},
+        "augment": {"rand_augment": "rand-m7-n4-mstd0.5-inc1", "erase": 0.25},
         "cache_dir": "",
         "cache_gib": 100.0,
         "workers": 8,
@@ -118,7 +119,8 @@ def sweep_section():
         "weight_decay": _WIDE["weight_decay"],  # a rate and a weight decay
         "start_lr": unset(float),  # unset: no warm-up, every probe starts at its own rate
         "final_lr": 0.0,
-        "warmup_steps": 0,
+        "warmup_epochs": 0,
+        "warmup_steps": 0,  # 0: what the epochs take
         "b1": 0.9,
         "b2": 0.999,
         "eps": 1e-8,

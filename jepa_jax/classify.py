@@ -6,15 +6,15 @@ import sys
 
 import numpy as np
 
-from jepa_jax.commandline import types
+from jepa_jax.commandline import interrupt, types
 from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data import DataError
 from jepa_jax.data.copies import local_copy
-from jepa_jax.data.listing import IMAGE_SUFFIXES, VIDEO_SUFFIXES, ListError, list_items
+from jepa_jax.data.listing import IMAGE_SUFFIXES, VIDEO_SUFFIXES, list_items
 from jepa_jax.features.views import read_single_view, read_views
 from jepa_jax.training.checkpoint import CheckpointError
 from jepa_jax.weights import released
-from jepa_jax.weights.bundle import ENCODERS, WeightsError
+from jepa_jax.weights.bundle import ENCODERS
 from jepa_jax.weights.hints import Hints
 from jepa_jax.weights.load import load
 
@@ -44,7 +44,7 @@ def main(argv=None):
             args.model, encoder=args.encoder, networks=("encoder", "probe"), probe=args.probe, hints=hints
         )
         model.check_classifier()
-        sys.stderr.write(f"protocol {_describe_protocol(model)}\n")
+        sys.stderr.writelines(f"{line}\n" for line in (*model.notes, f"protocol {_describe_protocol(model)}"))
         read = 0
         for item in items:
             try:
@@ -55,10 +55,12 @@ def main(argv=None):
                 continue
             read += 1
             _write(item.path, _rank(model, np.asarray(model.classify(params, views)), args.top), args.json)
-    except (ListError, WeightsError, CheckpointError, OSError) as error:
+    except (ValueError, DataError, CheckpointError, OSError) as error:
         # Foreseen: the message says what to do, and a stack trace would bury it.
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        return interrupt.stop("stopped")
     return 0 if read else 1
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 
-import jax
 from tqdm import tqdm
 
 from jepa_jax.commandline import types
@@ -13,11 +12,12 @@ from jepa_jax.data.actions import LAYOUT, ORDERS, OUTPUTS, ActionSource, make_cl
 from jepa_jax.data.anticipation import ANCHORS
 from jepa_jax.data.publish import check_folder, write_json
 from jepa_jax.evals import anticipation
-from jepa_jax.evaluate_probe import probe_settings
+from jepa_jax.evaluate_probe import add_dtype, describe_broken, describe_run, probe_settings
 from jepa_jax.tasks.anticipate import TOP
 from jepa_jax.weights import store
 from jepa_jax.weights.anticipation import Anticipation, from_json
-from jepa_jax.weights.bundle import WeightsError, choose_networks, keep_networks, network_sha256
+from jepa_jax.weights.bundle import WeightsError, choose_networks, keep_networks
+from jepa_jax.weights.load import compute_in
 
 DESCRIPTION = """Anticipate the actions of a list with every probe of a run of configs/anticipate.py, or of converted official
 weights joined to their encoder and predictor. Protocols: 'released' ends a clip --seconds before the action's last frame, as the
@@ -46,6 +46,7 @@ def add_arguments(parser):
     add("--class-order", choices=ORDERS, help="how those classes are numbered; those of released probes: set")
     add("--samples", type=types.positive, help="segments at most, evenly spread (default: all)")
     add("--batch", type=types.positive, default=4, help="segments computed together (default %(default)s)")
+    add_dtype(parser)
     add("--max-skip-fraction", type=types.fraction, default=0.01,
         help="exit with status 1 when more of the segments cannot be read (default %(default)s)")
 
@@ -56,6 +57,7 @@ def run(args):
     bundle, seeing, classes = _read_bundle(args)
     source = ActionSource(args.annotations, read_annotations(args.annotations), classes, args.videos, args.layout)
     total = min(len(source), args.samples or len(source))
+    bundle = compute_in(bundle, args.dtype)
     scorer = anticipation.make_scorer(bundle, seeing, args.seconds)
     reports, skipped = {}, {}
     for anchor in ANCHORS if args.protocol == "both" else (args.protocol,):
@@ -105,12 +107,10 @@ def _find_classes(bundle, args):
 
 
 def _record(reports, skipped, source, bundle, seeing, args):
-    hashes = {name: network.sha256 or network_sha256(network.params) for name, network in bundle.networks.items()}
-    settings = {name: value for name, value in vars(args).items() if name not in ("run", "command")}
     left_out = {anchor: [skip._asdict() for skip in found[:_NAMED]] for anchor, found in skipped.items()}
     return {"metric": f"class-mean recall@{TOP}", "seeing": dataclasses.asdict(seeing), "seconds": args.seconds, "protocols": reports,
-            "segments": {"of_training_actions": len(source), "of_other_actions": source.foreign}, "sha256": hashes, "provenance": bundle.provenance,
-            "settings": settings, "versions": {"jax": jax.__version__, "backend": jax.default_backend()}, "left_out": left_out}
+            "segments": {"of_training_actions": len(source), "of_other_actions": source.foreign}, **describe_run(bundle, args),
+            "left_out": left_out}
 
 
 def _describe(reports, source, seeing, args):
@@ -127,6 +127,7 @@ def _describe(reports, source, seeing, args):
             setting = [f"{row['setting'][key]:>9g}" if row["setting"] else f"{'-':>9}" for key in ("lr", "weight_decay")]
             values = [f"{row[output][f'recall{TOP}']:>11.2f}{'*' if report['best'][output] == number else ' '}" for output in OUTPUTS]
             lines.append(f"{number:<10}{''.join(setting)}{''.join(values)}")
+        lines += describe_broken(report["probes"])
     if any(len(report["probes"]) > 1 for report in reports.values()):
         lines.append("(* the best of several, chosen on these segments and for each column by itself, as officially)")
     return [*lines, "", f"wrote {os.path.join(args.output, REPORT)}"]

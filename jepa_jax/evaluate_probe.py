@@ -1,8 +1,10 @@
 """The command `evaluate probe`: accuracies of trained or converted probes on labelled videos, with pictures."""
 
+import dataclasses
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -19,6 +21,7 @@ from jepa_jax.viz import canvas
 from jepa_jax.viz import classification as pictures
 from jepa_jax.weights import released, store
 from jepa_jax.weights.bundle import WeightsError, choose_encoder, keep_networks, network_sha256
+from jepa_jax.weights.load import compute_in
 
 DESCRIPTION = """Classify labelled videos with every probe of a run of configs/probe.py, or of converted official weights,
 exactly as the protocol says. DIR gets probe.json (protocol, accuracies of all probes, weights' sha256, what was left out),
@@ -42,25 +45,34 @@ def add_arguments(parser):
     add("--samples", type=types.positive, help="videos at most, evenly spread (default: all)")
     add("--batch", type=types.positive, default=4, help="videos computed together (default %(default)s)")
     add("--seed", type=types.count, default=0, help="of the windows in time, which the official code draws too (default %(default)s)")
+    add_dtype(parser)
     add("--max-skip-fraction", type=types.fraction, default=0.01,
         help="exit with status 1 when more of the videos cannot be read (default %(default)s)")
+
+
+def add_dtype(parser):
+    """Add the option that says how networks compute."""
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="how networks compute (default: float32 on CPU, else bfloat16)")
 
 
 def run(args):
     """Judge probes; returns the exit status."""
     check_folder(args.output)
-    bundle = _read_bundle(args)
+    bundle = compute_in(_read_bundle(args), args.dtype)
     source = open_labelled(args.data)
     classes = bundle.networks[bundle.probes()[0]].module.outputs[0][1]
-    if isinstance(source, ListSource):
-        check_labels(source, classes, what=args.data, need_all=False)
     names = _class_names(args, bundle, source, classes)
+    if isinstance(source, ListSource):
+        source.number_as(names)
+        check_labels(source, classes, what=args.data)
     total = min(len(source), args.samples or len(source))
     with tqdm(total=total, desc="classifying (compiles first)", unit=" videos", dynamic_ncols=True) as bar:
         judged = classification.judge(bundle, source, batch_size=args.batch, seed=args.seed, limit=args.samples, on_videos=bar.update)
     report = classification.summarize(judged, probe_settings(bundle))
+    skipped = [skip._asdict() for skip in judged.skipped[:_NAMED]]
+    write_json(os.path.join(args.output, REPORT), {"metric": "top-1", "protocol": bundle.protocol.to_json(), **report,
+                                                   **describe_run(bundle, args), "left_out": skipped})
     _draw(report, judged, bundle, source, names, args)
-    write_json(os.path.join(args.output, REPORT), _record(report, judged, bundle, args))
     wrong = too_many([skip.message for skip in judged.skipped], total, args.max_skip_fraction, "videos")
     write_lines(_describe(report, bundle, args) + wrong)
     return 1 if wrong else 0
@@ -82,9 +94,7 @@ def _read_bundle(args):
     width = bundle.networks[encoder].module.width
     if wrong := [name for name in probes if bundle.networks[name].module.width != width]:
         raise WeightsError(f"{wrong[0]} takes tokens of width {bundle.networks[wrong[0]].module.width}, the encoder gives {width}")
-    kept = keep_networks(bundle, [encoder, *probes])
-    kept = type(kept)(**vars(kept) | {"protocol": protocol})
-    return kept
+    return dataclasses.replace(keep_networks(bundle, [encoder, *probes]), protocol=protocol)
 
 
 def _class_names(args, bundle, source, classes):
@@ -107,12 +117,19 @@ def probe_settings(bundle):
     return [{"lr": lr, "weight_decay": decay} for lr, decay in pairs]
 
 
-def _record(report, judged, bundle, args):
+def describe_run(bundle, args):
+    """Say with which weights, settings and versions probes were judged: a JSON-able dict."""
     hashes = {name: network.sha256 or network_sha256(network.params) for name, network in bundle.networks.items()}
     settings = {name: value for name, value in vars(args).items() if name not in ("run", "command")}
-    skipped = [skip._asdict() for skip in judged.skipped[:_NAMED]]
-    return {"metric": "top-1", "protocol": bundle.protocol.to_json(), **report, "sha256": hashes, "provenance": bundle.provenance,
-            "settings": settings, "versions": {"jax": jax.__version__, "backend": jax.default_backend()}, "left_out": skipped}
+    dtype = jnp.dtype(bundle.networks[bundle.probes()[0]].module.dtype).name
+    return {"sha256": hashes, "provenance": bundle.provenance, "settings": settings,
+            "versions": {"jax": jax.__version__, "backend": jax.default_backend(), "compute_dtype": dtype}}
+
+
+def describe_broken(probes):
+    """Name the probes whose answers were not all numbers, a line each; `probes` as in reports."""
+    return [f"probe {number} gave no numbers in {row['not_finite']} cases, which count as wrong: its training diverged, or the dtype is too narrow"
+            for number, row in enumerate(probes) if row["not_finite"]]
 
 
 def _describe(report, bundle, args):
@@ -125,6 +142,7 @@ def _describe(report, bundle, args):
         setting = [f"{row['setting'][key]:>9g}" if row["setting"] else f"{'-':>9}" for key in ("lr", "weight_decay")]
         lines.append(f"{number:<10}{''.join(setting)}{row['top1']:>10.2f}  {f'{low:.1f} to {high:.1f}':<14}{row['top5']:>9.2f}{row['class_mean']:>15.2f}"
                      f"{'  best' if number == report['best'] and len(report['probes']) > 1 else ''}")
+    lines += describe_broken(report["probes"])
     if len(report["probes"]) > 1:
         lines.append("(the best of several is chosen on these videos, as officially; on others it will be a little worse)")
     return [*lines, "", *(f"wrote {os.path.join(args.output, name)}" for name in (REPORT, CONFUSION, WORST, ATTENTION))]

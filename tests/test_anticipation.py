@@ -18,6 +18,7 @@ from jepa_jax.data.skips import SkipCounter
 from jepa_jax.evals import anticipation as evals
 from jepa_jax.models import AttentiveProbe, MaskedPredictor, anticipate, furthest_grid, normalize_pixels
 from jepa_jax.tasks import anticipate as task
+from jepa_jax.tasks import sweep
 from jepa_jax.tasks.losses import focal_loss
 from jepa_jax.training import loop, sharding
 from jepa_jax.weights import store
@@ -281,7 +282,7 @@ def test_what_evaluation_needs_is_asked_for(folder, tmp_path, capsys):
 def test_presets_are_as_released():
     config = configs.get_config("ek100,model=vitg384")
     assert task.make_protocol(config) == Anticipation("ek100-vitg384", crop_size=384)
-    assert (config.data.batch_size, config.optim.epochs, config.data.flip, len(task.make_sweep(config.optim))) == (128, 20, 0.5, 20)
+    assert (config.data.batch_size, config.optim.epochs, config.data.flip, len(sweep.make_sweep(config.optim))) == (128, 20, 0.5, 20)
     assert (config.data.seconds, config.data.points, config.data.anchor) == ((0.25, 1.75), (0.0, 0.25), "released")
     with pytest.raises(ValueError, match="choose one of vitl, vitg384"):
         configs.get_config("ek100,model=vitx")

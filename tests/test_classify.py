@@ -15,6 +15,7 @@ from jepa_jax.features.views import read_single_view, read_views
 from jepa_jax.models import AttentiveProbe, VideoEncoder, normalize_pixels
 from jepa_jax.models.spec import abstract_params
 from jepa_jax.weights import store
+from jepa_jax.weights.hints import Hints
 from jepa_jax.weights.bundle import Bundle, Network, Preprocessing, Protocol, WeightsError
 from media import read_number, write_image, write_video
 
@@ -151,6 +152,9 @@ def test_command_refuses(video, tmp_path, capsys):
         assert classify.main([video, *arguments]) == 2
         assert message in capsys.readouterr().err
     assert classify.main([str(tmp_path / "none*.mp4"), "--model", path]) == 2
+    assert classify.main(["nosuch://bucket/*.mp4", "--model", path]) == 2
+    # Another way to see a video than the probe was trained with is said, not taken silently.
+    assert any("the weights say test: 2 segments" in note for note in store.read(path, Hints(protocol="ssv2-vitl")).notes)
     (tmp_path / "empty.mp4").write_bytes(b"")
     assert classify.main([str(tmp_path / "empty.mp4"), "--model", path]) == 1
     with pytest.raises(WeightsError, match="no classifier"):

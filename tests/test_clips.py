@@ -41,6 +41,7 @@ def _turned(path, plain):
 
 @pytest.mark.parametrize("name, options", [
     ("a.mp4", {"g": 7, "bf": 3}), ("b.mkv", {"g": 250}), ("c.avi", {"bf": 3}), ("d.webm", {"codec": "libvpx"}),
+    ("e.ts", {"g": 10, "bf": 2}), ("f.mp4", {"g": 12, "bf": 3, "x264-params": "open-gop=1"}),
 ])
 def test_stream_finds_every_frame(name, options, tmp_path):
     path = media.write_video(tmp_path / name, frames=60, fps=25, **options)
@@ -60,6 +61,20 @@ def test_stream_skips_what_it_does_not_need(folder, monkeypatch, tmp_path):
     assert _numbers(stream.stream_frames(timeline, [3, 95])) == [3, 95]
     # At most the groups of the two, and what the decoder was ahead.
     assert len(fed) < 40
+
+
+def test_stream_does_not_read_what_lies_before(monkeypatch, tmp_path):
+    path = media.write_video(tmp_path / "a.mp4", frames=100, g=10)
+    timeline = stream.read_timeline(path)
+    read, filled = [], stream._filled
+    monkeypatch.setattr(stream, "_filled", lambda *args: (read.append(packet.pts) or packet for packet in filled(*args)))
+    assert _numbers(stream.stream_frames(timeline, [93, 95])) == [93, 95]
+    assert len(read) <= 10
+    # Where a file does not come to the asked place, it is read from its start.
+    monkeypatch.setattr(stream, "_index_of", lambda stamps, stamp: None if len(read) == 1 else int(np.searchsorted(stamps, stamp)))
+    read.clear()
+    assert _numbers(stream.stream_frames(timeline, [93, 95])) == [93, 95]
+    assert len(read) > 90
 
 
 @pytest.mark.parametrize("indices, error", [([], ValueError), ([3, 3], ValueError), ([5, 2], ValueError), ([100], IndexError)])

@@ -1,7 +1,10 @@
 """Probes on a frozen encoder: every one trained as if alone, from a list of videos to a confusion matrix."""
 
+import functools
 import json
+from types import SimpleNamespace
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,11 +14,14 @@ import pytest
 from compiling import fast_jit
 from configs.probe import get_config
 from jepa_jax import evaluate
+from jepa_jax.data import DataError, labelled
 from jepa_jax.data.listing import ListError
 from jepa_jax.data.segments import read_augmented
 from jepa_jax.evals import classification
 from jepa_jax.models import AttentiveProbe
+from jepa_jax.tasks import anticipate
 from jepa_jax.tasks import probe as task
+from jepa_jax.tasks import sweep
 from jepa_jax.tasks import probe_tokens
 from jepa_jax.training import loop, sharding
 from jepa_jax.data.skips import SkipCounter
@@ -83,7 +89,38 @@ def test_from_a_list_to_a_confusion_matrix(run, videos, tmp_path, capsys):
     assert "broken.mp4" in report["left_out"][0]["message"]
     assert (tmp_path / "confusion.png").stat().st_size > 10_000 and (tmp_path / "worst.png").exists()
     assert (tmp_path / "attention.png").stat().st_size > 10_000
+    assert report["versions"]["compute_dtype"] == "float32" and report["probes"][0]["not_finite"] == 0
     assert "1 videos could not be read" in capsys.readouterr().out
+
+
+def test_a_picture_that_fails_costs_no_report(run, videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate.evaluate_probe, "_draw", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluate.main(["probe", str(videos / "good.csv"), "--model", str(run), "--output", str(tmp_path), "--batch", "4", "--dtype", "bfloat16"])
+    assert json.loads((tmp_path / "probe.json").read_text())["versions"]["compute_dtype"] == "bfloat16"
+
+
+def test_folders_are_classes_by_their_names(run, tmp_path):
+    for name in ("a", "b", "c", ".ipynb_checkpoints"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        (tmp_path / "train" / name / "1.mp4").touch()
+    for name in ("a", "c"):
+        (tmp_path / "test" / name).mkdir(parents=True)
+        (tmp_path / "test" / name / "2.mp4").touch()
+    train, test = labelled.open_labelled(str(tmp_path / "train")), labelled.open_labelled(str(tmp_path / "test"))
+    assert labelled.align_classes([train, test]) == ("a", "b", "c")
+    assert train.labels().tolist() == [0, 1, 2] and test.labels().tolist() == [0, 2]
+    with pytest.raises(ListError, match="none of the 2 known classes: a; known are b, c"):
+        test.number_as(["b", "c"])
+    with pytest.raises(ListError, match=r"no example of 1 of 3 classes \(1\)"):
+        labelled.check_examples([test], 3, what="test")
+    labelled.check_examples([test, train], 3, what="both")
+    # The same files elsewhere are the same list, other classes are not.
+    (tmp_path / "test").rename(tmp_path / "moved")
+    moved = labelled.open_labelled(str(tmp_path / "moved"))
+    assert moved.checksum() != test.checksum()
+    moved.number_as(["a", "b", "c"])
+    assert moved.checksum() == test.checksum()
 
 
 def test_a_set_is_encoded_once_and_then_read(encoder, videos, tmp_path, monkeypatch):
@@ -105,16 +142,21 @@ def test_a_set_is_encoded_once_and_then_read(encoder, videos, tmp_path, monkeypa
         seen = read_augmented(listed[number], protocol, crop, augment, np.random.default_rng((config.seed, number, draw)))
         batch = {name: jnp.asarray(value)[None] for name, value in seen._asdict().items()}
         pre = Preprocessing(crop_size=32, short_side=36, frames=4)
-        tokens = task.encode_batch(network.module, network.params, batch, layers=(0, 2), mean=pre.mean, std=pre.std)
+        tokens = task.encode_batch(network.module, network.params, batch, layers=(0, 2), mean=pre.mean, std=pre.std, frames=4)
         np.testing.assert_allclose(np.float32(source[number].tokens[draw]), tokens[0], rtol=1e-2, atol=1e-2)
     assert source[number].label == number % CLASSES
-    # The next run opens no video, and what a stopped one has not stored is stored by the next.
+    # The next run opens only what could not be read, and what a stopped one has not stored is stored by the next.
     stored, first = np.array(source._store._arrays[0]), made.open_data.args[0].batch_at(0)[0]
-    monkeypatch.setattr(probe_tokens, "read_augmented", None)
+
+    def read_again(record, *_):
+        assert record.path.endswith("broken.mp4")
+        raise DataError("not a video", record.path)
+
+    monkeypatch.setattr(probe_tokens, "read_augmented", read_again)
     again = task.make_task(config, mesh).open_data.args[0].batch_at(0)[0]
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.float32, again), jax.tree.map(np.float32, first))
     monkeypatch.undo()
-    source._store._arrays[2][[1, 3]], source._store._arrays[0][[1, 3]] = 0, 0
+    source._store._arrays[2][[1, 3]], source._store._arrays[0][[1, 3]] = (0, 2), 0  # never tried, and not readable then
     source._store.flush()
     task.make_task(config, mesh)
     np.testing.assert_array_equal(source._store._arrays[0], stored)
@@ -133,6 +175,32 @@ def test_a_set_is_encoded_once_and_then_read(encoder, videos, tmp_path, monkeypa
         task.make_task(config, mesh)
 
 
+def test_stored_tokens_are_of_one_set_of_shards():
+    def shards(*records):
+        return [SimpleNamespace(source_id=name, label=label, data=data) for name, label, data in records]
+
+    first = shards(("a", 0, b"x"), ("b", 1, b"y"))
+    checksums = {probe_tokens._checksum(source) for source in (
+        first, shards(("a", 1, b"x"), ("b", 1, b"y")), shards(("a", 0, b"x"), ("b", 1, b"z")), shards(("a", 0, b"x"), ("c", 1, b"y")), first[:1])}
+    assert len(checksums) == 5 and probe_tokens._checksum(list(first)) in checksums
+
+
+def test_stills_are_repeated_where_they_are_encoded(encoder, videos, tmp_path):
+    picture = tmp_path / "a.png"
+    cv2.imwrite(str(picture), np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8))
+    config = make_config(encoder, "")
+    protocol, (crop, augment) = task.make_protocol(config), task._make_transforms(config.data)
+    read = lambda path, still: read_augmented(labelled.LabelledFile(str(path), 0), protocol, crop, augment, np.random.default_rng(0), still)
+    still, whole = read(picture, True).video, read(picture, False).video
+    assert still.shape == (2, 1, 32, 32, 3)
+    np.testing.assert_array_equal(np.repeat(still, 4, axis=1), whole)
+    network = store.read(encoder).networks["encoder"]
+    encode = functools.partial(task.encode_batch, network.module, network.params, layers=(), mean=0.5, std=0.5, frames=4)
+    np.testing.assert_allclose(encode({"video": still[None]}), encode({"video": whole[None]}), atol=1e-6)
+    with pytest.raises(DataError, match="12 frames, but data.still says"):
+        read(videos / "0.mp4", True)
+
+
 def test_too_many_unreadable_videos_are_a_failure(run, videos, tmp_path):
     assert evaluate.main(["probe", str(videos / "list.csv"), "--model", str(run), "--output", str(tmp_path), "--batch", "4"]) == 1
 
@@ -146,12 +214,12 @@ def test_a_run_is_a_classifier(run):
 def test_every_probe_is_trained_as_if_it_were_alone():
     module = AttentiveProbe(12, 2, 2, outputs=(("label", CLASSES),))
     config = make_config("none", "none", start_lr=0.02, warmup_steps=2, total_steps=6)
-    sweep = task.make_sweep(config.optim)
-    names = [f"probe_{i}" for i in range(len(sweep))]
+    settings = sweep.make_sweep(config.optim)
+    names = [f"probe_{i}" for i in range(len(settings))]
     rng = np.random.default_rng(0)
     tokens, labels = rng.normal(size=(6, 4, 5, 12)).astype(np.float32), rng.integers(CLASSES, size=(6, 4))
     initial = {name: module.init(jax.random.key(i), tokens[0])["params"] for i, name in enumerate(names)}
-    optimizer, schedules = task.make_optimizer(config.optim), task.make_schedules(config.optim, sweep)
+    optimizer, schedules = sweep.make_optimizer(config.optim), sweep.make_schedules(config.optim, settings)
 
     def cross_entropy(logits, labels):
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(-1)
@@ -167,7 +235,7 @@ def test_every_probe_is_trained_as_if_it_were_alone():
         params, state = together(params, state, tokens[k], labels[k], k + 1)
     for number in (0, 3):
         rates = jnp.stack([schedules.learning_rate(k + 1)[number] for k in range(6)])
-        reference = optax.adamw(lambda count: rates[count], weight_decay=sweep[number]["weight_decay"])
+        reference = optax.adamw(lambda count: rates[count], weight_decay=settings[number]["weight_decay"])
         alone = initial[names[number]]
         state = reference.init(alone)
         step = fast_jit(lambda p, s, x, y: _alone(module, reference, cross_entropy, p, s, x, y))
@@ -188,7 +256,7 @@ def test_schedules_of_a_sweep_are_those_of_the_golden_arrays(golden):
         s = config[f"probe_{number}"]
         section = make_config("none", "none", lr=(s["mc_ref_lr"],), weight_decay=(s["mc_final_wd"],), start_lr=s["mc_start_lr"],
                               final_lr=s["mc_final_lr"], warmup_steps=s["mc_warmup_steps"], total_steps=s["T_max"]).optim
-        rate = task.make_schedules(section, task.make_sweep(section)).learning_rate
+        rate = sweep.make_schedules(section, sweep.make_sweep(section)).learning_rate
         expected = arrays[f"out/probe_lr_{number}"][: s["T_max"]]
         np.testing.assert_allclose([rate(k + 1)[0] for k in range(0, s["T_max"], 7)], expected[::7], rtol=1e-4, atol=1e-9)
 
@@ -204,6 +272,33 @@ def test_metrics_are_those_of_the_golden_arrays(golden):
     np.testing.assert_allclose(views, arrays["out/view_prob"], rtol=1e-5)
     hits = classification.ranks(views, arrays["in/labels"][0].astype(np.int64)) < 1
     np.testing.assert_allclose(100 * hits.mean(), arrays["out/view_top1"], rtol=1e-5)
+
+
+def test_what_is_no_number_is_no_right_answer():
+    probabilities = np.array([[np.nan] * 3, [0.5, 0.3, 0.2], [0.2, 0.2, 0.6]], np.float32)
+    assert classification.ranks(probabilities, np.array([2, 0, 1])).tolist() == [3, 0, 2]
+    judged = classification.Judged(probabilities[None], np.array([2, 0, 1]), np.arange(3), [])
+    (row,) = classification.summarize(judged, [{}])["probes"]
+    assert row["not_finite"] == 1 and row["top1"] == pytest.approx(33.33)
+    assert anticipate._among_first(jnp.full((1, 6), jnp.nan), jnp.array([0])) == 0
+
+
+def test_probes_one_by_one_are_those_at_once():
+    module = AttentiveProbe(12, 2, 2, outputs=(("label", CLASSES),))
+    tokens = jax.random.normal(jax.random.key(0), (2, 5, 12))
+    params = task.init_probes(module, ["probe_0", "probe_1"], jax.random.key(1))
+    np.testing.assert_allclose(task.score(module, params, tokens, at_once=False), task.score(module, params, tokens), atol=1e-6)
+
+
+def test_epochs_become_steps():
+    section = get_config("imagenet").optim
+    sweep.settle_lengths(section, 126_000, 1024)
+    assert (section.total_steps, section.warmup_steps) == (20 * 123, 5 * 123)
+    with pytest.raises(ValueError, match="only 200 samples, so that no batch is full"):
+        sweep.settle_lengths(get_config("ssv2").optim, 200, 256)
+    section.total_steps = 600
+    with pytest.raises(ValueError, match="warmup_steps is 615 of optim.total_steps 600"):
+        sweep.settle_lengths(section, 126_000, 1024)
 
 
 def test_confusion_counts_what_is_taken_for_what():
@@ -269,4 +364,4 @@ def test_every_preset_has_its_published_protocol():
     for name in ("ssv2", "diving48", "jester", "k400", "coin"):
         for model in ("vitl", "vitg384"):
             assert task.make_protocol(get_config(f"{name},model={model}")) == PROTOCOLS[f"{name}-{model}"]
-    assert len(task.make_sweep(get_config("ssv2").optim)) == 20
+    assert len(sweep.make_sweep(get_config("ssv2").optim)) == 20

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from jepa_jax.data import remote
-from jepa_jax.data.listing import ListError, read_list
+from jepa_jax.data.listing import ListError, checksum, read_list
 
 # The queries of a probe, in the official order.
 OUTPUTS = ("verb", "noun", "action")
@@ -150,6 +150,10 @@ class ActionSource:
     def locate(self, index: int) -> str:
         """Name where a segment lies, as 'list#row', rows counted from 0."""
         return f"{self.files[0]}#{self._rows[index]}"
+
+    def checksum(self) -> str:
+        """Tell one list from another by its segments and their classes; the same wherever the videos lie."""
+        return checksum(f"{segment.path.rpartition('/')[2]} {segment[1:]}" for segment in self._segments)
 
 
 def _place(video: str, videos: str, layout: str) -> str:

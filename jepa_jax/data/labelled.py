@@ -12,7 +12,7 @@ import numpy as np
 from jepa_jax.data import clips, remote, video
 from jepa_jax.data.copies import DEFAULT_CACHE, FileCache, local_copy
 from jepa_jax.data.errors import DataError
-from jepa_jax.data.listing import IMAGE_SUFFIXES, LIST_SUFFIXES, VIDEO_SUFFIXES, ListError, read_csv
+from jepa_jax.data.listing import IMAGE_SUFFIXES, LIST_SUFFIXES, VIDEO_SUFFIXES, ListError, checksum, read_csv
 from jepa_jax.data.records import SUFFIX, ClipRecord, ShardSource
 from jepa_jax.data.stream import Timeline, read_timeline, stream_frames
 
@@ -68,6 +68,8 @@ class ListSource:
             self._items = [(item.path, item.label) for item in read_csv(path)]
         else:
             self.class_names, self._items = _list_classes(path)
+            if not self._items:
+                raise ListError(f"no video or image lies in the folders of {path}: {', '.join(self.class_names[:_NAMED])}")
         if not self._items:
             raise ListError(f"{path} is empty; expected one 'path label' per line")
 
@@ -85,9 +87,41 @@ class ListSource:
         """Name where an entry lies, as 'file#entry'."""
         return f"{self.files[0]}#{index}"
 
+    def checksum(self) -> str:
+        """Tell one list from another by its entries and their classes; the same wherever the files lie."""
+        return checksum(f"{name} {label}" for name, label in zip(_relative([path for path, _ in self._items]), self.labels()))
+
+    def number_as(self, names: Sequence[str]) -> None:
+        """Number the classes of a folder of class folders by the names of others; a list has numbers already.
+
+        Raises:
+            ListError: a folder with files is none of these classes.
+        """
+        if self.class_names is None:
+            return
+        mine = [self.class_names[label] for _, label in self._items]
+        unknown = sorted(set(mine) - set(names))
+        if unknown:
+            more = ", ..." * (len(unknown) > _NAMED)
+            raise ListError(f"{self.files[0]} has folders that are none of the {len(names)} known classes: {', '.join(unknown[:_NAMED])}{more}; "
+                            f"known are {', '.join(names[:_NAMED])}{', ...' * (len(names) > _NAMED)}. Name folders as classes, or give a list 'path label'")
+        places = {name: place for place, name in enumerate(names)}
+        self._items = [(path, places[name]) for (path, _), name in zip(self._items, mine)]
+        self.class_names = tuple(names)
+
+
+def _relative(paths: list[str]) -> list[str]:
+    """Name files from the folder that all of them have in common."""
+    try:
+        start = len(os.path.commonpath([os.path.dirname(path) for path in paths]))
+    except ValueError:  # relative and absolute ones
+        start = 0
+    return [path[start:] for path in paths]
+
 
 def _list_classes(path: str) -> tuple[tuple[str, ...], list[tuple[str, int]]]:
-    names = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
+    # Hidden folders are those of tools, and would be classes of their own.
+    names = sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
     items = []
     for label, name in enumerate(names):
         found = remote.find(os.path.join(path, name), lambda file: file.lower().endswith(VIDEO_SUFFIXES + IMAGE_SUFFIXES))
@@ -174,26 +208,45 @@ def class_of(record: ClipRecord | LabelledFile, num_classes: int) -> int:
     return record.label
 
 
-def check_labels(source: ListSource, num_classes: int, *, what: str, need_all: bool) -> None:
+def align_classes(sources: Sequence[ListSource | ShardSource]) -> tuple[str, ...] | None:
+    """Number the classes of all folders of class folders as the first of them does; returns their names, None if there is none.
+
+    Raises:
+        ListError: as `ListSource.number_as`.
+    """
+    named = [source for source in sources if getattr(source, "class_names", None)]
+    for source in named[1:]:
+        source.number_as(named[0].class_names)
+    return named[0].class_names if named else None
+
+
+def check_labels(source: ListSource, num_classes: int, *, what: str) -> None:
     """Check the labels of a list before anything is computed.
 
     Args:
         source: the list.
         num_classes: how many classes there are.
         what: names the list in messages.
-        need_all: every class must have an example.
 
     Raises:
-        ListError: a label is out of range, or a class is empty.
+        ListError: a label is out of range.
     """
     labels = source.labels()
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(wrong):
         named = "; ".join(f"entry {index}: {source[index].path} has {labels[index]}" for index in wrong[:_NAMED])
         raise ListError(f"{what} has {len(wrong)} of {len(labels)} labels outside of 0 to {num_classes - 1} "
-                        f"(data.num_classes is {num_classes}): {named}")
-    empty = sorted(set(range(num_classes)) - set(labels.tolist()))
-    if empty and need_all:
+                        f"(there are {num_classes} classes): {named}")
+
+
+def check_examples(sources: Sequence[ListSource], num_classes: int, *, what: str) -> None:
+    """Check that every class has an example in one of the lists; `what` names them in messages.
+
+    Raises:
+        ListError: a class has none.
+    """
+    empty = sorted(set(range(num_classes)).difference(*(source.labels().tolist() for source in sources)))
+    if empty:
         named = ", ".join(map(str, empty[:_NAMED])) + (", ..." if len(empty) > _NAMED else "")
         raise ListError(f"{what} has no example of {len(empty)} of {num_classes} classes ({named}): they could only be guessed. Is it "
                         "the right list? If so, set data.allow_empty_classes=True")

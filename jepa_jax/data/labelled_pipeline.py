@@ -17,7 +17,7 @@ from jepa_jax.data.specs import AugmentSpec, CropSpec, GroupSpec, check_process,
 class LabelledPipeline(RowPipeline):
     """Make the batches of one process out of labelled videos or images.
 
-    A batch is `{'video': uint8 [b, S, T, H, W, 3], 'label': int32 [b]}`, with erasing also 'erase_boxes' int32 `[b, S, 4]`
+    A batch is `{'video': uint8 [b, S, T, H, W, 3] (T is 1 if `still`), 'label': int32 [b]}`, with erasing also 'erase_boxes' int32 `[b, S, 4]`
     and 'erase_seeds' uint32 `[b, S]`.
 
     Args:
@@ -28,6 +28,7 @@ class LabelledPipeline(RowPipeline):
         seeing: segments, frames and step.
         num_classes: classes are 0 to num_classes - 1; a video with another is replaced.
         seed: of the order, the windows, crops and augmentation.
+        still: all are images, of which one frame each is given.
         max_bad_fraction: of the records of any source.
         process_index, process_count: which rows of each global batch are made here.
 
@@ -46,13 +47,14 @@ class LabelledPipeline(RowPipeline):
         num_classes: int,
         *,
         seed: int,
+        still: bool = False,
         max_bad_fraction: float = MAX_BAD_FRACTION,
         process_index: int = 0,
         process_count: int = 1,
     ):
         check_specs([group], crop, augment, {group.name: None})
         check_process([group], process_index, process_count)
-        make = _RowMaker(crop, augment, seeing, num_classes)
+        make = _RowMaker(crop, augment, seeing, num_classes, still)
         mixture = Mixture(group, sources, make, seed=seed, max_bad_fraction=max_bad_fraction)
         super().__init__(group, mixture, process_index, process_count)
 
@@ -60,12 +62,12 @@ class LabelledPipeline(RowPipeline):
 class _RowMaker:
     """Turn a record into a row; a class so that workers can unpickle it."""
 
-    def __init__(self, crop: CropSpec, augment: AugmentSpec, seeing: Seeing, num_classes: int):
-        self._crop, self._augment, self._seeing, self._num_classes = crop, augment, seeing, num_classes
+    def __init__(self, crop: CropSpec, augment: AugmentSpec, seeing: Seeing, num_classes: int, still: bool):
+        self._crop, self._augment, self._seeing, self._num_classes, self._still = crop, augment, seeing, num_classes, still
 
     def __call__(self, record: ClipRecord | LabelledFile, rng: np.random.Generator) -> dict[str, np.ndarray]:
         label = class_of(record, self._num_classes)
-        found = read_augmented(record, self._seeing, self._crop, self._augment, rng)
+        found = read_augmented(record, self._seeing, self._crop, self._augment, rng, self._still)
         row = {"video": found.video, "label": np.int32(label)}
         if self._augment.erase:
             row |= {"erase_boxes": found.erase_boxes, "erase_seeds": found.erase_seeds}

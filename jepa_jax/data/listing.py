@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from jepa_jax.data import folders, remote
@@ -152,6 +153,11 @@ def read_list(path: str) -> str:
         raise ListError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
+def checksum(entries: Iterable[str]) -> str:
+    """Tell one list of names from another: eight hexadecimal digits."""
+    return f"{zlib.crc32(chr(10).join(entries).encode(errors='surrogateescape')):08x}"
+
+
 def place_in_list(path: str, entry: str) -> str:
     """Say where an entry of the list at `path` lies: a bucket has no working directory."""
     return remote.join(os.path.dirname(path), entry) if remote.is_remote(path) else entry
@@ -164,7 +170,7 @@ def _parse_line(line: str, where: str) -> Item:
         number = int(label)
     except ValueError:
         number = None
-    if not separator or not name or number is None:
+    if not separator or not name or name.endswith(",") or number is None:
         raise ListError(
             f"{where}: {line!r} is not 'path label': expected a path, one space and an integer label (0 if there is "
             "none), for example '/videos/a b.mp4 3', or '::' in place of the space; no header line"

@@ -14,6 +14,7 @@ import numpy as np
 from jepa_jax.data import trajectories
 from jepa_jax.data.copies import FileCache
 from jepa_jax.data.errors import DataError
+from jepa_jax.data.listing import checksum
 from jepa_jax.data.records import KINDS, Record, ShardSource
 from jepa_jax.data.remote import is_remote
 from jepa_jax.data.skips import Skip, max_tries
@@ -184,9 +185,10 @@ class Mixture:
         """Say by label what decides which records are drawn; the same wherever the shards lie."""
         found = {}
         for label, (_, source, share) in zip(self.labels, self._shares(), strict=True):
-            names = "\n".join(os.path.basename(file) for file in source.files)
-            checksum = f"{zlib.crc32(names.encode()):08x}"
-            found[label] = f"{_count_text(source)}, checksum of their names {checksum}, weight {share:.3f}"
+            # Lists know their entries; what shards hold is not read for this.
+            own = getattr(source, "checksum", None)
+            names = own() if own else checksum(map(os.path.basename, source.files))
+            found[label] = f"{_count_text(source)}, checksum of their names {names}, weight {share:.3f}"
         return found
 
     def enlarged(self, size: int) -> list[str]:

@@ -136,13 +136,14 @@ class TokenSource:
     def __init__(self, store: TokenStore, videos):
         self._store = store
         self.files, self.locate = videos.files, videos.locate
+        self.checksum = getattr(videos, "checksum", None)
 
     def __len__(self) -> int:
         return len(self._store)
 
     def __getitem__(self, index: int) -> TokenRecord:
         if self._store.done[index] != STORED:
-            raise DataError("not encoded", f"{self.locate(index)} could not be used when tokens were stored in {self._store.folder}")
+            raise DataError("not encoded", f"{self.locate(index)} could not be used when tokens were stored in {self._store.folder}; the next start tries again")
         return TokenRecord(*self._store.get(index), self.locate(index))
 
 

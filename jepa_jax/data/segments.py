@@ -68,7 +68,8 @@ def read_views(record: ClipRecord | LabelledFile, protocol: Seeing, uniforms: np
 
 
 def read_augmented(
-    record: ClipRecord | LabelledFile, protocol: Seeing, crop: CropSpec, augment: AugmentSpec, rng: np.random.Generator
+    record: ClipRecord | LabelledFile, protocol: Seeing, crop: CropSpec, augment: AugmentSpec, rng: np.random.Generator,
+    still: bool = False,
 ) -> Augmented:
     """Read the segments of a video, each with a crop and augmentation of its own, as trainings of probes do.
 
@@ -78,9 +79,10 @@ def read_augmented(
         crop: the random crop.
         augment: operations and erasing; its crops do not move.
         rng: consumed.
+        still: return one frame of an image, to be repeated where it is encoded.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: it cannot be read, or is a video where an image is wanted.
 
     Source: evals/video_classification_frozen/utils.py (VideoTransform).
     """
@@ -88,7 +90,9 @@ def read_augmented(
     uniforms = rng.random(segments)
     drawn = [draw_augmentation(crop, augment, rng) for _ in range(segments)]
     with open_footage(record) as footage:
-        indices = _choose(footage, protocol, uniforms)
+        if still and footage.num_frames > 1:
+            raise DataError("not an image", f"{record.source_id} has {footage.num_frames} frames, but data.still says that all are images")
+        indices = _choose(footage, protocol, uniforms)[:, : 1 if still else None]
         needed = np.unique(indices)
         frames = dict(zip(needed, footage.read(needed)))
     check_shapes(record, frames)

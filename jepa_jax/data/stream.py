@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -37,8 +38,9 @@ class Timeline:
         path: the file.
         times: float64 `[n]`, seconds from the first frame, by frame index.
         fps: average rate, frames per second; 0.0 if unknown.
-        starts: int64 `[n]`, the packet from which decoding gives that frame.
+        starts: int32 `[n]`, the packet from which decoding gives that frame.
         stamps: int64 `[n]`, time stamps of the frames, or None where they are unusable.
+        packets: int32 `[n]`, the packet that holds the frame.
     """
 
     path: str
@@ -46,6 +48,7 @@ class Timeline:
     fps: float
     starts: np.ndarray
     stamps: np.ndarray | None
+    packets: np.ndarray
 
     @property
     def num_frames(self) -> int:
@@ -80,7 +83,7 @@ def read_timeline(path: str | os.PathLike) -> Timeline:
     if len(packets) < stated and is_mp4:
         # Other formats state slots or estimates.
         raise DataError("truncated", f"{path}: the file ends after {len(packets)} of {stated} frames")
-    order = np.array(shown_packets(packets), np.int64)
+    order = np.array(shown_packets(packets), np.int32)
     if not len(order):
         raise DataError("truncated", f"{path}: the video stream holds no frames")
     stamps = [packets[number].pts for number in order]
@@ -88,13 +91,13 @@ def read_timeline(path: str | os.PathLike) -> Timeline:
     if is_avi or None in stamps or len(set(stamps)) < len(stamps):
         # Such frames can only be counted, from the start.
         times = _stored_times(packets, order, time_base, nominal)
-        return Timeline(path, times, _average_rate(times, nominal), np.zeros_like(order), None)
+        return Timeline(path, times, _average_rate(times, nominal), np.zeros_like(order), None, order)
     stamps = np.array(stamps, np.int64)
     times = (stamps - stamps[0]) * float(time_base)
     fps = _average_rate(times, nominal)
     if not is_mp4 and fps and times[-1] + 1 / fps < _WHOLE * seconds:
         raise DataError("truncated", f"{path}: frames end at {times[-1]:.1f} s of the {seconds:.1f} s it states")
-    return Timeline(path, times, fps, _start_packets(packets, order), stamps)
+    return Timeline(path, times, fps, _start_packets(packets, order), stamps, order)
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,7 @@ def stream_frames(timeline: Timeline, indices: Sequence[int], max_threads: int =
         raise ValueError(f"frame indices must be some, distinct and ascending, got {wanted[:10].tolist()}")
     if wanted[0] < 0 or wanted[-1] >= timeline.num_frames:
         raise IndexError(f"frames {wanted[0]}..{wanted[-1]} asked of a video with {timeline.num_frames} frames")
-    container, stream = open_video(timeline.path)
+    container, stream, packets = _open_near(timeline, int(timeline.starts[wanted[0]]))
     with container:
         if av.logging.get_level() is None:
             # With PyAV's logging on, a decoding thread that reports an error waits for the
@@ -187,15 +190,42 @@ def stream_frames(timeline: Timeline, indices: Sequence[int], max_threads: int =
             stream.thread_type = ThreadType.AUTO
             stream.codec_context.thread_count = min(max_threads, usable_cores())
         try:
-            yield from _decode(container, stream, timeline, wanted)
+            yield from _decode(stream, packets, timeline, wanted)
         except av.FFmpegError as error:
             raise DataError("damaged", f"{timeline.path}: {error.strerror} while decoding") from error
 
 
-def _decode(container, stream, timeline, wanted) -> Iterator[np.ndarray]:
+def _open_near(timeline: Timeline, start: int):
+    """Open a file so that its next packet lies at or shortly before `start`: (container, stream, iterator over (number, packet)).
+
+    Without a seek, reading a clip out of a long video would take all that lies before it.
+    """
+    container, stream = open_video(timeline.path)
+    place = np.flatnonzero(timeline.packets == start)
+    if start > 0 and len(place) and timeline.stamps is not None:
+        try:
+            container.seek(int(timeline.stamps[place[0]]), stream=stream)
+            packets = _filled(container, stream)
+            first = next(packets, None)
+        except av.FFmpegError:
+            first = None
+        landed = None if first is None else _index_of(timeline.stamps, first.pts)
+        if landed is not None and timeline.packets[landed] <= start:
+            return container, stream, enumerate(itertools.chain([first], packets), int(timeline.packets[landed]))
+        # Where it landed is not known, so it is read from the start.
+        container.close()
+        container, stream = open_video(timeline.path)
+    return container, stream, enumerate(_filled(container, stream))
+
+
+def _filled(container, stream) -> Iterator[av.Packet]:
+    return (packet for packet in container.demux(stream) if packet.size)
+
+
+def _decode(stream, packets, timeline, wanted) -> Iterator[np.ndarray]:
     converter = VideoReformatter()
     missing, shown = deque(wanted), 0
-    for frame in _fed_frames(container, stream, timeline, missing):
+    for frame in _fed_frames(stream, packets, timeline, missing):
         index = shown if timeline.stamps is None else _index_of(timeline.stamps, frame.pts)
         shown += 1
         if index is None or index < missing[0]:
@@ -209,12 +239,11 @@ def _decode(container, stream, timeline, wanted) -> Iterator[np.ndarray]:
     raise DataError("damaged", f"{timeline.path}: frame {missing[0]} cannot be decoded")
 
 
-def _fed_frames(container, stream, timeline, missing) -> Iterator[av.VideoFrame]:
+def _fed_frames(stream, packets, timeline, missing) -> Iterator[av.VideoFrame]:
     """Decode packets, but not those that the first missing frame does not need; the caller keeps `missing`."""
     decoder = stream.codec_context
     skipping = False
-    packets = (packet for packet in container.demux(stream) if packet.size)
-    for number, packet in enumerate(packets):
+    for number, packet in packets:
         if number < timeline.starts[missing[0]]:
             skipping = True
             continue

@@ -105,7 +105,8 @@ def foresee(scorer, seeing, source, classes, *, anchor, seconds=1.0, batch_size=
 def _score(modules, probe, seeing, grid, mean, std, frozen, params, video, seconds):
     """Turn clips uint8 `[B, T, H, W, 3]` into scores, dict from output to `[P, B, C]`."""
     video = normalize_pixels(video, mean, std)
-    return score_outputs(probe, params, anticipate(modules["encoder"], modules.get("predictor"), frozen, video, seconds, seeing, grid))
+    tokens = anticipate(modules["encoder"], modules.get("predictor"), frozen, video, seconds, seeing, grid)
+    return score_outputs(probe, params, tokens, at_once=False)
 
 
 def _rank(scores, labels, valid):
@@ -127,11 +128,13 @@ def summarize(foreseen, settings):
       JSON-able dict: n, skipped; for every output its classes, those that occur, and the number of the best probe, chosen
       for each output by itself as officially; and `probes`, for each its settings and by output in percent: recall5, the mean
       over classes that occur of how often they are among the first five answers; the same where only classes that occur
-      compete (recall5_valid); and the parts of all segments whose class is first (top1) or among the first five (top5).
+      compete (recall5_valid); the parts of all segments whose class is first (top1) or among the first five (top5); and of
+      how many segments the answer was not a number, which counts as wrong.
     """
     rows = []
     for number, setting in enumerate(settings):
-        row = {"setting": setting}
+        broken = {output: int((foreseen.ranks[output][number] >= foreseen.classes[output]).sum()) for output in OUTPUTS}
+        row = {"setting": setting, "not_finite": max(broken.values())}
         for output in OUTPUTS:
             labels, classes = foreseen.labels[output], foreseen.classes[output]
             place, among_valid = foreseen.ranks[output][number], foreseen.valid_ranks[output][number]

@@ -82,7 +82,7 @@ def _probabilities(encoder, probe, layers, mean, std, frozen, params, views):
     """Turn views uint8 `[B, S, V, T, H, W, 3]` into `[P, B, C]`."""
     def one(view):
         tokens = encode_segments(encoder, frozen["encoder"], normalize_pixels(view, mean, std), layers)
-        return jax.nn.softmax(score(probe, params, tokens))
+        return jax.nn.softmax(score(probe, params, tokens, at_once=False))
 
     return jax.lax.map(one, jnp.moveaxis(views, 2, 0)).mean(0)
 
@@ -122,7 +122,8 @@ def summarize(judged, settings):
 
     Returns:
       JSON-able dict: n, classes, best (number of the probe with the highest top-1), and `probes`, for each its settings,
-      top1, top5 and class_mean in percent, the first with its 95 % interval. The class mean is over classes that occur.
+      top1, top5 and class_mean in percent, the first with its 95 % interval, and of how many videos the answer was not a
+      number, which counts as wrong. The class mean is over classes that occur.
     """
     rows = []
     for probabilities, setting in zip(judged.probabilities, settings, strict=True):
@@ -130,17 +131,19 @@ def summarize(judged, settings):
         interval = wilson(int((hits < 1).sum()), len(hits))
         recall = class_recall(probabilities, judged.labels)
         rows.append({"setting": setting, "top1": _percent(interval.value), "top1_interval": [_percent(interval.low), _percent(interval.high)],
-                     "top5": _percent((hits < _TOP).mean()), "class_mean": _percent(np.nanmean(recall))})
+                     "top5": _percent((hits < _TOP).mean()), "class_mean": _percent(np.nanmean(recall)),
+                     "not_finite": int((~np.isfinite(probabilities)).any(1).sum())})
     best = int(np.argmax([row["top1"] for row in rows]))
     return {"n": len(judged.labels), "classes": judged.probabilities.shape[-1], "skipped": len(judged.skipped), "best": best, "probes": rows}
 
 
 def ranks(probabilities, labels):
-    """Count how many classes are more probable than the true one: int64 `[n]`, 0 where it is right."""
+    """Count how many classes are more probable than the true one: int64 `[n]`, 0 where it is right, C where it has no number."""
     own = np.take_along_axis(probabilities, labels[:, None], 1)
     # Of equally probable classes the first is named first.
     ties = (probabilities == own) & (np.arange(probabilities.shape[1]) < labels[:, None])
-    return (probabilities > own).sum(1) + ties.sum(1)
+    # Asked this way round, what is not a number is no right answer.
+    return (~(probabilities <= own)).sum(1) + ties.sum(1)
 
 
 def class_recall(probabilities, labels, k=1):

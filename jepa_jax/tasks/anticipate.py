@@ -17,11 +17,9 @@ from jepa_jax.models.flops import encoder_flops, predictor_flops
 from jepa_jax.models.spec import abstract_params
 from jepa_jax.tasks.losses import focal_loss
 from jepa_jax.tasks.pretrain import make_augment
-from jepa_jax.tasks.probe import (
-    check_card, describe_sweep, init_probes, make_optimizer, make_probe, make_schedules, make_sweep, probe_flops, read_frozen,
-    refuse_weights, score_outputs,
-)
+from jepa_jax.tasks.probe import check_card, init_probes, make_probe, probe_flops, read_frozen, refuse_weights, score_outputs
 from jepa_jax.tasks.step import make_train_step, sample_latents
+from jepa_jax.tasks.sweep import describe_sweep, make_optimizer, make_schedules, make_sweep, settle_lengths
 from jepa_jax.training import optim, sharding
 from jepa_jax.training.state import create_state, tensor_names
 from jepa_jax.training.task import Task
@@ -101,7 +99,8 @@ def make_loss(probe, networks, seeing, grid, *, mean, std, alpha, gamma, monitor
 def _among_first(logits, labels):
     """Tell where the right class is among the first answers: float32 `[...]`."""
     own = jnp.take_along_axis(logits, labels[..., None], axis=-1)
-    return ((logits > own).sum(-1) < TOP).astype(jnp.float32)
+    # Asked this way round, what is not a number is no right answer.
+    return ((~(logits <= own)).sum(-1) < TOP).astype(jnp.float32)
 
 
 def make_protocol(config):
@@ -152,8 +151,7 @@ def make_task(config, mesh):
     sharding.check_batch_size(GROUP, data.batch_size, mesh, section.accumulate)
     sweep, seeing, timing = make_sweep(section), make_protocol(config), TimingSpec(data.seconds, data.points, data.anchor)
     source, classes = open_data(config)
-    if not section.total_steps:
-        section.total_steps = max(1, section.epochs * (len(source) // data.batch_size))
+    settle_lengths(section, len(source), data.batch_size)
     frozen, chosen, sha256 = read_frozen(config.encoder, seeing.roles())
     pre, networks = frozen.preprocessing, _run_as(config.model, {role: frozen.networks[name].module for role, name in chosen.items()})
     grid = check_networks(networks, seeing, timing.seconds[1])

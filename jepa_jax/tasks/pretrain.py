@@ -118,7 +118,7 @@ def make_pipeline(config, groups, process_index=0, process_count=1):
 def make_augment(section):
     """Build an `AugmentSpec` from the `data.augment` section of a config; ValueError for an unknown policy."""
     policy = parse_spec(section.rand_augment) if section.rand_augment else None
-    return AugmentSpec(section.motion_shift, policy, section.erase)
+    return AugmentSpec(section.get("motion_shift", False), policy, section.erase)
 
 
 def make_loss(encoder, predictor, groups, *, loss_exponent, monitor_tokens, decorrelation=0.0):

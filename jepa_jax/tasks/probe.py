@@ -1,7 +1,6 @@
 """Frozen evaluation: attentive probes that read classes off an encoder, many settings trained at once."""
 
 import functools
-import itertools
 import math
 
 import jax
@@ -10,7 +9,7 @@ import numpy as np
 import optax
 
 from jepa_jax.data.iterate import make_iterator
-from jepa_jax.data.labelled import ListSource, check_labels, open_labelled
+from jepa_jax.data.labelled import ListSource, align_classes, check_examples, check_labels, open_labelled
 from jepa_jax.data.labelled_pipeline import LabelledPipeline
 from jepa_jax.data.probe_tokens import TokenPipeline
 from jepa_jax.data.specs import CropSpec, GroupSpec, check_specs
@@ -21,6 +20,7 @@ from jepa_jax.tasks import probe_tokens
 from jepa_jax.tasks.pretrain import make_augment
 from jepa_jax.tasks.sources import make_cache, make_sources, naming_root
 from jepa_jax.tasks.step import make_train_step, sample_latents
+from jepa_jax.tasks.sweep import describe_sweep, make_optimizer, make_schedules, make_sweep, settle_lengths
 from jepa_jax.training import optim, sharding
 from jepa_jax.training.state import create_state, tensor_names
 from jepa_jax.training.task import Task
@@ -54,38 +54,45 @@ def encode_segments(encoder, params, video, layers):
     return jax.lax.stop_gradient(join_segments(tokens[:, None])[0])
 
 
-def encode_batch(encoder, params, batch, *, layers, mean, std):
-    """Compute the tokens of a batch as `LabelledPipeline.batch_at` makes it: `[B, S*N, D]` as `encode_segments`, with its erasing."""
+def encode_batch(encoder, params, batch, *, layers, mean, std, frames):
+    """Compute the tokens of a batch as `LabelledPipeline.batch_at` makes it: `[B, S*N, D]` as `encode_segments`, with its erasing.
+
+    A still is repeated for `frames` frames, after its erasing.
+    """
     video = normalize_pixels(batch["video"], np.float32(mean), np.float32(std))
     if "erase_boxes" in batch:
         flat = lambda name: batch[name].reshape(-1, *batch[name].shape[2:])
         erased = erase_boxes(video.reshape(-1, *video.shape[2:]), flat("erase_boxes"), flat("erase_seeds"))
         video = erased.reshape(video.shape)
+    if video.shape[2] == 1:
+        video = jnp.repeat(video, frames, axis=2)
     return encode_segments(encoder, params, video, layers)
 
 
-def score_outputs(probe, params, tokens):
+def score_outputs(probe, params, tokens, at_once=True):
     """Score the classes with every probe, as one program over all.
 
     Args:
       probe: `AttentiveProbe`.
       params: dict from the name of a probe to its parameters.
       tokens: `[B, N, D]`.
+      at_once: all probes together, which trains small ones faster; else one after the other, in the memory of one.
 
     Returns:
       dict from the name of an output to float32 `[P, B, classes]`, probes in the order of `weights.bundle.probe_names`.
     """
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[name] for name in weights.probe_names(params)))
-    return jax.vmap(lambda one: probe.apply({"params": one}, tokens))(stacked)
+    run = lambda one: probe.apply({"params": one}, tokens)
+    return jax.vmap(run)(stacked) if at_once else jax.lax.map(run, stacked)
 
 
-def score(probe, params, tokens):
+def score(probe, params, tokens, at_once=True):
     """Return what `score_outputs` does for probes with a single output: float32 `[P, B, classes]`."""
-    (logits,) = score_outputs(probe, params, tokens).values()
+    (logits,) = score_outputs(probe, params, tokens, at_once).values()
     return logits
 
 
-def make_loss(probe, encoder, *, layers, mean, std, monitor_tokens):
+def make_loss(probe, encoder, *, layers, mean, std, frames, monitor_tokens):
     """Build the loss of all probes.
 
     Returns:
@@ -95,7 +102,7 @@ def make_loss(probe, encoder, *, layers, mean, std, monitor_tokens):
 
     Source: evals/video_classification_frozen/eval.py.
     """
-    encode = functools.partial(encode_batch, encoder, layers=layers, mean=mean, std=std)
+    encode = functools.partial(encode_batch, encoder, layers=layers, mean=mean, std=std, frames=frames)
 
     def loss_fn(params, frozen, batch):
         tokens = batch["tokens"] if "tokens" in batch else encode(frozen["encoder"], batch)
@@ -112,65 +119,6 @@ def make_loss(probe, encoder, *, layers, mean, std, monitor_tokens):
     return loss_fn
 
 
-def make_sweep(section):
-    """List the settings of the probes: dicts of lr and weight_decay, in the order of their names.
-
-    Args:
-      section: `optim` of a config, with tuples `lr` and `weight_decay`.
-
-    Raises:
-      ValueError: if there is none, or one is negative.
-    """
-    found = [{"lr": lr, "weight_decay": decay} for lr, decay in itertools.product(section.lr, section.weight_decay)]
-    if not found or any(not math.isfinite(value) or value < 0 for setting in found for value in setting.values()):
-        raise ValueError(f"optim.lr {section.lr} and optim.weight_decay {section.weight_decay} must be lists of numbers of at "
-                         "least 0; a probe is trained for every pair")
-    return found
-
-
-def make_schedules(section, sweep):
-    """Build the schedules of all probes: their values are float32 `[P]`.
-
-    Args:
-      section: `optim` of a config; `start_lr` None starts every probe at its own rate.
-      sweep: from `make_sweep`.
-
-    Returns:
-      `optim.Schedules`.
-
-    Source: evals/video_classification_frozen/eval.py (init_opt, WarmupCosineLRSchedule).
-    """
-    alone = [
-        optim.make_schedules(
-            schedule="warmup_cosine", lr=one["lr"], start_lr=one["lr"] if section.start_lr is None else section.start_lr,
-            final_lr=section.final_lr, weight_decay=one["weight_decay"], final_weight_decay=one["weight_decay"], ema=1.0,
-            final_ema=1.0, total_steps=section.total_steps, warmup_steps=section.warmup_steps, anneal_steps=0, horizon_scale=1.0,
-        )
-        for one in sweep
-    ]
-    together = lambda field: lambda k: jnp.stack([getattr(schedules, field)(k) for schedules in alone])
-    return optim.Schedules(together("learning_rate"), together("weight_decay"), alone[0].ema_rate)
-
-
-def make_optimizer(section):
-    """Build AdamW for probes with a rate and a weight decay each; everything is decayed, biases and norms too.
-
-    Returns:
-      optax.GradientTransformationExtraArgs; `update` takes `learning_rate` and `weight_decay` as `[P]`.
-    """
-    adam = optax.scale_by_adam(b1=section.b1, b2=section.b2, eps=section.eps)
-
-    def update(grads, state, params, *, learning_rate, weight_decay):
-        direction, state = adam.update(grads, state, params)
-        updates = {
-            name: jax.tree.map(lambda d, p, at=at: -learning_rate[at] * (d + weight_decay[at] * p), direction[name], params[name])
-            for at, name in enumerate(weights.probe_names(params))
-        }
-        return updates, state
-
-    return optax.GradientTransformationExtraArgs(adam.init, update)
-
-
 def make_protocol(config):
     """Build the `Protocol` of a config: how a video is seen in training and evaluation."""
     section = config.protocol
@@ -183,13 +131,14 @@ def open_data(config, root, paths, cache):
 
     Raises:
       ValueError: if the number of classes is not set and no list tells it.
-      ListError: if a list is of another format, a label is out of range, or a class has no example.
+      ListError: if a list is of another format, folders name other classes, a label is out of range, or a class has no
+        example. What shards hold is seen only when it is read.
     """
     data = config.data
     with naming_root(data.root):
         sources = [open_labelled(spec.paths[0], cache) for spec in make_sources(root, paths, "data")]
     lists = [source for source in sources if isinstance(source, ListSource)]
-    names = next((source.class_names for source in lists if source.class_names), None)
+    names = align_classes(lists)
     count = data.num_classes or (len(names) if names else 0)
     if not count and len(lists) == len(sources):
         count = int(max(source.labels().max() for source in lists)) + 1
@@ -197,7 +146,9 @@ def open_data(config, root, paths, cache):
         raise ValueError(f"data.num_classes is {count}; say how many classes there are, at least 2 (shards do not tell)")
     for spec, source in zip(data.paths, sources):
         if isinstance(source, ListSource):
-            check_labels(source, count, what=spec, need_all=len(sources) == 1 and not data.allow_empty_classes)
+            check_labels(source, count, what=spec)
+    if len(lists) == len(sources) and not data.allow_empty_classes:
+        check_examples(lists, count, what=", ".join(data.paths))
     return sources, count, names
 
 
@@ -241,8 +192,7 @@ def make_task(config, mesh):
     sharding.check_batch_size(GROUP, data.batch_size, mesh, section.accumulate)
     sweep, protocol = make_sweep(section), make_protocol(config)
     sources, num_classes, class_names = open_data(config, data.root, data, make_cache(data))
-    if not section.total_steps:
-        section.total_steps = max(1, section.epochs * (sum(map(len, sources)) // data.batch_size))
+    settle_lengths(section, sum(map(len, sources)), data.batch_size)
     frozen, chosen, sha256 = read_frozen(config.encoder)
     network = frozen.networks[chosen["encoder"]]
     model, pre = config.model, frozen.preprocessing
@@ -256,7 +206,8 @@ def make_task(config, mesh):
         pipeline = make_pipeline(config, sources, protocol, num_classes, jax.process_index(), jax.process_count())
     optimizer = make_optimizer(section)
     abstract = {name: abstract_params(probe) for name in names}
-    loss_fn = make_loss(probe, encoder, layers=protocol.layers, mean=pre.mean, std=pre.std, monitor_tokens=config.log.monitor_tokens)
+    loss_fn = make_loss(probe, encoder, layers=protocol.layers, mean=pre.mean, std=pre.std, frames=protocol.frames,
+                        monitor_tokens=config.log.monitor_tokens)
     card = runs.model_card(dict.fromkeys(names, probe), data.size, protocol.frames, protocol=protocol, labels=class_names,
                            trained={"encoder_sha256": sha256["encoder"], "sweep": sweep})
     return Task(
@@ -297,7 +248,7 @@ def make_pipeline(config, sources, protocol, num_classes, process_index=0, proce
     data = config.data
     return LabelledPipeline(
         _make_group(config, protocol), sources, *_make_transforms(data), protocol, num_classes,
-        seed=config.seed, max_bad_fraction=data.max_bad_fraction, process_index=process_index, process_count=process_count,
+        seed=config.seed, still=data.still, max_bad_fraction=data.max_bad_fraction, process_index=process_index, process_count=process_count,
     )
 
 
@@ -315,7 +266,7 @@ def _stored_pipeline(config, sources, protocol, num_classes, encoder, params, sh
     data, group = config.data, _make_group(config, protocol)
     crop, augment = _make_transforms(data)
     check_specs([group], crop, augment, {GROUP: None})
-    encode = functools.partial(encode_batch, encoder, layers=protocol.layers, mean=pre.mean, std=pre.std)
+    encode = functools.partial(encode_batch, encoder, layers=protocol.layers, mean=pre.mean, std=pre.std, frames=protocol.frames)
     stored = probe_tokens.store_tokens(
         config, sources, (protocol, crop, augment, num_classes), encode, params,
         {"encoder_sha256": sha256, "compute_dtype": jnp.dtype(encoder.dtype).name},
@@ -366,10 +317,3 @@ def _summarize(protocol, sweep, abstract, num_classes, section, sha256):
         f"encoder sha256 {sha256[:12]}, frozen",
         describe_sweep(sweep, section, abstract),
     ]
-
-
-def describe_sweep(sweep, section, abstract):
-    """Say which probes are trained and what memory they take; `abstract` holds the shapes of all of them."""
-    size = 4 * weights.count_params(abstract)
-    return (f"{len(sweep)} probes trained at once: lr {', '.join(map(str, section.lr))} x weight decay "
-            f"{', '.join(map(str, section.weight_decay))}; {size / 2**30:.2f} GiB of weights, {4 * size / 2**30:.2f} GiB with gradients and AdamW's moments")

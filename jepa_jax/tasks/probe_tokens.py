@@ -11,11 +11,15 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from jepa_jax.data.labelled import class_of
-from jepa_jax.data.probe_tokens import STORED, TODO, TokenSource, TokenStore
-from jepa_jax.data.reading import read_batches
+from jepa_jax.data.errors import DataError
+from jepa_jax.data.labelled import ListSource, class_of
+from jepa_jax.data.probe_tokens import STORED, TokenSource, TokenStore
+from jepa_jax.data.reading import read_batches, spread
 from jepa_jax.data.segments import read_augmented
 from jepa_jax.training import sharding
+
+# Records of shards that tell one set from another.
+_LOOKED_AT = 256
 
 
 def store_tokens(config, sources, seeing, encode, params, origin, tokens_shape, mesh):
@@ -42,8 +46,8 @@ def store_tokens(config, sources, seeing, encode, params, origin, tokens_shape, 
         raise ValueError(f"data.tokens is for one process, and there are {jax.process_count()}; large sets are encoded in every step: leave it empty")
     if data.token_draws < 1:
         raise ValueError(f"data.token_draws is {data.token_draws}; it must be at least 1")
-    protocol, crop, augment, _ = seeing
-    origin = origin | {"protocol": protocol.to_json(), "seed": config.seed} | {
+    protocol, crop, augment, classes = seeing
+    origin = origin | {"protocol": protocol.to_json(), "classes": classes, "seed": config.seed, "still": data.still} | {
         name: {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(spec).items()}
         for name, spec in (("crop", crop), ("augment", augment))
     }
@@ -52,7 +56,7 @@ def store_tokens(config, sources, seeing, encode, params, origin, tokens_shape, 
     for number, source in enumerate(sources):
         shape = (len(source), data.token_draws, *tokens_shape)
         store = TokenStore(os.path.join(data.tokens, f"source_{number}"), origin | {"videos": _checksum(source)}, shape)
-        read = functools.partial(_read, seeing, config.seed, data.token_draws)
+        read = functools.partial(_read, seeing, config.seed, data.token_draws, data.still)
         with sharding.use_mesh(mesh):
             _encode(store, source, read, run, data.batch_size // config.optim.accumulate, mesh)
         found.append(TokenSource(store, source))
@@ -60,26 +64,35 @@ def store_tokens(config, sources, seeing, encode, params, origin, tokens_shape, 
 
 
 def _checksum(source):
-    """Tell one list or set of shards from another, by names, sizes and classes."""
-    text = [*map(os.path.basename, source.files), str(len(source))]
-    if hasattr(source, "labels"):
-        text = [f"{source[number].path} {label}" for number, label in enumerate(source.labels())]
-    return f"{zlib.crc32(chr(10).join(text).encode()):08x}"
+    """Tell one list or set of shards from another: by all entries of a list, and by many records of shards, whose names say little."""
+    if isinstance(source, ListSource):
+        return f"{source.checksum()} of {len(source)} as {source[0].path}"
+    checksum = 0
+    for number in spread(len(source), _LOOKED_AT):
+        try:
+            record = source[number]
+        except DataError as error:
+            found = str(error.reason).encode()
+        else:
+            found = f"{record.source_id} {record.label} ".encode() + record.data
+        checksum = zlib.crc32(found, checksum)
+    return f"{checksum:08x} of {len(source)}"
 
 
-def _read(seeing, seed, draws, number, record):
+def _read(seeing, seed, draws, still, number, record):
     """Read a video as often as it is to be encoded: (number, label, [row, ...])."""
     protocol, crop, augment, classes = seeing
     label, rows = class_of(record, classes), []
     for draw in range(draws):
-        seen = read_augmented(record, protocol, crop, augment, np.random.default_rng((seed, number, draw)))
+        seen = read_augmented(record, protocol, crop, augment, np.random.default_rng((seed, number, draw)), still)
         rows.append({"video": seen.video} | ({"erase_boxes": seen.erase_boxes, "erase_seeds": seen.erase_seeds} if augment.erase else {}))
     return number, label, rows
 
 
 def _encode(store, source, read, run, size, mesh):
     """Encode what is to do, in batches of one shape."""
-    todo = np.flatnonzero(store.done == TODO)
+    # What could not be read is tried once more: the disk may not have been there.
+    todo = np.flatnonzero(store.done != STORED)
     with tqdm(total=len(store), initial=len(store) - len(todo), desc="encoding once", unit=" videos", dynamic_ncols=True) as bar:
         for good, bad in read_batches(source, read, todo, size):
             # The last batch is filled up, so that all have one shape.

@@ -43,10 +43,10 @@ def load(path, *, encoder=None, networks=None, dtype=None, probe=0, hints=None, 
     bundle = store.read(path, hints, choose, verify)
     if not chosen:
         choose(tuple(bundle.networks))
-    dtype = jnp.dtype(dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16))
+    bundle = compute_in(bundle, dtype)
     found = {name: bundle.networks[source] for name, source in chosen.items()}
     model = Model(
-        networks={name: network.module.clone(dtype=dtype) for name, network in found.items()},
+        networks={name: network.module for name, network in found.items()},
         preprocessing=bundle.preprocessing,
         sha256={name: network.sha256 or network_sha256(network.params) for name, network in found.items()},
         labels=bundle.labels,
@@ -58,6 +58,13 @@ def load(path, *, encoder=None, networks=None, dtype=None, probe=0, hints=None, 
     for note in model.notes:
         logging.info("%s: %s", path, note)
     return model, {name: _to_device(network.params) for name, network in found.items()}
+
+
+def compute_in(bundle, dtype=None):
+    """Return a `Bundle` whose networks compute in `dtype`; in bfloat16 on GPU and TPU and float32 on CPU if None."""
+    dtype = jnp.dtype(dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16))
+    networks = {name: network._replace(module=network.module.clone(dtype=dtype)) for name, network in bundle.networks.items()}
+    return dataclasses.replace(bundle, networks=networks)
 
 
 def load_with_encoder(path, encoder_path=None, networks=("encoder", "action_predictor"), **options):

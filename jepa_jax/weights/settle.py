@@ -38,8 +38,10 @@ def settle(bundle, hints, what):
     if hints.rope_grid == "config":
         networks = {name: _with_configured_grid(name, network) for name, network in bundle.networks.items()}
         bundle = dataclasses.replace(bundle, networks=networks)
-    protocol = find_protocol(hints.protocol) if hints.protocol else bundle.protocol
-    bundle = dataclasses.replace(bundle, protocol=protocol, labels=hints.labels or bundle.labels)
+    protocol, notes = find_protocol(hints.protocol) if hints.protocol else bundle.protocol, bundle.notes
+    if bundle.protocol not in (None, protocol):
+        notes = (*notes, f"protocol {protocol.describe()} as asked for; the weights say {bundle.protocol.describe()}")
+    bundle = dataclasses.replace(bundle, protocol=protocol, labels=hints.labels or bundle.labels, notes=notes)
     check_surroundings(bundle, what)
     return bundle
 

@@ -18,6 +18,7 @@ from compiling import fast_jit
 from configs.probe import get_config
 from jepa_jax.models import convert
 from jepa_jax.tasks import probe as task
+from jepa_jax.tasks import sweep
 from jepa_jax.tasks.step import make_train_step
 from jepa_jax.training.state import create_state
 from parity.files import load, subtree
@@ -105,11 +106,11 @@ def _our_losses(state, batches, config):
     """Losses `[steps, probes]` in float32, as users get them: all probes in one program."""
     section = get_config("demo").optim
     section.update({"lr": RATES, "weight_decay": DECAYS, "total_steps": STEPS, "warmup_steps": 0, "start_lr": None})
-    sweep = task.make_sweep(section)
-    names = [f"probe_{number}" for number in range(len(sweep))]
-    loss_fn = task.make_loss(build_probe(config), None, layers=(), mean=0.0, std=1.0, monitor_tokens=8)
-    optimizer = task.make_optimizer(section)
-    step = fast_jit(make_train_step(loss_fn, optimizer, task.make_schedules(section, sweep), accumulate=1, spike_factor=0))
+    settings = sweep.make_sweep(section)
+    names = [f"probe_{number}" for number in range(len(settings))]
+    loss_fn = task.make_loss(build_probe(config), None, layers=(), mean=0.0, std=1.0, frames=1, monitor_tokens=8)
+    optimizer = sweep.make_optimizer(section)
+    step = fast_jit(make_train_step(loss_fn, optimizer, sweep.make_schedules(section, settings), accumulate=1, spike_factor=0))
     # Copies: a leaf may be given to a program once only.
     run = create_state({name: jax.tree.map(jnp.array, convert.probe_from_official(state)) for name in names}, {}, optimizer)
     losses = []
