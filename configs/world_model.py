@@ -60,15 +60,17 @@ def _robot_section(preset):
         "preset": preset,
         "name": "",
         "state_names": (), "state_units": (), "action_names": (), "action_units": (),
-        "state_scale": (), "action_scale": (),  # numbers are divided by these before the network sees them
+        # Numbers are divided by these before the network sees them: about the largest action, and how far states spread.
+        "state_scale": (), "action_scale": (),
         "action_low": (), "action_high": (), "planned": (),  # for planning
         "frame": "",  # base | camera | tool
         "mode": "",  # delta | absolute
         "absolute": (),  # names of actions that are absolute though mode is delta, such as a gripper's
         "source": "",  # states (actions are derived from them) | recorded
-        "rotation": "",  # none | yaw | xyz euler | axis angle | quaternion
+        "action_layout": "",  # of recorded actions: auto (by names and units) | states (each changes the state at its place) | own
+        "rotation": "",  # none | yaw | xyz euler | axis angle | quaternion (x y z w)
         "position": unset(int), "rotation_at": unset(int), "gripper": unset(int),  # places in a state
-        "gripper_range": (),
+        "gripper_range": (),  # low, high; generic robots have none where the data state none
     })
 
 
@@ -98,7 +100,7 @@ def _data_section():
         "weights": (1.0,),
         "frames": 8,
         "fps": 4.0,
-        "views": (),  # cameras by name, one is drawn per sample; empty: any
+        "views": (),  # cameras by name, one is drawn per sample; empty: any, wrist cameras too
         "batch_size": 256,
         "size": 256,
         # A crop of 1.777 times the area never fits: what is taken is the largest centered one within

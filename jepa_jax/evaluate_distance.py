@@ -148,7 +148,8 @@ def _judge(energies, latents, grid, robot, states):
         spans = [f"{_CENTIMETRES * low:g} to {_CENTIMETRES * high:g}" for low, high in zip(_EDGES, _EDGES[1:-1])]
         spans.append(f"over {_CENTIMETRES * _EDGES[-2]:g}")
         titles += ["rank correlation with the way of the robot", *(f"moves judged rightly, goals {span} cm away" for span in spans)]
-    if place and gripper:
+    told_apart = place and gripper and robot.gripper_range
+    if told_apart:
         low, high = robot.gripper_range
         opening = apart(gripper) / (high - low)
         pairs = (metres < _SAME_PLACE) & ~np.eye(metres.shape[-1], dtype=bool)
@@ -160,7 +161,7 @@ def _judge(energies, latents, grid, robot, states):
         if place:
             shares = learned_distance.right_way(found, metres, _EDGES)
             columns[-1] += [f"{learned_distance.rank_correlation(found, metres):.3f}", *("-" if np.isnan(share) else f"{share:.0%}" for share in shares)]
-        if place and gripper:
+        if told_apart:
             share = learned_distance.told_apart(found, pairs & (opening < _ALIKE), pairs & (opening > _DIFFER))
             columns[-1].append("-" if np.isnan(share) else f"{share:.2f}")
     width = max(map(len, titles))

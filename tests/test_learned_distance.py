@@ -12,12 +12,12 @@ import robots
 from compiling import fast_options
 from weight_bundles import random_network
 
-from jepa_jax import evaluate, plan, planning, prepare
+from jepa_jax import evaluate, evaluate_distance, plan, planning, prepare
 from jepa_jax.evals import learned_distance
 from jepa_jax.evals.closed_loop import sight
 from jepa_jax.models import ActionPredictor, VideoEncoder
 from jepa_jax.planning.learned import MEASURES, init_points
-from jepa_jax.robots.presets import DROID
+from jepa_jax.robots.presets import DROID, generic
 from jepa_jax.robots.world import WorldModel
 from jepa_jax.weights import load, native, tensors
 from jepa_jax.weights.bundle import Bundle, Preprocessing, WeightsError, network_sha256
@@ -106,8 +106,20 @@ def test_distances_of_states_count_what_changes_in_a_step():
     assert apart.dtype == np.float32 and not apart[1].any()
     np.testing.assert_allclose(apart[0, 0], [0, 0.1 / usual[0], 0.2 / usual[0], np.hypot(0.3 / usual[0], 1 / usual[1])], rtol=1e-6)
     np.testing.assert_array_equal(apart, apart.transpose(0, 2, 1))
+    # A robot without a position is all its numbers, with or without a gripper.
+    joints = np.zeros((1, 4, 3))
+    joints[0, :, 0] = [0, 1, 2, 3]
+    for fields in ({}, {"gripper": 2}):
+        np.testing.assert_allclose(learned_distance.states_apart(generic(("a", "b", "gripper"), **fields), joints)[0, 0], [0, 1, 2, 3])
     with pytest.raises(ValueError, match="robot 'droid' never moves in these clips"):
         learned_distance.states_apart(DROID, np.zeros((2, 4, 7)))
+
+
+def test_grippers_of_no_known_range_are_not_judged():
+    posed = dataclasses.replace(DROID, name="arm", gripper_range=())
+    clips, states = slide(wander(2, 0), 0), np.zeros((2, FRAMES, 7))
+    titles = ["\n".join(evaluate_distance._judge({}, clips, GRID, robot, states)) for robot in (DROID, posed)]
+    assert ["open and closed grippers" in text for text in titles] == [True, False]
 
 
 def test_a_distance_of_states_knows_both_directions_of_an_error():

@@ -12,6 +12,7 @@ from robots import smooth_states
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.sources.robots import POSE_NAMES, POSE_UNITS
 from jepa_jax.data.trajectories import TrajectoryRecord, View
+from jepa_jax.robots.algebra import apply_action
 from jepa_jax.robots.checks import check_record, check_same
 from jepa_jax.robots.presets import DROID, PRESETS, SE2, from_record, generic, make_spec
 from jepa_jax.robots.spec import RobotSpec
@@ -98,6 +99,11 @@ _WRONG = {
     r"absolute is \('gripper',\); it must be \(\), as mode is 'absolute'": {"absolute": ["gripper"], "mode": "absolute"},
     r"absolute is \('x',\); it must be with all of x, y, z, the position, or none": {"absolute": ["x"]},
     "absolute is .* without x, y, z: in frame 'tool' poses are relative": {"absolute": ["x", "y", "z"], "frame": "tool"},
+    "action_layout is 'mine'; it must be one of 'auto', 'states', 'own'": {"action_layout": "mine"},
+    "action_layout is 'own'; it must be 'auto' or 'states', as source is 'states'": {"action_layout": "own"},
+    "action_layout is 'states'; it must be another: of 7 actions and 7 states": {
+        "action_layout": "states", "source": "recorded", "action_units": ["rad/s"] * 7
+    },
     "source is 'log'; it must be one of 'states', 'recorded'": {"source": "log"},
     "rotation is 'zyx'; it must be one of 'none', 'yaw', 'xyz euler', 'axis angle', 'quaternion'": {"rotation": "zyx"},
     "rotation_at is 3; it must be None, as rotation is 'none'": {"rotation": "none"},
@@ -158,6 +164,14 @@ def test_records_tell_their_robot():
     joints = make_spec({"preset": "generic", "name": "", "mode": "absolute"}, _joints())
     assert joints.state_names == joints.action_names == ("a", "b", "c", "left_gripper")
     assert (joints.gripper, joints.gripper_range, joints.mode) == (3, (0.5, 2.0), "absolute")
+    # The gripper of an SO-100 goes from 1 to 45: where nobody says so, nothing is clipped and nothing refused.
+    unknown = _joints(gripper_range=None, states=np.full((20, 4), 45, np.float32))
+    spec = from_record(unknown)
+    assert (spec.gripper, spec.gripper_range) == (3, ()) and RobotSpec.from_json(spec.to_json()) == spec
+    check_record(spec, unknown)
+    np.testing.assert_array_equal(apply_action(spec, np.full(4, 45.0), np.ones(4)), np.full(4, 46.0))
+    assert from_record(unknown, gripper_range=(0, 50)).gripper_range == (0, 50)
+    assert from_record(_joints(), gripper=0).gripper_range == (0.5, 2.0)
     recorded = from_record(_joints(), source="recorded")
     assert (recorded.action_names, recorded.action_units) == (("u", "v"), ("", "m"))
     with pytest.raises(ValueError, match="lab/7: holds no recorded actions; source 'states'"):
@@ -192,6 +206,9 @@ _UNFIT = [
     (DROID, _states(6, 255), "gripper out of range", "gripper: found 255 to 255; .* gripper_range 0 to 1"),
     (DROID, _states(6, -0.3), "gripper out of range", "found -0.3 to -0.3"),
     (DROID, {"gripper_range": (1.0, 0.0)}, "other gripper range", "found 1 for open and 0 for closed; .* 0 for open and 1"),
+    (DROID, _states(6, 45), "gripper out of range", "`prepare --gripper-range OPEN,CLOSED` .* --config.robot.gripper_range="),
+    (DROID, {"gripper_range": (1.0, 0.0)}, "other gripper range", "`prepare --gripper-range OPEN,CLOSED` .* --config.robot.gripper_range="),
+    (from_record(_record(gripper_range=None)), {}, "other gripper range", "found 0 for open and 1 for closed; .* a range that is not stated"),
     (DROID, {"rotation": "none"}, "wrong robot", "found 'none'; .* 'xyz euler' at 3; .* with --rotation xyz-euler"),
     (generic(POSE_NAMES), {}, "wrong robot", "rotation: found 'xyz euler' at 3; robot 'generic' needs 'none'"),
     (SE2, _DRIVE, "angles in degrees", "an angle of 90; .*count turns: wrap them"),
@@ -206,6 +223,23 @@ def test_trajectories_of_another_robot_are_refused(spec, changes, reason, messag
     with pytest.raises(DataError, match=f"^lab/7: .*{message}") as error:
         check_record(spec, _record(**changes))
     assert error.value.reason == reason
+
+
+def test_recorded_actions_are_laid_out_like_states_where_names_say_so():
+    joints = ("a", "b")
+    for actions, fields, expected in (
+        (joints, {}, True),
+        (("action.0", "action.1"), {}, True),
+        # Steps of an end effector beside as many joints.
+        (("dx", "dy"), {}, False),
+        (("b", "a"), {}, False),
+        (("dx", "dy"), {"action_layout": "states"}, True),
+        (("dx", "dy"), {"state_units": ("m", "m"), "action_units": ("m", "m")}, True),
+        (("dx", "dy"), {"state_units": ("rad", "rad"), "action_units": ("m", "m")}, False),
+        (joints, {"action_layout": "own"}, False),
+    ):
+        assert generic(joints, actions, source="recorded", **fields).integrable == expected
+    assert generic(joints, ("dx", "dy")).integrable and dataclasses.replace(SE2, source="recorded").integrable
 
 
 def test_recorded_actions_are_checked():

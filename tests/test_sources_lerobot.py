@@ -12,6 +12,8 @@ import robots
 
 from jepa_jax import data, prepare
 from jepa_jax.data import video
+from jepa_jax.data.sources.lerobot import LeRobotSpec
+from jepa_jax.data.trajectory_clips import trajectory_step
 
 _LENGTHS = (12, 20, 9)
 
@@ -187,3 +189,35 @@ def test_table_of_many_episodes_is_read_once(tmp_path, monkeypatch):
     monkeypatch.setattr(pyarrow.parquet, "read_table", lambda file, **more: tables.append(file) or read(file, **more))
     assert _run(tmp_path / "set", tmp_path / "out") == 0
     assert len(_records(tmp_path / "out")) == 6 and len([file for file in tables if "/data/" in file]) == 1
+
+
+def test_slow_robots_are_kept_and_training_is_told_their_rate(tmp_path):
+    robots.write_lerobot(tmp_path / "set", (20, 8), fps=3)
+    assert _run(tmp_path / "set", tmp_path / "out") == 0
+    noted = json.loads((tmp_path / "out" / "lerobot-report.json").read_text())["notes"]
+    assert noted["below 4 frames/s: set --config.data.fps=3 in training and `prepare features --fps 3`"] == 2
+    assert noted["too short for samples of 8 frames at 3/s"] == 1
+    # A rate that is not whole is rounded up: just below it, every second row would be taken.
+    for rate, said in ((10 / 3, "3.34"), (2.97, "2.97"), (0.5, "0.5"), (3.7, None)):
+        notes = LeRobotSpec().checked(_records(tmp_path / "out")[0]._replace(control_rate=rate)).notes
+        found = [note for note in notes if note.startswith("below 4")]
+        assert len(found) == bool(said) and (not said or f"data.fps={said} in" in found[0] and trajectory_step(rate, float(said)) == 1)
+
+
+@pytest.mark.parametrize("turn", [2 * np.pi, 360])
+def test_joints_that_wrap_are_noted(tmp_path, turn):
+    robots.write_lerobot(tmp_path / "set", (40,))
+    assert _run(tmp_path / "set", tmp_path / "out", "--rotation", "xyz-euler") == 0
+    (record,) = _records(tmp_path / "out")
+    around = np.linspace(0.3, 1.2, 40) * turn % turn
+    for place, numbers, rotation, expected in (
+        (2, around - turn / 2, "none", True), (2, around, "none", True), (2, around - turn / 2, "xyz euler", True),
+        # The angles of a pose are known to wrap; a gripper that knows two values is no angle, nor what goes farther than a turn.
+        (5, np.arctan2(np.sin(around), np.cos(around)), "xyz euler", False), (6, turn * (np.arange(40) % 9 > 4), "none", False),
+        (2, np.where(np.arange(40) < 20, -turn, turn) + np.linspace(0, 1, 40), "none", False),
+    ):  # fmt: skip
+        states = np.full_like(record.states, 0.1)
+        states[:, place] = numbers
+        notes = LeRobotSpec(max_turn=1e9).checked(record._replace(states=states, rotation=rotation)).notes
+        wraps = [note for note in notes if "jump by a whole turn" in note]
+        assert len(wraps) == expected and all(note.startswith(f"{record.state_names[place]} jump") for note in wraps)

@@ -1,5 +1,6 @@
 """Action-conditioned training end to end: raw robot data through prepare, train, resume and load."""
 
+import dataclasses
 import json
 
 import jax
@@ -16,11 +17,11 @@ from jepa_jax import prepare
 from jepa_jax.data import ClipRecord, DataError, ShardSource, SkipCounter
 from jepa_jax.models import VideoEncoder
 from jepa_jax.models.flops import total_flops
-from jepa_jax.tasks import continuing, world_model
+from jepa_jax.tasks import continuing, robot_data, world_model
 from jepa_jax.training import loop, sharding
 from jepa_jax.viz import __main__ as viz
 from jepa_jax.viz import curves
-from jepa_jax.weights import native
+from jepa_jax.weights import native, store
 from jepa_jax.weights.bundle import Bundle, Preprocessing, WeightsError
 
 STEPS = 4
@@ -161,6 +162,31 @@ def test_weights_of_another_robot_and_of_another_network(config, finished, tmp_p
     assert sum("absolute: (), ('gripper',): the predictor has to learn these numbers anew" in line for line in said) == 2
 
 
+def test_what_else_differs_from_the_weights_is_said(config, encoder, finished, tmp_path, monkeypatch):
+    said = []
+    # Orbax warns too, of how checkpoints are read.
+    monkeypatch.setattr(continuing.logging, "warning",
+                        lambda text, *args: ("trained" in text or "learn" in text) and said.append(text % args))
+    other = write_encoder(tmp_path / "other", seed=5)
+    fields = {"start__mode": "weights", "start__checkpoint": str(finished[0])}
+    task, _ = make_task(changed(config, encoder=other, data__fps=3.0, **fields))
+    then = make_task(config)[0].model_card
+    task.check_card(finished[0], then, False)
+    task.read_weights(str(finished[0]))
+    assert len(said) == 2
+    for line in said:
+        assert "data.fps: 5.0 in the checkpoint, 3.0 in this config; the encoder's weights: " in line and "crop" not in line
+    # Weights that say nothing are taken for the released ones, which were trained at 4 frames per second.
+    said.clear()
+    bundle = dataclasses.replace(store.read(str(finished[0])), world_model=None)
+    native.write(bundle, tmp_path / "silent")
+    make_task(config)[0].read_weights(str(tmp_path / "silent"))
+    assert "does not say what it was trained on: taken for the released recipe, robot droid at 4 frames per second" in said[0]
+    assert "action_scale: " in said[1] and "data.fps: 4.0 in the checkpoint, 5.0 in this config" in said[2] and "encoder" not in said[2]
+    task.read_weights(str(tmp_path / "silent"))
+    assert "the encoder's weights: " in said[-1]
+
+
 def one_step(config, devices=1):
     """Return the metrics of the first step."""
     task, mesh = make_task(config, devices)
@@ -220,6 +246,59 @@ def test_clip_among_trajectories_is_skipped(config, shards, tmp_path):
 def test_bad_settings_are_refused_before_anything_is_compiled(config, fields, message):
     with pytest.raises((ValueError, DataError), match=message):
         make_task(changed(config, **fields))
+
+
+def rewrite(shards, path, change):
+    """Write the trajectories of shards into one shard, each changed by a function; returns its path."""
+    return media.write_shard(path, [change(record) for record in ShardSource([shards], "trajectory")])
+
+
+def test_recorded_actions_are_looked_at_in_every_source(config, shards, tmp_path):
+    def record_actions(act, names):
+        return lambda record: record._replace(
+            actions=np.float32(act(record.states)), action_names=names, action_units=("",) * len(names))
+
+    changes, targets = lambda states: np.diff(states, axis=0, append=states[-1:]), lambda states: np.concatenate([states[1:], states[-1:]])
+    names = tuple(f"action.{place}" for place in range(7))
+    good = rewrite(shards, tmp_path / "good.array_record", record_actions(changes, names))
+    bad = rewrite(shards, tmp_path / "bad.array_record", record_actions(targets, names))
+    recorded = changed(config, robot__preset="generic", robot__source="recorded", data__paths=(good, bad), data__weights=(0.5, 0.5))
+    with pytest.raises(DataError, match=r"bad.array_record: recorded actions .* follow the state itself.* Set --config.robot.mode=absolute"):
+        make_task(recorded)
+    robot, _ = world_model.make_robot(changed(recorded, data__paths=(good, good)))
+    assert robot.integrable and world_model.make_robot(changed(recorded, robot__mode="absolute", data__paths=(bad, bad)))
+    # Steps of joints beside a pose: told in other names, they change no state.
+    other = rewrite(shards, tmp_path / "other.array_record", record_actions(changes, tuple(f"joint_{n}" for n in "abcdefg")))
+    other = changed(recorded, data__paths=(other,), data__weights=(1.0,))
+    lines = make_task(other)[0].summary
+    assert any("states ahead cannot be computed from actions" in line and "--config.robot.action_layout=states" in line for line in lines)
+    with pytest.raises(ValueError, match="rollout.integrate_states is set, but actions of robot 'generic' are not laid out"):
+        make_task(changed(other, rollout__integrate_states=True))
+
+
+def test_several_views_are_said_and_warned_of(config, shards, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(robot_data.logging, "warning", lambda text, *args: said.append(text % args))
+    both = rewrite(shards, tmp_path / "both.array_record", lambda record: record._replace(
+        views=(record.views[0], record.views[0]._replace(name="wrist"))))
+    mixed = changed(config, data__paths=(shards, both), data__weights=(0.5, 0.5))
+    lines = make_task(changed(mixed, data__paths=(both, shards)))[0].summary
+    assert "views: one of left, wrist for every clip" in lines
+    assert "states ahead are computed from actions, in open loop and in plans" in lines
+    (warning,) = said
+    assert warning.startswith(f"{both}: every clip is of any of the cameras left, wrist")
+    assert "--config.data.views=\"('left',)\"" in warning and "--views left" in warning
+    for fields in ({"data__views": ("left",)}, {"data__paths": (shards, shards)}, {"model__predictor__use_extrinsics": True}):
+        robot_data.warn_of_mixed_views(changed(mixed, **fields))
+    assert len(said) == 1 and "views: left" in make_task(config)[0].summary
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_sources_without_records_are_refused(config, shards, tmp_path, place):
+    paths = [shards, media.write_shard(tmp_path / "empty.array_record", [])]
+    with pytest.raises(DataError, match="the shards at .*empty.array_record hold no records") as error:
+        make_task(changed(config, data__paths=tuple(paths[::-1] if place == 0 else paths), data__weights=(0.5, 0.5)))
+    assert error.value.reason == "empty source"
 
 
 @pytest.mark.parametrize("fields", [

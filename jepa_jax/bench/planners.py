@@ -6,7 +6,6 @@ import numpy as np
 
 from jepa_jax.bench import report
 from jepa_jax.data import ShardSource
-from jepa_jax.data.errors import DataError
 from jepa_jax.data.trajectories import KIND
 from jepa_jax.evals import samples
 from jepa_jax.models.norms import normalize_latents
@@ -40,9 +39,7 @@ def measure_planners(model, shards, *, encoder=None, states=64, apart=4, horizon
       ValueError, DataError: if something cannot be read or planned.
     """
     source = ShardSource(shards, KIND)
-    if not len(source):
-        raise DataError("empty source", "the shards hold no records")
-    stored = any(view.latents for view in source[0].views)
+    stored = samples.holds_latents(samples.first_record(source), None)
     networks = ("action_predictor",) if stored and not encoder else ("encoder", "action_predictor")
     try:
         loaded, params = load_with_encoder(model, encoder, networks)

@@ -87,8 +87,15 @@ class FrameSpec:
         return self.grid[0] * self.grid[1] * self.width * DTYPE.itemsize
 
     def rows(self, record: TrajectoryRecord) -> np.ndarray:
-        """Choose the rows that are encoded, int64, ascending from 0."""
-        step = trajectory_step(record.sampling_fps, self.fps)
+        """Choose the rows that are encoded, int64, ascending from 0.
+
+        Raises:
+            DataError: 'rate too low'.
+        """
+        try:
+            step = trajectory_step(record.sampling_fps, self.fps)
+        except DataError as error:
+            raise DataError(error.reason, f"{record.source_id}: {error} (--fps)") from error
         phases = step if self.phases == ALL_FRAMES else min(self.phases, step)
         offsets = np.arange(phases) * step // phases
         every = np.arange(record.num_frames)
@@ -120,7 +127,7 @@ class FrameSpec:
         """Read a trajectory, decode and crop its frames.
 
         Raises:
-            DataError: it cannot be read or decoded, or as in `chosen_views`.
+            DataError: it cannot be read or decoded, or as in `rows` and `chosen_views`.
         """
         record = _open_shard(item.path)[item.index]
         rows = self.rows(record)

@@ -32,8 +32,8 @@ def steps_apart(count, frames):
 def states_apart(robot, states):
     """Measure how far apart a robot's states are, in units of how much each number usually changes in one step.
 
-    Counted are position and gripper, where there are any, and all numbers otherwise: how a gripper turns is hardly to be seen,
-    and counting it made distances worse.
+    Of a robot with a position, that and its gripper count: how a gripper turns is hardly to be seen, and counting it made
+    distances worse. Of one without, as of joints, all numbers do.
 
     Args:
       robot: `RobotSpec`.
@@ -46,7 +46,8 @@ def states_apart(robot, states):
       ValueError: nothing ever changes.
     """
     states = np.asarray(states, np.float64)
-    if parts := [part for kind in ("position", "gripper") if (part := robot.part(kind))]:
+    if robot.part("position"):
+        parts = [part for kind in ("position", "gripper") if (part := robot.part(kind))]
         states = np.concatenate([states[..., part.where] for part in parts], axis=-1)
     usual = np.sqrt((np.diff(states, axis=1) ** 2).mean((0, 1)))
     if not usual.any():

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jepa_jax.data.errors import DataError
+from jepa_jax.data.opening import LOOKED_AT, readable
 from jepa_jax.data.specs import CropSpec, GroupSpec, SourceSpec
 from jepa_jax.data.trajectory_pipeline import SampleMaker
 from jepa_jax.robots.conditions import ConditionMaker
@@ -14,8 +15,6 @@ from jepa_jax.robots.conditions import ConditionMaker
 # A crop larger than the frame never fits: what is cut is the largest centered one.
 CENTERED = (1.777, 1.777)
 _THREADS, _AHEAD = 4, 16
-# So many bad records before a good one are no accident: the data are refused.
-_LOOKED_AT = 10
 # Windows are drawn at random: more rounds would hardly find another one.
 _ROUNDS = 20
 
@@ -111,7 +110,7 @@ def read_samples(source, maker, count, *, seed=0, extras=(), on_sample=lambda: N
         for (_, record), found in _parallel(read, draws):
             if isinstance(found, _Failure):
                 skips[record] = found
-                if not rows and len(skips) >= min(_LOOKED_AT, len(order)):
+                if not rows and len(skips) >= min(LOOKED_AT, len(order)):
                     raise next(iter(skips.values())).error
                 continue
             if (key := (record, found.view, found.start)) not in seen:
@@ -134,15 +133,9 @@ def first_record(source):
     """Read the first record that can be read.
 
     Raises:
-      DataError: why the first one cannot be read, if none of the first ones can.
+      DataError: 'empty source', or why the first one cannot be read, if none of the first ones can.
     """
-    problems = []
-    for number in range(min(_LOOKED_AT, len(source))):
-        try:
-            return source[number]
-        except DataError as error:
-            problems.append(error)
-    raise problems[0] if problems else DataError("empty source", "the shards hold no records")
+    return next(readable(source))
 
 
 class _Failure(NamedTuple):

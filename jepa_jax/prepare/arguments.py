@@ -206,7 +206,8 @@ def _add_state_options(sub) -> None:
     sub.add_argument(
         "--gripper-range", type=pair, metavar="OPEN,CLOSED",
         help="the gripper's value when fully open and fully closed: numbers of the state named 'gripper' (or the "
-        "seventh of a pose) are rescaled to 0 and 1, so that robots can be mixed; without it they stay as recorded",
+        "seventh of a pose) are rescaled to 0 and 1, so that robots can be mixed; without it they stay as recorded, as recorded "
+        "actions always do",
     )  # fmt: skip
 
 
@@ -215,11 +216,13 @@ def _add_lerobot(kinds) -> None:
         kinds, "lerobot", "trajectories", "lerobot", 32, "robot trajectories of LeRobot data sets; their folders",
         "SRC is a LeRobot data set, version 2.0, 2.1 or 3.x (meta/info.json), or a folder above several.\n"
         "Recorded actions are stored as they are. Training derives actions from the states unless the robot of its\n"
-        "config says source='recorded'.",
+        "config says source='recorded'; in most data sets (ALOHA, SO-100) they are the joints to arrive at, not changes,\n"
+        "so that it then has to say mode='absolute' too.",
     )  # fmt: skip
     _add_robot_options(sub)
     sub.add_argument(
-        "--views", default=(), type=names(), metavar="NAME,...", help="cameras to keep (default all but depth)"
+        "--views", default=(), type=names(), metavar="NAME,...",
+        help="cameras to keep (default all but depth); training draws one of those that are there for every clip",
     )
     sub.add_argument(
         "--state", default=("observation.state",), type=names(), metavar="COLUMN,...",

@@ -88,7 +88,7 @@ def apply_action(spec: RobotSpec, states, actions, xp=np):
         xp: array library.
 
     Returns:
-        `[..., S]`, the gripper clipped to its range.
+        `[..., S]`, the gripper clipped to its range, if that is known.
 
     Raises:
         ValueError: arrays of other sizes, or actions that are not laid out like states.
@@ -96,15 +96,15 @@ def apply_action(spec: RobotSpec, states, actions, xp=np):
     if not spec.integrable:
         raise ValueError(
             f"robot {spec.name!r}: actions ({', '.join(spec.action_names)}) are not laid out like states "
-            f"({', '.join(spec.state_names)}), so states cannot be computed from them; they must be as many, in the "
-            "same units"
+            f"({', '.join(spec.state_names)}), so states cannot be computed from them; they must be as many, of the "
+            "same names and units (or action_layout 'states' says that they are)"
         )
     _check_width("states", states, spec.state_dim, spec)
     _check_width("actions", actions, spec.action_dim, spec)
-    moved = _move(spec, states, actions, xp)
+    moved, limited = _move(spec, states, actions, xp), "gripper" if spec.gripper_range else ""
     return xp.concatenate(
         [
-            xp.clip(moved[..., part.where], *spec.gripper_range) if part.kind == "gripper" else moved[..., part.where]
+            xp.clip(moved[..., part.where], *spec.gripper_range) if part.kind == limited else moved[..., part.where]
             for part in spec.parts
         ],
         -1,

@@ -11,7 +11,7 @@ import numpy as np
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.trajectories import TrajectoryRecord
 from jepa_jax.robots.rotations import NO_ROTATION, ROTATIONS
-from jepa_jax.robots.spec import RobotSpec
+from jepa_jax.robots.spec import RobotSpec, is_made_up
 
 _EULER = "xyz euler"
 # A record that states an orientation holds its angles here.
@@ -22,6 +22,10 @@ _MAX_ANGLE = 2 * math.pi + 0.1
 _GRIPPER_SLACK = 0.25
 _LENGTH_TOLERANCE = 0.1
 _DEGREES = ("deg", "degree", "degrees")
+_REMEDY = (
+    "`prepare --gripper-range OPEN,CLOSED` stores 0 for open and 1 for closed, --config.robot.gripper_range=\"(LOW,HIGH)\" takes "
+    "grippers as they were recorded; all data must be alike"
+)
 
 
 def check_record(spec: RobotSpec, record: TrajectoryRecord, views: Sequence[str] | None = None) -> None:
@@ -46,8 +50,9 @@ def check_record(spec: RobotSpec, record: TrajectoryRecord, views: Sequence[str]
     _check_rotation(spec, record)
     _check_gripper(spec, record)
     if doubt := _doubt(spec, record.states):
-        reason, *said = doubt
-        raise _refusal(reason, spec, record, *said)
+        reason, field, found, needed = doubt
+        needed += f"; {_REMEDY}" if field == "gripper" else ""
+        raise _refusal(reason, spec, record, field, found, needed)
     if spec.frame == "camera":
         _check_cameras(spec, record, views)
 
@@ -92,18 +97,13 @@ def _check_numbers(spec: RobotSpec, record: TrajectoryRecord, kind: str, array: 
         stated = f"{array.shape[1]} numbers ({', '.join(found)})"
         raise _refusal("wrong robot", spec, record, f"{kind}s", stated, f"{len(needed)} numbers ({', '.join(needed)})")
     for place, (have, want) in enumerate(zip(found, needed, strict=True)):
-        if have != want and not _is_numbered(have):
+        if have != want and not is_made_up(have):
             raise _refusal("wrong robot", spec, record, f"{kind}_names[{place}]", repr(have), repr(want))
     units = zip(found, getattr(record, f"{kind}_units"), getattr(spec, f"{kind}_units"), strict=True)
     for place, (name, have, want) in enumerate(units):
         if have and want and have != want:
             reason = "angles in degrees" if have.lower() in _DEGREES and want == "rad" else "wrong units"
             raise _refusal(reason, spec, record, f"{kind}_units[{place}] of {name!r}", repr(have), repr(want))
-
-
-def _is_numbered(name: str) -> bool:
-    """Say whether a source made a name up, as 'state.3', because the data had none."""
-    return not name or name.rpartition(".")[2].isdigit()
 
 
 def _check_rotation(spec: RobotSpec, record: TrajectoryRecord) -> None:
@@ -117,12 +117,14 @@ def _check_rotation(spec: RobotSpec, record: TrajectoryRecord) -> None:
 
 
 def _check_gripper(spec: RobotSpec, record: TrajectoryRecord) -> None:
-    low, high = spec.gripper_range
     stated = record.gripper_range
-    if spec.gripper is not None and stated is not None and tuple(stated) != (low, high):
-        found = f"{stated[0]:g} for open and {stated[1]:g} for closed"
-        needed = f"{low:g} for open and {high:g} for closed; `prepare` now stores 0 and 1 where it is told the range"
-        raise _refusal("other gripper range", spec, record, "gripper_range", found, needed)
+    if spec.gripper is None or stated is None or tuple(stated) == spec.gripper_range:
+        return
+    found, needed = (
+        f"{limits[0]:g} for open and {limits[1]:g} for closed" if limits else "a range that is not stated"
+        for limits in (stated, spec.gripper_range)
+    )
+    raise _refusal("other gripper range", spec, record, "gripper_range", found, f"{needed}; {_REMEDY}")
 
 
 def _doubt(spec: RobotSpec, states: np.ndarray) -> tuple[str, str, str, str] | None:
@@ -139,7 +141,7 @@ def _doubt(spec: RobotSpec, states: np.ndarray) -> tuple[str, str, str, str] | N
         if not abs(lengths[worst] - 1) <= _LENGTH_TOLERANCE:
             found = f"a quaternion of length {lengths[worst]:.4g} in row {worst}"
             return "not unit quaternions", "rotation", found, "lengths of 1 (x y z w)"
-    if spec.gripper is not None:
+    if spec.gripper is not None and spec.gripper_range:
         low, high = spec.gripper_range
         slack, numbers = _GRIPPER_SLACK * (high - low), states[:, spec.gripper]
         least, most = float(numbers.min()), float(numbers.max())

@@ -76,7 +76,8 @@ def from_record(record: TrajectoryRecord, **fields) -> RobotSpec:
             source='recorded', actions are those of the record.
 
     Returns:
-        The robot: names, units, where the pose is, and its gripper, if a name says so.
+        The robot: names, units, where the pose is, and its gripper, if a name says so, whose range is known only where
+        the trajectory states it.
 
     Raises:
         ValueError: recorded actions are wanted, but there are none, or fields do not fit.
@@ -92,8 +93,9 @@ def from_record(record: TrajectoryRecord, **fields) -> RobotSpec:
     grippers = [place for place, name in enumerate(record.state_names) if "gripper" in name.lower()]
     if len(grippers) == 1:
         said["gripper"] = grippers[0]
-        if record.gripper_range is not None and len(set(record.gripper_range)) == 2:
-            said["gripper_range"] = tuple(sorted(record.gripper_range))
+    if (said | fields).get("gripper") is not None:
+        stated = sorted(set(record.gripper_range or ()))
+        said["gripper_range"] = tuple(stated) if len(stated) == 2 else ()
     return generic(**(said | fields))
 
 

@@ -13,6 +13,7 @@ from jepa_jax.robots.rotations import NO_ROTATION, ROTATIONS
 FRAMES = ("base", "camera", "tool")
 MODES = ("delta", "absolute")
 SOURCES = ("states", "recorded")
+LAYOUTS = ("auto", "states", "own")
 _TEXTS = ("state_names", "state_units", "action_names", "action_units", "planned", "absolute")
 _NUMBERS = ("state_scale", "action_scale", "action_low", "action_high", "gripper_range")
 _PLACES = ("position", "rotation_at", "gripper")
@@ -35,8 +36,9 @@ class Part(NamedTuple):
 class RobotSpec:
     """Say what the numbers of a robot mean. Hashable; lists become tuples, whole numbers floats.
 
-    Actions that are as many as the states, in the same units, are laid out like them:
-    each action number changes the state number at its place.
+    Actions can be laid out like the states: each action number changes the state number at its place. Those derived from
+    states are; of recorded ones, and as far as `action_layout` leaves it open, it is believed where they are as many and every
+    pair has one name, a name that was made up, or one stated unit, and none has two.
 
     Attributes:
         name: of the robot, for messages.
@@ -53,10 +55,12 @@ class RobotSpec:
         source: 'states' derives actions from states; 'recorded' takes those of the record,
             deltas composed over all rows between two samples, absolute ones from the last row.
         position: place of the first of 3 coordinates (2 with rotation 'yaw'), or None.
-        rotation: how an orientation is written: 'none' or one of `rotations.ROTATIONS`.
+        rotation: how an orientation is written: 'none' or one of `rotations.ROTATIONS`; a quaternion is x y z w.
         rotation_at: place of its first number, or None.
         gripper: place of the gripper's number, or None.
-        gripper_range: low and high limit of that number when actions are applied.
+        gripper_range: low and high limit of that number when actions are applied; () if not known, for none.
+        action_layout: of recorded actions: 'states' if they are laid out like the states, 'own' if not, 'auto' to
+            believe what names and units say.
 
     Raises:
         ValueError: a field does not fit; the message names it, its value and what is allowed.
@@ -79,8 +83,9 @@ class RobotSpec:
     rotation: str
     rotation_at: int | None
     gripper: int | None
-    gripper_range: tuple[float, float]
+    gripper_range: tuple[float, ...]
     absolute: tuple[str, ...] = ()
+    action_layout: str = "auto"
 
     def __post_init__(self):
         """Bring fields into their types and check them."""
@@ -90,12 +95,14 @@ class RobotSpec:
         for field in _NUMBERS:
             object.__setattr__(self, field, self._floats(field))
         rotations = (NO_ROTATION, *ROTATIONS)
-        for field, allowed in (("frame", FRAMES), ("mode", MODES), ("source", SOURCES), ("rotation", rotations)):
+        choices = {"frame": FRAMES, "mode": MODES, "source": SOURCES, "rotation": rotations, "action_layout": LAYOUTS}
+        for field, allowed in choices.items():
             self._require(getattr(self, field) in allowed, field, f"one of {', '.join(map(repr, allowed))}")
         self._check_lengths()
         self._check_bounds()
         self._check_places()
         self._check_frame()
+        self._check_layout()
         self._check_absolute()
         if self.source == "states":
             self._check_derivable()
@@ -113,7 +120,14 @@ class RobotSpec:
     @property
     def integrable(self) -> bool:
         """Say whether actions are laid out like states, so that they can be applied to them."""
-        return self.state_dim == self.action_dim and not self._foreign_units()
+        if self.action_layout != "auto":
+            return self.action_layout == "states"
+        if self.state_dim != self.action_dim or self._foreign_units():
+            return False
+        return self.source == "states" or all(
+            action == state or is_made_up(action) or is_made_up(state) or (unit and unit == expected)
+            for action, unit, state, expected in self._pairs()
+        )
 
     @property
     def planned_dims(self) -> tuple[int, ...]:
@@ -224,8 +238,8 @@ class RobotSpec:
                     f"robot {self.name!r}: action_low to action_high of {name!r} is {low:g} to {high:g}; "
                     "low must be below high (equal only for an action that is not planned)"
                 )
-        low_first = len(self.gripper_range) == 2 and self.gripper_range[0] < self.gripper_range[1]
-        self._require(low_first, "gripper_range", "two numbers, the lower one first")
+        low_first = not self.gripper_range or (len(self.gripper_range) == 2 and self.gripper_range[0] < self.gripper_range[1])
+        self._require(low_first, "gripper_range", "two numbers, the lower one first, or () if they are not known")
 
     def _check_places(self) -> None:
         turns = self.rotation != NO_ROTATION
@@ -253,6 +267,13 @@ class RobotSpec:
             self._require(self.position is not None, "position", "a place, as frame is 'camera'")
             self._require(self.source == "states", "source", "'states', as frame is 'camera'")
 
+    def _check_layout(self) -> None:
+        if self.source == "states":
+            self._require(self.action_layout != "own", "action_layout", "'auto' or 'states', as source is 'states'")
+        elif self.action_layout == "states":
+            fits = self.state_dim == self.action_dim and not self._foreign_units()
+            self._require(fits, "action_layout", f"another: of {self.action_dim} actions and {self.state_dim} states, each pair must have one unit")
+
     def _check_absolute(self) -> None:
         self._require(self.mode == "delta" or not self.absolute, "absolute", "(), as mode is 'absolute' for all actions")
         self._require(set(self.absolute) <= set(self.action_names), "absolute", f"of {', '.join(self.action_names)}")
@@ -279,5 +300,13 @@ class RobotSpec:
 
     def _foreign_units(self) -> list[tuple[str, str, str, str]]:
         """List (action, its unit, state at its place, its unit) where stated units differ."""
-        rows = zip(self.action_names, self.action_units, self.state_names, self.state_units, strict=False)
-        return [row for row in rows if row[1] and row[3] and row[1] != row[3]]
+        return [row for row in self._pairs() if row[1] and row[3] and row[1] != row[3]]
+
+    def _pairs(self) -> list[tuple[str, str, str, str]]:
+        """List (action, its unit, state at its place, its unit) for places that both have."""
+        return list(zip(self.action_names, self.action_units, self.state_names, self.state_units, strict=False))
+
+
+def is_made_up(name: str) -> bool:
+    """Say whether a source made a name up, as 'state.3', because the data had none."""
+    return not name or name.rpartition(".")[2].isdigit()

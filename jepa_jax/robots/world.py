@@ -148,7 +148,7 @@ def bind_model(model, robot=None, fps=None):
                          "configs/world_model.py")
     predictor, card, notes = model.networks["action_predictor"], model.world_model, ()
     if card is None:
-        robot, card = _assume(predictor, robot)
+        robot, card = assume_world(predictor, robot)
         view = " or ".join(card["views"]) or "any"
         said = f"taken for robot {robot.name!r} at {card['fps']:g} frames per second, view {view}"
         notes = (f"the weights do not say what they were trained on: {said}",)
@@ -170,8 +170,19 @@ def bind_model(model, robot=None, fps=None):
                    said, notes)
 
 
-def _assume(predictor, robot):
-    """Return the robot of weights that name none, and what else they were trained on."""
+def assume_world(predictor, robot=None):
+    """Assume what weights that do not say it were trained on: the released recipe.
+
+    Args:
+      predictor: `ActionPredictor`.
+      robot: `RobotSpec`; None for that of the recipe.
+
+    Returns:
+      (`RobotSpec`, dict with the other entries of `Bundle.world_model`, but for the encoder).
+
+    Raises:
+      ValueError: no robot is given, and the predictor takes other numbers than that of the recipe.
+    """
     dims = predictor.state_dim, predictor.action_dim
     if robot is None and dims != (DROID.state_dim, DROID.action_dim):
         raise ValueError(f"these weights do not say which robot they are of: states of {dims[0]} numbers, actions of "

@@ -4,11 +4,9 @@ from typing import NamedTuple
 
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.latents import Origin
-from jepa_jax.data.records import ShardSource
-from jepa_jax.data.trajectories import KIND
 from jepa_jax.data.trajectory_clips import trajectory_indices
 from jepa_jax.models import token_grid
-from jepa_jax.tasks.sources import make_cache, make_sources
+from jepa_jax.tasks.robot_data import first_records
 from jepa_jax.weights import bundle as weights
 from jepa_jax.weights import store
 
@@ -76,14 +74,11 @@ def find_features(config, record):
 def _check_sources(config, origin):
     """Raise ValueError unless the first record of every source holds what that of the first one does."""
     describe = lambda origin: f"features ({origin})" if origin else "frames"
-    sources = make_sources(config.data.root, config.data, "data")
-    for spec in sources[1:]:
-        latents = _first_latents(config, ShardSource(spec.paths, KIND, make_cache(config.data))[0])
+    (first, _), *others = first_records(config)
+    for name, record in others:
+        latents = _first_latents(config, record)
         if (other := latents and latents.origin) != origin:
-            raise ValueError(
-                f"{sources[0].name} holds {describe(origin)}, {spec.name} {describe(other)}: all data.paths must be of "
-                "one kind"
-            )
+            raise ValueError(f"{first} holds {describe(origin)}, {name} {describe(other)}: all data.paths must be of one kind")
 
 
 def _first_latents(config, record):

@@ -5,35 +5,29 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jepa_jax.data.errors import DataError
 from jepa_jax.data.iterate import make_iterator
-from jepa_jax.data.mixing import open_sources
-from jepa_jax.data.specs import CropSpec, GroupSpec
-from jepa_jax.data.trajectories import KIND
-from jepa_jax.data.trajectory_clips import trajectory_indices, trajectory_step
+from jepa_jax.data.specs import CropSpec
+from jepa_jax.data.trajectory_clips import trajectory_step
 from jepa_jax.data.trajectory_pipeline import TrajectoryPipeline
 from jepa_jax.models import ActionPredictor, token_grid
 from jepa_jax.models.flops import Pass, action_predictor_flops, action_tokens, attention_flops, encoder_flops, total_flops
 from jepa_jax.models.norms import normalize_latents
 from jepa_jax.models.spec import abstract_params
-from jepa_jax.robots.checks import check_record
 from jepa_jax.robots.conditions import ConditionMaker
 from jepa_jax.robots.presets import make_spec
 from jepa_jax.robots.world import WorldModel
 from jepa_jax.tasks import continuing
 from jepa_jax.tasks.latents import Features, find_features
 from jepa_jax.tasks.losses import latent_loss
-from jepa_jax.tasks.sources import make_cache, make_sources, naming_root
+from jepa_jax.tasks.robot_data import GROUP, describe_robot, make_group, make_robot, warn_of_mixed_views
+from jepa_jax.tasks.sources import make_cache
 from jepa_jax.tasks.step import make_schedules, make_train_step, sample_latents
 from jepa_jax.training import optim, sharding
 from jepa_jax.training.state import create_state, tensor_names
 from jepa_jax.training.task import Program, Task
 from jepa_jax.weights import runs, start
 
-GROUP = "trajectory"
 REDUCTIONS = ("mean", "sum")
-# Trajectories that may be bad before the data as a whole are refused at the start.
-_LOOKED_AT = 10
 
 
 def make_loss(world, rollout, *, frames_at_once, loss_exponent, monitor_tokens):
@@ -117,28 +111,6 @@ def make_optimizer(section, abstract_params, use_extrinsics):
     return optim.make_adamw(b1=section.b1, b2=section.b2, eps=section.eps, decay_factors=factors)
 
 
-def make_group(config):
-    """Build the `GroupSpec` of the trajectories."""
-    data = config.data
-    return GroupSpec(GROUP, "video", data.frames, data.fps, data.batch_size, make_sources(data.root, data, "data"))
-
-
-def _check_views(record, wanted):
-    names = [view.name for view in record.views]
-    if absent := [name for name in wanted if name not in names]:
-        raise DataError(
-            "missing view", f"{record.source_id}: no view {', '.join(map(repr, absent))} (data.views); there are: {', '.join(names)}"
-        )
-
-
-def _check_length(record, data):
-    """Raise DataError where no clip of the config fits into a trajectory."""
-    try:
-        trajectory_indices(record.num_frames, record.sampling_fps, frames=data.frames, fps=data.fps, uniform=0.0)
-    except DataError as error:
-        raise DataError(error.reason, f"{record.source_id}: {error} (data.frames, data.fps)") from error
-
-
 def make_predictor(model, features, robot):
     """Build the `ActionPredictor` of a config's `model` section for these features and this robot."""
     return ActionPredictor(
@@ -178,32 +150,6 @@ def describe_world(config, robot, features):
             "views": list(data.views), "encoder_sha256": features.sha256}
 
 
-def make_robot(config):
-    """Build the robot of a config and look whether the data are of it.
-
-    Returns:
-      (`RobotSpec`, a `TrajectoryRecord` of it).
-
-    Raises:
-      ValueError: if the config describes no robot.
-      DataError: why the first trajectory does not fit, if none of the first few does.
-    """
-    with naming_root(config.data.root):
-        (source, *_) = open_sources([make_group(config)], KIND, make_cache(config.data))[GROUP]
-    problems = []
-    for number in range(min(_LOOKED_AT, len(source))):
-        try:
-            record = source[number]
-            robot = make_spec(config.robot.to_dict(), record)
-            _check_views(record, config.data.views)
-            check_record(robot, record, tuple(config.data.views) or None)
-            _check_length(record, config.data)
-            return robot, record
-        except DataError as error:
-            problems.append(error)
-    raise problems[0]
-
-
 def step_passes(predictor, encoder, features, config):
     """List what one optimiser step computes, as `flops.Pass`es."""
     frames, patches, steps = config.data.frames, features.grid[0] * features.grid[1], config.rollout.auto_steps
@@ -236,6 +182,9 @@ def make_program(config, robot, features, encoder, pixels, mesh):
     """
     section = config.optim
     check_rollout(config.rollout, config.data.frames)
+    if config.rollout.integrate_states and not robot.integrable:
+        raise ValueError(f"rollout.integrate_states is set, but actions of robot {robot.name!r} are not laid out like its states, so "
+                         "that these cannot be computed; unset it, or, if they are, set --config.robot.action_layout=states")
     sharding.check_batch_size(GROUP, config.data.batch_size, mesh, section.accumulate)
     predictor = make_predictor(config.model, features, robot)
     abstract = jax.eval_shape(lambda: init_params(predictor, jax.random.key(0)))
@@ -299,6 +248,7 @@ def make_task(config, mesh):
     sharding.check_batch_size(GROUP, data.batch_size, mesh, config.optim.accumulate)
     robot, record = make_robot(config)
     features = find_features(config, record)
+    warn_of_mixed_views(config)
     frozen, encoder, pixels = _frozen(config, features)
     program = make_program(config, robot, features, encoder, pixels, mesh)
     predictor = program.networks["action_predictor"]
@@ -318,9 +268,9 @@ def make_task(config, mesh):
         check_card=functools.partial(continuing.check_card, card=card),
         read_weights=functools.partial(
             start.read_action_predictor, predictor=predictor,
-            on_world=lambda path, then: continuing.note_robot(path, then, card["world_model"]),
+            on_read=lambda path, bundle: continuing.note_weights(path, bundle, card["world_model"]),
         ),
-        summary=_summarize(robot, features, record, data.fps) + pipeline.describe(),
+        summary=_summarize(config, robot, features, record) + pipeline.describe(),
         frozen=frozen,
         write_frozen=lambda workdir: features.bundle and runs.write_frozen(features.bundle, workdir),
     )
@@ -342,14 +292,12 @@ def as_it_runs(model, encoder):
     )
 
 
-def _summarize(robot, features, record, fps):
+def _summarize(config, robot, features, record):
     where = "stored in the shards" if features.stored else "computed in every step"
     grid = "x".join(map(str, features.grid))
-    step, native = trajectory_step(record.sampling_fps, fps), record.sampling_fps
-    absolute = f" ({', '.join(robot.absolute)} absolute)" if robot.absolute else ""
+    step, native, fps = trajectory_step(record.sampling_fps, config.data.fps), record.sampling_fps, config.data.fps
     return [
-        f"robot {robot.name}: states {', '.join(robot.state_names)}; {robot.mode} actions {', '.join(robot.action_names)}"
-        f"{absolute} in the {robot.frame} frame, {'derived from states' if robot.source == 'states' else 'as recorded'}",
+        *describe_robot(robot, tuple(config.data.views) or tuple(view.name for view in record.views)),
         f"actions lead {step} rows on, as in {record.source_id}: {native:g} rows/s give {native / step:.3g} frames/s; "
         f"data.fps is {fps:g}",
         f"latents {where}: {grid} tokens of {features.width} per frame, encoder sha256 {features.sha256[:12]}",

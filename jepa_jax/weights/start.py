@@ -33,13 +33,13 @@ def read_start(path, encoder, predictor):
     return {name: network.params for name, network in found.items()}, target.params
 
 
-def read_action_predictor(path, predictor, on_world=lambda path, world_model: None):
+def read_action_predictor(path, predictor, on_read=lambda path, bundle: None):
     """Read an action-conditioned predictor to go on with.
 
     Args:
       path: anything `jepa_jax.weights.store.read` takes.
       predictor: the network that will be trained, as in `read_start`.
-      on_world: called with the path and `Bundle.world_model`, what the weights were trained on.
+      on_read: called with the path and the `Bundle`, which may say what the weights were trained on.
 
     Returns:
       (`{"action_predictor": params}`, {}), host arrays.
@@ -52,7 +52,7 @@ def read_action_predictor(path, predictor, on_world=lambda path, world_model: No
     if found is None:
         raise WeightsError(f"{path} has no action_predictor to train; it holds {', '.join(bundle.networks)}")
     _check_same(path, {"action_predictor": (predictor, found.module)})
-    on_world(path, bundle.world_model)
+    on_read(path, bundle)
     return {"action_predictor": found.params}, {}
 
 

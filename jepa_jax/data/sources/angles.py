@@ -1,4 +1,4 @@
-"""Whether three numbers of each row are the angles of an end effector, in the order and unit that is expected."""
+"""Whether numbers of each row are angles: those of an end effector, in the order and unit that is expected, or any that wrap."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ _MAX_ANGLE = 2 * np.pi + 0.1
 _BETTER = 0.5
 # A gripper that looks down has a roll within this of half a turn, rad.
 _DOWN = 0.6
+# Parts of a turn: a longer step wraps, in a range that is no longer.
+_JUMP, _ONE_TURN = 0.9, 1.02
 
 
 def check_turns(name: str, angles: np.ndarray, rate: float, limit: float) -> None:
@@ -59,6 +61,24 @@ def seems_reversed(angles: np.ndarray) -> bool:
     """
     off = np.median(np.abs(np.abs(angles) - np.pi), axis=0)
     return bool(off[2] < _DOWN < off[0])
+
+
+def find_wraps(states: np.ndarray) -> np.ndarray:
+    """Tell which numbers jump by nearly a whole turn while they never leave one, as angles do that wrap.
+
+    Args:
+        states: float64 `[L, S]`, radians or degrees.
+
+    Returns:
+        bool `[S]`. A number that knows two values only, as some grippers do, is none.
+    """
+    found = np.zeros(states.shape[1], bool)
+    steps, spans = np.abs(np.diff(states, axis=0)), np.ptp(states, axis=0)
+    for turn in (2 * np.pi, 360.0):
+        jumps = steps > _JUMP * turn
+        between = (steps > 0).any(axis=0, where=~jumps)
+        found |= jumps.any(axis=0) & between & (spans < _ONE_TURN * turn)
+    return found
 
 
 def _better_reading(angles: np.ndarray, worst: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,7 +14,7 @@ from jepa_jax.data.conversion import Noted
 from jepa_jax.data.encoding import Encoding
 from jepa_jax.data.errors import DataError, RecordError
 from jepa_jax.data.poses import GRIPPER_RANGE
-from jepa_jax.data.sources.angles import check_turns, seems_reversed
+from jepa_jax.data.sources.angles import check_turns, find_wraps, seems_reversed
 from jepa_jax.data.trajectories import TrajectoryRecord
 from jepa_jax.data.trajectory_clips import trajectory_step
 
@@ -68,8 +69,7 @@ class TrajectorySpec(Encoding):
             check_turns(name, angles, record.control_rate, self.max_turn)
             if seems_reversed(angles):
                 notes.append("the third angle stays near pi as a roll does: is their order yaw, pitch, roll?")
-        if record.num_frames <= _USUAL_FRAMES * trajectory_step(record.sampling_fps, _USUAL_FPS):
-            notes.append(f"too short for samples of {_USUAL_FRAMES} frames at {_USUAL_FPS:g}/s")
+        notes += _wrap_notes(record) + _sampling_notes(record)
         views = tuple(
             view if view.extrinsics is None or np.isfinite(view.extrinsics).all() else view._replace(extrinsics=None)
             for view in record.views
@@ -112,6 +112,31 @@ class TrajectorySpec(Encoding):
         if (steps < 0).any():
             notes.append("time stamps go back")
         return notes
+
+
+def _wrap_notes(record: TrajectoryRecord) -> list[str]:
+    """Name the numbers beside the angles of a pose that wrap: nobody knows that these are angles."""
+    wraps = find_wraps(record.states.astype(np.float64))
+    if record.rotation != "none":
+        wraps[3:6] = False
+    names = [name for name, found in zip(record.state_names, wraps, strict=True) if found]
+    if not names:
+        return []
+    return [f"{', '.join(names)} jump by a whole turn, which plain differences take for a move: unwrap such angles first"]
+
+
+def _sampling_notes(record: TrajectoryRecord) -> list[str]:
+    """Say what training has to be told to sample a trajectory, where its usual settings cannot."""
+    fps, notes = _USUAL_FPS, []
+    try:
+        step = trajectory_step(record.sampling_fps, fps)
+    except DataError:
+        # Rounded up: just below the rate, every second row would be taken.
+        step, fps = 1, math.ceil(record.sampling_fps * 100) / 100
+        notes.append(f"below {_USUAL_FPS:g} frames/s: set --config.data.fps={fps:g} in training and `prepare features --fps {fps:g}`")
+    if record.num_frames <= _USUAL_FRAMES * step:
+        notes.append(f"too short for samples of {_USUAL_FRAMES} frames at {fps:g}/s")
+    return notes
 
 
 def _with_closedness(record: TrajectoryRecord) -> TrajectoryRecord:
