@@ -61,7 +61,7 @@ def _robot_section(preset):
         "name": "",
         "state_names": (), "state_units": (), "action_names": (), "action_units": (),
         "state_scale": (), "action_scale": (),  # numbers are divided by these before the network sees them
-        "action_low": (), "action_high": (), "planned": (),  # for planning
+        "action_low": (), "action_high": (), "planned": (),  # for planning; without bounds, quantiles of the actions in the data
         "frame": "",  # base | camera | tool
         "mode": "",  # delta | absolute
         "absolute": (),  # names of actions that are absolute though mode is delta, such as a gripper's
@@ -97,7 +97,7 @@ def _data_section():
         "paths": ("shards",),
         "weights": (1.0,),
         "frames": 8,
-        "fps": 4.0,
+        "fps": 4.0,  # or less: a step is the next whole number of recorded rows
         "views": (),  # cameras by name, one is drawn per sample; empty: any
         "batch_size": 256,
         "size": 256,
