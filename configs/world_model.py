@@ -62,7 +62,7 @@ def _robot_section(preset):
         "state_names": (), "state_units": (), "action_names": (), "action_units": (),
         # Numbers are divided by these before the network sees them: about the largest action, and how far states spread.
         "state_scale": (), "action_scale": (),
-        "action_low": (), "action_high": (), "planned": (),  # for planning
+        "action_low": (), "action_high": (), "planned": (),  # for planning; without bounds, quantiles of the actions in the data
         "frame": "",  # base | camera | tool
         "mode": "",  # delta | absolute
         "absolute": (),  # names of actions that are absolute though mode is delta, such as a gripper's
@@ -99,7 +99,7 @@ def _data_section():
         "paths": ("shards",),
         "weights": (1.0,),
         "frames": 8,
-        "fps": 4.0,
+        "fps": 4.0,  # or less: a step is the next whole number of recorded rows
         "views": (),  # cameras by name, one is drawn per sample; empty: any, wrist cameras too
         "batch_size": 256,
         "size": 256,

@@ -6,10 +6,12 @@ import os
 import sys
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from jepa_jax import evaluate_anticipation, evaluate_distance, evaluate_probe, evaluate_robot
 from jepa_jax.commandline import interrupt, types
+from jepa_jax.commandline.parsing import Parser
 from jepa_jax.commandline.skipped import list_reasons, too_many
 from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data import DataError, ShardSource
@@ -52,6 +54,10 @@ _COMPARE = """Put reports of `evaluate rollout` side by side: a row for each NAM
 the errors of the first are. Of several reports, such as those of several seeds, the lowest and the highest number are shown."""
 REPORT, PICTURE = "report.json", "report.png"
 _POSITION = "position"
+# Steps that are predicted by default, where training clips are as long.
+_HORIZON = 8
+# Part by which steps may differ in length: rates are measured, and rounded.
+_SAME = 0.1
 # Records named in the report; a data set may have thousands that are too short.
 _NAMED = 100
 
@@ -89,6 +95,8 @@ def _rollout(args):
     if args.view:
         trained = trained._replace(views=args.view)
     world, notes = trained.world, [*model.notes, *trained.notes]
+    if args.horizon is None:
+        args.horizon = max(1, min(_HORIZON, trained.frames - args.context))
     if args.context + args.horizon > trained.frames:
         notes.append(f"trained on clips of {trained.frames} frames: predictions from more than {trained.frames - 1} are "
                      "beyond what training has seen")
@@ -97,6 +105,7 @@ def _rollout(args):
         found = samples.read_samples(source, maker, args.samples, seed=args.seed, extras=args.extra, on_sample=bar.update)
     if len(found) < args.samples:
         notes.append(f"{len(found)} samples instead of {args.samples}: the data hold no more different ones")
+    notes += _pace_notes(found.step_seconds, trained)
     targets = _positions(found, world.robot, args)
     with tqdm(total=len(found), desc="predicting (compiles first)", unit=" samples", dynamic_ncols=True) as bar:
         measured = measure(world, params, found, context=args.context, batch_size=args.batch, seed=args.seed,
@@ -107,6 +116,17 @@ def _rollout(args):
         decoded = decode_positions(measured.read, targets, found.trajectory, context=args.context, fit_on=fit_on, seed=args.seed)
     report = rollout_report.summarize(measured, found, world.robot, decoded=decoded, seed=args.seed)
     return _write(report, measured, found, trained, model, notes, args)
+
+
+def _pace_notes(seconds, trained):
+    """Say so if steps of the data last longer or shorter than those of the training, or than each other."""
+    notes, middle = [], np.median(seconds)
+    if seconds.max() > (1 + _SAME) * seconds.min():
+        notes.append(f"steps last {seconds.min():.3g} to {seconds.max():.3g} s, as recordings of several rates are sampled at whole rows; the "
+                     "middle one is reported")
+    if abs(middle / trained.step_seconds - 1) > _SAME:
+        notes.append(f"a step lasts {middle:.3g} s in these data, {trained.step_seconds:.3g} s in training")
+    return notes
 
 
 def _positions(found, robot, args):
@@ -134,21 +154,22 @@ def _fitting(trained, params, args):
 def _write(report, measured, found, trained, model, notes, args):
     """Write report and picture, print the table, and judge how much of the data could be used."""
     frames = found.arrays["video"][measured.example.sample] if "video" in found.arrays else None
+    seconds = float(np.median(found.step_seconds))
     figure = rollouts.draw_report(report, measured.example, frames, grid=trained.world.predictor.grid,
-                                  context=args.context, fps=trained.fps, name=_name(args.model))
+                                  context=args.context, step_seconds=seconds, name=_name(args.model))
     paths = [os.path.join(args.output, name) for name in (REPORT, PICTURE)]
     settings = {name: value for name, value in vars(args).items() if name not in ("run", "command")}
     write_json(paths[0], {
         "model": {"sha256": model.sha256 | {"encoder": trained.encoder_sha256}, "provenance": model.provenance,
                   "robot": trained.world.robot.to_json()},
-        "settings": settings | {"fps": trained.fps, "view": trained.views, "crop": [trained.size, *trained.crop_aspect],
-                                "pooled_for_readout": measured.pooled},
+        "settings": settings | {"fps": trained.fps, "step_seconds": seconds, "view": trained.views,
+                                "crop": [trained.size, *trained.crop_aspect], "pooled_for_readout": measured.pooled},
         "versions": {"jax": jax.__version__, "backend": jax.default_backend()}, "notes": notes, **report,
         "skips": [dict(zip(("trajectory", "reason", "message"), skip)) for skip in found.skips[:_NAMED]],
     })
     with new_file(paths[1]) as local:
         canvas.save_figure(figure, local)
-    lines = [f"{len(found)} samples of {found.trajectories} trajectories, {args.context + args.horizon} frames at {trained.fps:g}/s"]
+    lines = [f"{len(found)} samples of {found.trajectories} trajectories, {args.context + args.horizon} frames at {1 / seconds:.3g}/s"]
     lines += list_reasons(found.skips)
     lines += [f"note: {note}" for note in notes]
     lines += ["", *rollout_report.describe(report), "", *(f"wrote {path}" for path in paths)]
@@ -171,8 +192,8 @@ def _name(path):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="python -m jepa_jax.evaluate", description="Judge trained models on held-out data.",
-                                     epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m jepa_jax.evaluate", description="Judge trained models on held-out data.", epilog=_EXAMPLES,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_rollout(commands.add_parser("rollout", help="whether a world model uses actions, and how far it predicts",
                                      description=_ROLLOUT, epilog=_EXAMPLES, formatter_class=parser.formatter_class))
@@ -226,7 +247,8 @@ def _add_rollout(parser):
     add("--robot", choices=PRESETS, help="for weights that name no robot (default: droid, if the dimensions are its)")
     add("--fps", type=types.positive_float, help="frames per second (default: as trained)")
     add("--view", type=types.names(), metavar="NAME[,NAME]", help="cameras (default: as trained)")
-    add("--horizon", type=types.positive, default=8, help="steps that are predicted (default %(default)s)")
+    add("--horizon", type=types.positive, help=f"steps that are predicted (default {_HORIZON}, or fewer: with the context no more frames than "
+        "training clips have)")
     add("--context", type=types.positive, default=1, help="true frames before them (default %(default)s)")
     add("--samples", type=types.positive, default=200, help="samples, of as many trajectories as there are (default %(default)s)")
     add("--seed", type=types.count, default=0, help="of samples, shuffling and intervals (default %(default)s)")

@@ -64,6 +64,8 @@ def add_arguments(parser):
 def run(args):
     """Fit a learned distance, test and write it; returns the exit status."""
     tensors.refuse_existing(args.output)
+    if args.frames < 2:
+        raise ValueError(f"--frames is {args.frames}; frames of a clip are compared with each other, so there must be at least 2")
     # Whatever networks there are: a world model says how it sees, an encoder alone does not.
     model, params = load_with_encoder(args.model, args.encoder, ("encoder", "action_predictor")) if args.encoder else load(args.model)
     source = ShardSource(args.shards, KIND)
@@ -78,10 +80,10 @@ def run(args):
     latents, grid, sha256 = _latents(found, origin, model, params)
     held = learned_distance.hold_out(found.trajectory, args.held_out, args.seed)
     points = _fit(measures, args, latents[~held], found.arrays["states"][~held], robot)
-    fps = trained.fps if trained else args.fps or _FPS
+    fps = 1 / float(np.median(found.step_seconds))
     energy = LearnedEnergy(points, grid, sha256, fps, args.frames, {"clips": int((~held).sum()), "noise": args.noise, "seed": args.seed,
                                                                     "steps": args.steps})
-    lines = [f"{len(found)} clips of {found.trajectories} trajectories, {args.frames} frames at {fps:g}/s; {int(held.sum())} clips are held out"]
+    lines = [f"{len(found)} clips of {found.trajectories} trajectories, {args.frames} frames at {fps:.3g}/s; {int(held.sum())} clips are held out"]
     lines += list_reasons(found.skips)
     lines += _judge({"learned": energy, "l1": Energy()}, latents[held], grid, robot, found.arrays["states"][held])
     save_learned(energy, args.output)

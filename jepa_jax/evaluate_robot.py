@@ -56,6 +56,8 @@ _FILM_PIXELS = 256
 # Policies that do not look at pictures.
 _EYELESS = (*trials.BLIND, POSES)
 _WORLDS = {TABLETOP: Tabletop, PANDA: Panda}
+# Part by which an action of model and simulator may differ in length: rates are rounded.
+_SAME = 0.01
 _HINDSIGHT_FRAMES = cloning.MAX_AHEAD + 1
 
 
@@ -155,8 +157,9 @@ def _environment(args, name, model, trained):
     camera = args.camera or (views or ["front"])[0]
     size = model.preprocessing.crop_size if model else sight.patch_sight().size
     environment = _WORLDS[args.world](task, camera, size, args.nuisance)
-    if trained and trained.fps != environment.control_rate:
-        raise ValueError(f"the model was trained on {trained.fps:g} frames per second; the simulator makes {environment.control_rate:g}")
+    if trained and abs(trained.step_seconds * environment.control_rate - 1) > _SAME:
+        raise ValueError(f"an action of the model lasts {trained.step_seconds:.3g} s, as in training; one of the simulator "
+                         f"{1 / environment.control_rate:.3g} s")
     return environment
 
 

@@ -11,12 +11,13 @@ import jax
 import numpy as np
 
 from jepa_jax.commandline import types
+from jepa_jax.commandline.parsing import Parser
 from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data import DataError
 from jepa_jax.data.publish import check_folder, new_file, write_json
 from jepa_jax.planning import bind, full_actions, make_spec
 from jepa_jax.planning.calibration import calibrate, watch
-from jepa_jax.planning.command import add_model_arguments, energy_of, load_planned
+from jepa_jax.planning.command import STATE_UNITS, add_model_arguments, bounds_of, energy_of, load_planned
 from jepa_jax.planning.latent import still_actions
 from jepa_jax.planning.memory import fit_memory
 from jepa_jax.planning.observations import read_moves, read_picture, read_state, see
@@ -34,7 +35,8 @@ _EXAMPLES = """examples:
   python -m jepa_jax.plan --model vjepa2-ac-vitg.pt --observation now.png --goal goal.png --state state.npy --planner paper --chunk 100
 
 The state is that of the robot in the observation, in the units of its description (too few numbers are answered with their
-names), read from text or a .npy file. Pictures are cropped as in training."""
+names) and of the shards, where a gripper is 0 open and 1 closed; from text or a .npy file. Pictures are shrunk and cropped as
+in training. Bounds of actions are those of the robot's description, or what the training found in its data."""
 REPORT, PICTURE = "plan.json", "plan.png"
 # Plans that are timed: so many, or fewer where they take longer than this in all.
 _REPEATS, _REPEAT_S = 5, 2.0
@@ -73,7 +75,9 @@ def _run(args):
     planner, calibration = bind(trained.world, spec, energy), None
     if args.calibrate:
         moves = read_moves(args.calibrate, robot)
-        calibration = watch(trained, params, *moves, energy=energy, extrinsics=args.extrinsics, seed=args.seed)
+        # A preset's own where nothing else is known.
+        bounds = bounds_of(args) if robot.action_low else {"low": spec.low, "high": spec.high}
+        calibration = watch(trained, params, *moves, energy=energy, extrinsics=args.extrinsics, seed=args.seed, **bounds)
         planner = calibrate(planner, calibration)
         notes.append(_describe_calibration(calibration, robot))
     began = time.perf_counter()
@@ -86,7 +90,7 @@ def _run(args):
     actions = np.asarray(full_actions(robot, scene.state, output.actions))
     record = {
         "planner": args.planner, "seed": args.seed, "actions": actions.tolist(), "names": robot.action_names,
-        "units": robot.action_units, "energy": {"now": before, "still": still, "planned": predicted},
+        "units": robot.action_units, "step_seconds": trained.step_seconds, "energy": {"now": before, "still": still, "planned": predicted},
         "evaluations": spec.evaluations, "chunk": spec.chunk, "plan_ms": float(np.median(times)), "compile_s": compile_s, "devices": mesh.size,
         "calibration": calibration and {"matrix": calibration.matrix.tolist(), "unexplained": calibration.unexplained},
         "encode_with_compilation_s": encode_s, "device": jax.devices()[0].device_kind, "jax": jax.__version__, "notes": notes,
@@ -105,15 +109,20 @@ def _run(args):
 
 
 def energies(planner, params, root, actions):
-    """Return energies: of what is seen now, and of what the model predicts if nothing moves and after actions; floats."""
+    """Return energies: of what is seen now, and of what the model predicts if nothing moves and after actions; floats.
+
+    The middle one is None where it is not known what moves nothing.
+    """
     here = jax.tree.map(lambda leaf: np.asarray(leaf)[None], root.state)
     before = float(planner.cost_fn(params, here, root.goal, None)[0])
     # Zero would be a move where actions are absolute.
-    still = still_actions(planner.robot, root.state.pose)[np.array(planner.robot.planned_dims)]
+    still = still_actions(planner.robot, root.state.pose)
+    plans = [actions] if still is None else [np.broadcast_to(still[np.array(planner.robot.planned_dims)], actions.shape), actions]
     # Of the last state alone, whatever the search has added to it.
     spec = dataclasses.replace(planner.spec, cost=LAST, action_penalty=0.0, chunk=None)
     score = make_score(params, root, planner.dynamics_fn, planner.cost_fn, spec)
-    return before, *map(float, jax.jit(score)(np.stack([np.broadcast_to(still, actions.shape), actions])))
+    found = [float(cost) for cost in jax.jit(score)(np.stack(plans))]
+    return before, None if still is None else found[0], found[-1]
 
 
 def _make_mesh(wanted, spec):
@@ -145,8 +154,7 @@ def _changes(args, robot):
     """Return what the command line changes of a preset."""
     names = ("horizon", "samples", "iterations", "elites", "gradient_steps", "polish_steps", "cost", "action_penalty", "chunk")
     changes = {name: value for name in names if (value := getattr(args, name)) is not None}
-    if args.bounds is not None:
-        changes |= {"low": [low for low, _ in args.bounds], "high": [high for _, high in args.bounds]}
+    changes |= bounds_of(args)
     planned = [robot.action_names[at] for at in robot.planned_dims]
     for name, _ in args.fix:
         if name not in planned:
@@ -172,10 +180,11 @@ def _describe(record, robot, output):
             fixed = "" if at in robot.planned_dims else "  (not planned)"
             # Without the minus of a zero.
             yield f"  {name:{width}} {round(value, 4) + 0.0:+9.4f} {unit}{fixed}".rstrip()
+    yield f"each action lasts {record['step_seconds']:.3g} s"
     energy = record["energy"]
-    yield (f"energy {energy['now']:.4f} now, {energy['planned']:.4f} predicted after the plan, {energy['still']:.4f} predicted if "
-           "nothing moves")
-    if energy["planned"] >= energy["still"]:
+    still = "" if energy["still"] is None else f", {energy['still']:.4f} predicted if nothing moves"
+    yield f"energy {energy['now']:.4f} now, {energy['planned']:.4f} predicted after the plan{still}"
+    if still and energy["planned"] >= energy["still"]:
         yield "note: no plan was found that is better than to stay"
     chunk = f", {record['chunk']} at once" if record["chunk"] else ""
     chunk += f", on {record['devices']} devices" if record["devices"] > 1 else ""
@@ -184,7 +193,7 @@ def _describe(record, robot, output):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m jepa_jax.plan", description="Plan the actions that lead from one picture to another.", epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -192,7 +201,7 @@ def _parser():
     add_model_arguments(parser)
     add("--observation", required=True, metavar="FILE", help="what the camera sees now: PNG, JPEG, or .npy [H, W, 3]")
     add("--goal", required=True, metavar="FILE", help="what it shall see, at the same size")
-    add("--state", required=True, metavar="X,Y,...", help="numbers of the robot's state now, or a .npy file")
+    add("--state", required=True, metavar="X,Y,...", help=f"numbers of the robot's state now, {STATE_UNITS}; or a .npy file")
     add("--planner", choices=PRESETS, default="icem", help="preset (default %(default)s); the last four are the official ones")
     add("--horizon", type=types.positive, help="actions to plan")
     add("--samples", type=types.positive, help="candidates of an iteration")
@@ -202,7 +211,6 @@ def _parser():
     add("--polish-steps", type=types.count, help="steps of Adam that follow, from the best plan alone")
     add("--cost", choices=("last", "sum"), help="what counts: the last state, or all of them")
     add("--action-penalty", type=types.non_negative_float, metavar="X", help="on large actions")
-    add("--bounds", type=_bounds, metavar="LOW:HIGH,...", help="of each planned number (default: the robot's)")
     add("--fix", type=_fixed, action="append", default=[], metavar="NAME=VALUE", help="do not plan this number; may be repeated")
     add("--calibrate", metavar="NPZ", help="moves seen through this camera, to find out how it is turned: observations [1, T, H, W, 3] and "
                                            "states [1, T, ...] of T - 1 steps in several directions")
@@ -211,14 +219,6 @@ def _parser():
     add("--seed", type=types.count, default=0, help="default %(default)s")
     add("--output", metavar="DIR", help=f"folder for {REPORT} and {PICTURE}")
     return parser
-
-
-def _bounds(text):
-    parts = [part.split(":") for part in text.split(",")]
-    try:
-        return [(float(low), float(high)) for low, high in parts]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not LOW:HIGH,LOW:HIGH,...") from error
 
 
 def _fixed(text):

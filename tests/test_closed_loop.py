@@ -181,7 +181,7 @@ def test_a_perfect_model_plans_through_pictures_and_a_wrong_one_does_not():
     environment, settings = Point(), trials.Settings(changes=(("samples", 64), ("iterations", 4)))
     found = {}
     for sign in (1, -1):
-        trained = Trained(PerfectWorld(sign), 4.0, 8, SIZE, (1.0, 1.0), None, "", ())
+        trained = Trained(PerfectWorld(sign), 4.0, 0.25, 8, SIZE, None, (1.0, 1.0), None, "", ())
         policy, spec = trials.make_planner(planners.MODEL, environment, SIGHT, settings, trained, {"action_predictor": {}})
         assert spec.evaluations == 64 * 4
         found[sign] = Runner(environment, policy, at_once=16).run([0], 16)
@@ -202,7 +202,7 @@ def test_a_perfect_model_plans_through_pictures_and_a_wrong_one_does_not():
 def _seen_by(changes):
     world = PerfectWorld(1)
     world.robot = dataclasses.replace(world.robot, **changes)
-    return Trained(world, 4.0, 8, SIZE, (1.0, 1.0), None, "", ())
+    return Trained(world, 4.0, 0.25, 8, SIZE, None, (1.0, 1.0), None, "", ())
 
 
 def test_a_model_moves_the_numbers_that_its_robot_plans(monkeypatch):

@@ -102,6 +102,20 @@ def test_report_on_frames(run, tmp_path, capsys):
     assert cv2.imread(str(tmp_path / "out" / "report.png")).shape[1] > 1500
 
 
+def test_as_many_steps_as_training_has_seen_and_their_true_length(tmp_path, model, shards):
+    """The model has clips of 4 frames, 5 a second; the data are every third row of 10 a second, as headers say 15."""
+    (tmp_path / "slow").mkdir()
+    source = ShardSource([shards], "trajectory")
+    records = [source[number]._replace(control_rate=10.0) for number in range(SHORT, len(source))]
+    write_shard(tmp_path / "slow" / "set-00000-of-00001.array_record", [record._replace(rate="header") for record in records])
+    command = ["rollout", str(tmp_path / "slow"), "--model", model, "--output", str(tmp_path / "out"), "--samples", "6", "--batch", "3"]
+    assert evaluate.main([*command, "--context", "2"]) == 0
+    report = read_report(tmp_path)
+    assert report["settings"]["horizon"] == 2 == len(report["errors"]["open_loop"]["model"]["value"])
+    assert report["settings"]["step_seconds"] == pytest.approx(0.3) and report["settings"]["fps"] == 5.0
+    assert report["notes"] == ["a step lasts 0.3 s in these data, 0.2 s in training"]
+
+
 def test_the_same_seed_gives_the_same_report(run, tmp_path):
     run()
     first = read_report(tmp_path)

@@ -3,6 +3,7 @@
 import argparse
 import functools
 import json
+from fractions import Fraction
 
 import cv2
 import jax
@@ -16,12 +17,15 @@ from weight_bundles import random_network
 from jepa_jax import plan, prepare
 from jepa_jax.bench import __main__ as bench
 from jepa_jax.bench import planners, planning
+from jepa_jax.data.encoding import Encoding, encode_video, rgb_frames
+from jepa_jax.data.transforms import centered_crop_box, crop_resize_uint8
+from jepa_jax.data.video import decode_frame_list
 from jepa_jax.models import ActionPredictor, VideoEncoder
 from jepa_jax.planning import Root, bind, calibration, landscape, latent, make_spec
 from jepa_jax.planning.command import load_planned
-from jepa_jax.planning.observations import read_moves
-from jepa_jax.robots.presets import DROID
-from jepa_jax.robots.world import WorldModel
+from jepa_jax.planning.observations import crop, read_moves
+from jepa_jax.robots.presets import DROID, generic
+from jepa_jax.robots.world import Trained, WorldModel
 from jepa_jax.viz import __main__ as viz
 from jepa_jax.weights import native
 from jepa_jax.weights.bundle import Bundle, Preprocessing, network_sha256
@@ -31,6 +35,9 @@ NETWORKS = {"target_encoder": random_network(ENCODER, 0), "action_predictor": ra
 WORLD = {"robot": DROID.to_json(), "frames": 4, "fps": 5.0, "crop_aspect": [0.75, 1.35], "views": [],
          "encoder_sha256": network_sha256(NETWORKS["target_encoder"].params)}
 STATE = "0.5,0,0.3,3.1,0,0,0.2"
+# Recorded targets in other units than states.
+TARGETS = generic(tuple("abcdefg"), tuple("tuvwxyz"), state_units=("m",) * 7, action_units=("turns",) * 7, source="recorded", mode="absolute",
+                  action_low=tuple(range(7)), action_high=tuple(range(1, 8)))
 DRAW = np.random.default_rng(0)
 
 
@@ -48,6 +55,9 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plan")
     native.write(Bundle(NETWORKS, Preprocessing(32, 36, 4), world_model=WORLD), str(folder / "ac"))
     native.write(Bundle({"target_encoder": NETWORKS["target_encoder"]}, Preprocessing(32, 36, 4)), str(folder / "encoder"))
+    arm = generic(tuple("abcdefg"), position=0)
+    native.write(Bundle(NETWORKS, Preprocessing(32, 36, 4), world_model=WORLD | {"robot": arm.to_json()}), str(folder / "arm"))
+    native.write(Bundle(NETWORKS, Preprocessing(32, 36, 4), world_model=WORLD | {"robot": TARGETS.to_json()}), str(folder / "targets"))
     for name, size in (("now", (36, 64)), ("goal", (36, 64)), ("small", (32, 32))):
         cv2.imwrite(str(folder / f"{name}.png"), DRAW.integers(0, 256, (*size, 3), np.uint8))
     holes = DRAW.uniform(size=(36, 64, 3)).astype(np.float32)
@@ -83,6 +93,7 @@ def test_plan(run, tmp_path):
     assert f"x       {actions[0, 0]:+9.4f} m" in out and "roll      +0.0000 rad  (not planned)" in out
     assert f"energy {record['energy']['now']:.4f} now, {record['energy']['planned']:.4f} predicted after the plan" in out
     assert record["evaluations"] == (12 * 2 + 1) * 2 and "(50 calls of the model)" in out
+    assert "each action lasts 0.2 s\n" in out and record["step_seconds"] == 0.2
     assert cv2.imread(str(tmp_path / plan.PICTURE)).shape[1] > 1000
 
 
@@ -110,6 +121,8 @@ def test_candidates_are_spread_over_devices(run, tmp_path):
     (("--samples", "2000000000"), {}, "make 4000000001 calls of the model; there may be 2147483647 at most"),
     (("--state", "a,b"), {}, "could not convert string to float: 'a'; give x (m)"),
     (("--bounds", "0.1:-0.1,0:1,0:1,0:1"), {}, "bounds of action number 0 are 0.1 to -0.1; the low one must be below the high one"),
+    (("--bounds", "-1:1"), {"model": "arm"}, "the low bounds of an action are 1 numbers; give one for each of a, b, c, d, e, f, g"),
+    ((), {"model": "arm"}, "robot 'generic': the bounds of an action are not known; give LOW:HIGH for each of a, b"),
     (("--bounds", "0:1,0:1"), {}, "the low bounds of an action are 2 numbers; give one for each of x, y, z, gripper"),
     (("--fix", "yaw=1"), {}, "--fix yaw: robot 'droid' plans x, y, z, gripper"),
     ((), {"model": "encoder"}, "action_predictor"),
@@ -144,6 +157,48 @@ def test_calibrate(run, files, tmp_path, monkeypatch):
     frames, states = read_moves(str(files / "moves.npz"), DROID)
     with pytest.raises(ValueError, match="1 moves do not tell 2 directions apart"):
         calibration.watch(trained, params, frames[:2], states[:2])
+
+
+def test_bounds_on_the_command_line(run, files, tmp_path, capsys):
+    """Of a robot that has none: for the search, for calibration, and for the map of energies. 0:0 keeps a number where it is."""
+    bounds = ",".join(["-0.1:0.1"] * 6 + ["0:0"])
+    status, out, error = run("--bounds", bounds, "--output", str(tmp_path), model="arm", calibrate="moves.npz")
+    assert status == 0 and "note: through this camera a and b look turned by" in out, error
+    actions = np.array(json.loads((tmp_path / plan.REPORT).read_text())["actions"])
+    assert (np.abs(actions) <= 0.1).all() and (actions[:, 6] == 0).all() and actions[:, :6].all()
+    seen = [f"--{name}={files / value}" for name, value in (("model", "arm"), ("observation", "now.png"), ("goal", "goal.png"))]
+    command = ["energy", *seen, "--state", "-0.5,0,0.3,3.1,0,0,0.2", "--samples", "5", "--output", str(tmp_path)]
+    assert viz.main([*command, "--bounds", bounds]) == 0, capsys.readouterr().err
+    assert viz.main([*command, "--bounds", bounds, "--dims", "a,g"]) == 1
+    assert "the bounds of g are 0 to 0, so there is nothing to draw over it" in capsys.readouterr().err
+    assert viz.main(command) == 1 and "the bounds of an action are not known; give LOW:HIGH for each of a, b" in capsys.readouterr().err
+
+
+def test_what_moves_nothing_may_not_be_known(run, files, tmp_path, capsys):
+    """Targets of 0 would be far outside of the bounds."""
+    status, out, error = run("--output", str(tmp_path), model="targets")
+    assert status == 0 and "if nothing moves" not in out and "better than to stay" not in out, error
+    record = json.loads((tmp_path / plan.REPORT).read_text())
+    assert record["energy"]["still"] is None and record["energy"]["planned"] > 0
+    assert (np.array(record["actions"])[0] >= np.arange(7)).all()
+    seen = [f"--{name}={files / value}" for name, value in (("model", "targets"), ("observation", "now.png"), ("goal", "goal.png"))]
+    assert viz.main(["energy", *seen, "--state", STATE, "--samples", "5", "--output", str(tmp_path)]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [(720, 1280), (480, 600)])
+def test_pictures_are_seen_as_stored_frames_were(size):
+    """Fine texture, which a resize that skips pixels turns into noise, through both ways to the model."""
+    texture = cv2.GaussianBlur(DRAW.normal(size=size).astype(np.float32), (0, 0), 1.2)
+    picture = np.repeat(np.clip(128 + 150 * texture, 0, 255).astype(np.uint8)[..., None], 3, -1)
+    stored = encode_video(rgb_frames([picture] * 2), Fraction(5), Encoding(crf=1), "picture")
+    (frame,) = decode_frame_list(stored.data, [0])
+    assert min(frame.shape[:2]) == 256
+    trained = Trained(None, 5.0, 0.2, 4, 128, 256, (0.75, 1.35), None, "", ())
+    training = crop_resize_uint8([frame], centered_crop_box(*frame.shape[:2], trained.crop_aspect), trained.size)[0].astype(float)
+    away = [np.abs(crop(one, picture) - training).mean() for one in (trained, trained._replace(short_side=None))]
+    assert away[0] < 1.5 < 4 < away[1], away
+    # What is no larger than that was stored as it was.
+    np.testing.assert_array_equal(crop(trained, frame), training)
 
 
 def test_energies_are_those_of_the_last_state(files):

@@ -261,7 +261,8 @@ def test_presets_of_robots():
         planning.make_spec(turning, "paper")
     with pytest.raises(ValueError, match=r"plans x, y, z, gripper \(absolute\); choose one of cem"):
         planning.make_spec(dataclasses.replace(DROID, absolute=("gripper",)), "paper")
-    with pytest.raises(ValueError, match="'se2': the low bounds of an action are not known; give one for each of forward, left, turn"):
+    with pytest.raises(ValueError, match=r"'se2': the bounds of an action are not known; give LOW:HIGH for each of forward, left, turn, .*"
+                                         r"\(--bounds; .*\), or state robot.action_low and robot.action_high"):
         planning.make_spec(SE2, "cem")
     assert planning.make_spec(SE2, "cem", low=(0, -0.1, -1), high=(1, 0.1, 1)).start == (0, 0, 0)
     with pytest.raises(ValueError, match="planner 'best' is unknown"):

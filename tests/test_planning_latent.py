@@ -78,6 +78,22 @@ def test_numbers_that_are_not_planned_do_not_move():
     assert latent.full_actions(SE2, jnp.zeros(3), jnp.ones((5, 3))).shape == (5, 3)
 
 
+def test_targets_that_move_nothing_are_not_known():
+    """Absolute actions of another layout than states: the search starts within the bounds, not at a target of 0."""
+    robot = generic([f"q{at}" for at in range(4)], ["u", "v"], source="recorded", mode="absolute", action_low=(1, 2), action_high=(3, 4))
+    assert latent.still_actions(robot, jnp.zeros(4)) is None
+    world = WorldModel(PREDICTOR.copy(action_dim=2, state_dim=4), robot)
+    root = planning.make_root(world, draw_latents(), np.zeros(4, np.float32), draw_latents())
+    spec = planning.make_spec(robot, "cem", samples=4, elites=2, iterations=1, std=0, momentum_mean=0)
+    assert root.mean is None and spec.start == (1, 2)
+    out = fast_jit(planning.bind(world, spec).plan)(random_params(world.predictor), jax.random.key(0), root)
+    np.testing.assert_allclose(out.actions, [[1, 2]], atol=1e-6)
+    # Changes are 0, whatever they are changes of.
+    pushed = dataclasses.replace(robot, mode="delta", absolute=("u",), planned=("u",))
+    assert latent.still_actions(dataclasses.replace(robot, mode="delta"), jnp.zeros(4)).tolist() == [0, 0]
+    np.testing.assert_allclose(latent.full_actions(pushed, jnp.zeros(4), jnp.full((3, 1), 2.0)), [[2, 0]] * 3)
+
+
 def test_an_absolute_gripper_is_searched_from_where_it_is():
     robot = dataclasses.replace(DROID, absolute=("gripper",))
     world = WorldModel(PREDICTOR, robot)

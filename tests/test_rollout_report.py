@@ -57,7 +57,7 @@ def make_samples(states, robot, latents, per_trajectory=1):
     """Make samples of states `[N, F, S]`."""
     arrays = {"states": np.float32(states), "actions": np.float32(derive_actions(robot, np.float64(states)))}
     arrays["latents"] = np.asarray(latents, np.float32).astype(DTYPE)
-    return Samples(arrays, {}, np.arange(len(states)) // per_trajectory, [("lab/3", "too short", "lab/3: 4 frames")])
+    return Samples(arrays, {}, np.arange(len(states)) // per_trajectory, np.full(len(states), 0.3), [("lab/3", "too short", "lab/3: 4 frames")])
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +252,7 @@ def test_wide_latents_are_pooled_for_readouts(grid, width, factors):
 
 def test_pictures_without_frames_or_with_one_step(seen, judged):
     report = rollout_report.summarize(judged[False], seen, POINT)
-    options = {"grid": (4, 4), "context": CONTEXT, "fps": 4.0, "name": "oracle"}
+    options = {"grid": (4, 4), "context": CONTEXT, "step_seconds": 0.25, "name": "oracle"}
     with_frames = draw_report(report, judged[False].example, np.zeros((FRAMES, 32, 32, 3), np.uint8), **options)
     without = draw_report(report, judged[False].example, None, **options)
     assert len(with_frames.subfigs[1].axes) == len(without.subfigs[1].axes) + 9

@@ -17,7 +17,8 @@ from jepa_jax import prepare
 from jepa_jax.data import ClipRecord, DataError, ShardSource, SkipCounter
 from jepa_jax.models import VideoEncoder
 from jepa_jax.models.flops import total_flops
-from jepa_jax.tasks import continuing, robot_data, world_model
+from jepa_jax.robots.spec import RobotSpec
+from jepa_jax.tasks import continuing, recordings, robot_data, world_model
 from jepa_jax.training import loop, sharding
 from jepa_jax.viz import __main__ as viz
 from jepa_jax.viz import curves
@@ -123,6 +124,8 @@ def test_a_run_is_a_model(config, encoder, finished):
     world = model.world_model
     assert world["robot"]["name"] == "droid" and (world["frames"], world["fps"]) == (4, 5.0)
     assert world["encoder_sha256"] == model.sha256["encoder"]
+    # The videos are 96 x 64 pixels; bounds are those of the preset.
+    assert world["short_side"] == 64 and world["robot"]["action_high"][0] == 0.075
 
 
 def test_curves_of_a_world_model(finished, tmp_path, capsys):
@@ -136,6 +139,43 @@ def test_another_encoder_in_the_same_workdir_is_refused(config, finished, tmp_pa
     other = write_encoder(tmp_path / "other", seed=5)
     with pytest.raises(WeightsError, match="started with other frozen weights than these .*target_encoder differ"):
         train(changed(config, encoder=other, optim__total_steps=9), finished[0], 9)
+
+
+@pytest.mark.parametrize("fps, seconds", [(5.0, 3 / 15), (4.0, 4 / 15), (6.0, 3 / 15)])
+def test_the_card_says_how_long_an_action_lasts(config, fps, seconds):
+    task, _ = make_task(changed(config, data__fps=fps))
+    world = task.model_card["world_model"]
+    assert world["fps"] == fps and world["step_seconds"] == pytest.approx(seconds, rel=1e-3)
+
+
+def test_steps_of_sources_that_last_differently(config, shards, tmp_path, monkeypatch):
+    for record in ShardSource([shards], "trajectory"):
+        media.write_shard(tmp_path / "slow.array_record", [record._replace(control_rate=10.0)])
+    said = []
+    monkeypatch.setattr(recordings.logging, "warning", lambda text, *args: said.append(text % args))
+    make_task(config)
+    assert not said
+    make_task(changed(config, data__paths=(shards, str(tmp_path)), data__weights=(1.0, 1.0)))
+    assert len(said) == 1 and f"{shards}: 0.2, {tmp_path}: 0.3" in said[0]
+
+
+def test_bounds_come_from_the_data_where_none_are_stated(config, shards, finished):
+    task, _ = make_task(changed(config, robot__preset="generic"))
+    (line,) = (line for line in task.summary if line.startswith("bounds for planning"))
+    robot = RobotSpec.from_json(task.model_card["world_model"]["robot"])
+    actions = np.concatenate([record.states[3:, [0, 1, 2, 6]] - record.states[:-3, [0, 1, 2, 6]] for record in ShardSource([shards], "trajectory")])
+    low, high = np.quantile(actions[:, :3], (0.01, 0.99), axis=0)
+    np.testing.assert_allclose(robot.action_low[:3], np.minimum(low, 0), rtol=1e-3)
+    np.testing.assert_allclose(robot.action_high[:3], np.maximum(high, 0), rtol=1e-3)
+    # Nothing that a gripper does is an exception.
+    assert robot.action_high[6] == pytest.approx(max(actions[:, 3].max(), 0), rel=1e-3) and f"x {robot.action_low[0]:g} to" in line
+    stated = {"robot__action_low": (-0.2,) * 7, "robot__action_high": (0.2,) * 7}
+    other, _ = make_task(changed(config, robot__preset="generic", **stated))
+    assert other.model_card["world_model"]["robot"]["action_low"] == [-0.2] * 7
+    # They may be stated, and what is planned, in the middle of a run.
+    task.check_card(finished[0], other.model_card, True)
+    with pytest.raises(WeightsError, match="describe different robots"):
+        make_task(config)[0].check_card(finished[0], other.model_card, True)
 
 
 @pytest.mark.parametrize("fields, message", [

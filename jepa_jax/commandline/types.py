@@ -98,6 +98,17 @@ def pair(text: str) -> tuple[float, float]:
     return low, high
 
 
+def ranges(text: str) -> tuple[tuple[float, float], ...]:
+    """Read LOW:HIGH,LOW:HIGH,... of finite numbers, however they compare."""
+    try:
+        found = tuple(tuple(map(float, part.split(":"))) for part in text.split(","))
+    except ValueError:
+        found = ((),)
+    if not all(len(part) == 2 and all(map(math.isfinite, part)) for part in found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not LOW:HIGH,LOW:HIGH,..., such as -0.1:0.1,0:1")
+    return found
+
+
 def assignment(text: str) -> tuple[str, str]:
     """Read NAME=VALUE."""
     name, sign, value = text.partition("=")

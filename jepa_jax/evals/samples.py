@@ -27,12 +27,14 @@ class Samples(NamedTuple):
         `[N, F, S]`, 'actions' float32 `[N, F - 1, A]` and, where asked for, 'extrinsics' `[N, F, 6]`.
       extras: dict from name to float32 `[N, F, K]`: what else is known about the frames.
       trajectory: int64 `[N]`, number of the record that a sample is of.
+      step_seconds: float64 `[N]`, from a frame to the next, by the true rate of the record.
       skips: list of (trajectory, reason, message): records that could not be used.
     """
 
     arrays: dict[str, np.ndarray]
     extras: dict[str, np.ndarray]
     trajectory: np.ndarray
+    step_seconds: np.ndarray
     skips: list[tuple[str, str, str]]
 
     def __len__(self):
@@ -148,6 +150,7 @@ class _Row(NamedTuple):
     extras: dict
     view: int
     start: int
+    step_seconds: float
 
 
 def _read(source, maker, names, seed, number, record_number):
@@ -162,7 +165,8 @@ def _read(source, maker, names, seed, number, record_number):
             raise DataError("no extras", f"{name}: no extra {', '.join(missing)}; the record has {held}")
     except DataError as error:
         return _Failure(name, error)
-    return _Row(arrays, {extra: record.extras[extra][clip.indices] for extra in names}, clip.view, int(clip.indices[0]))
+    seconds = float(np.diff(clip.indices[:2]).sum()) / record.control_rate
+    return _Row(arrays, {extra: record.extras[extra][clip.indices] for extra in names}, clip.view, int(clip.indices[0]), seconds)
 
 
 def _parallel(function, arguments):
@@ -190,4 +194,4 @@ def _join(rows, skips):
         raise DataError("too few trajectories", f"trajectories that can be used: {len(np.unique(trajectory))}; a comparison "
                         f"needs at least 2, better hundreds{told}")
     stack = lambda name: {key: np.stack([getattr(row, name)[key] for _, row in rows]) for key in getattr(rows[0][1], name)}
-    return Samples(stack("arrays"), stack("extras"), trajectory, found)
+    return Samples(stack("arrays"), stack("extras"), trajectory, np.array([row.step_seconds for _, row in rows]), found)

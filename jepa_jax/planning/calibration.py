@@ -106,37 +106,38 @@ def fit(commanded, seen, dims):
     return Calibration(jnp.asarray(solution.T, jnp.float32), tuple(dims), float(left), float(left / whole))
 
 
-def watch(trained, params, frames, states, energy=None, extrinsics=None, seed=0):
+def watch(trained, params, frames, states, energy=None, extrinsics=None, seed=0, **bounds):
     """Calibrate the first two coordinates of a robot's position from what its camera saw while it moved.
 
     Args:
       trained: `Trained`, with an encoder.
       params: of its world model.
       frames: T pictures uint8 `[H, W, 3]`, before and after each of T - 1 moves.
-      states: float32 `[T, state_dim]` at these frames, as recorded.
+      states: float32 `[T, state_dim]` at these frames, as in the shards.
       energy: as in `latent.bind`.
       extrinsics: float32 `[6]`, as in `observations.see`.
       seed: of the search for what the model believes.
+      **bounds: `low` and `high`, as in `presets.make_spec`.
 
     Returns:
-      `Calibration`. Moves beyond the robot's bounds are left out, as the search ends there.
+      `Calibration`. Moves beyond the bounds are left out, as the search ends there.
 
     Raises:
-      ValueError: if positions are not planned or are absolute, or as `fit` does.
+      ValueError: if positions are not planned or are absolute, bounds are not known, or as `fit` does.
     """
     world, robot = trained.world, trained.world.robot
     part = robot.part("position")
     places = range(part.start, part.start + 2) if part else ()
     if not places or not set(places) <= set(robot.planned_dims) - set(robot.absolute_dims) or not robot.integrable:
         raise ValueError(f"robot {robot.name!r} cannot be calibrated: a planner must move its position, by changes of it")
-    planner = bind(world, fit_memory(world, make_spec(robot, "cem")), energy)
+    planner = bind(world, fit_memory(world, make_spec(robot, "cem", **bounds)), energy)
     _, latents = encode(trained, params, frames)
     cameras = None if extrinsics is None else np.tile(np.asarray(extrinsics, np.float32), (len(states), 1))
     made = derive_actions(dataclasses.replace(robot, source="states"), states, extrinsics=cameras)[:, list(robot.planned_dims)]
     dims = tuple(map(robot.planned_dims.index, places))
     near = ((made >= planner.spec.low) & (made <= planner.spec.high))[:, list(dims)].all(1)
     if not near.any():
-        raise ValueError(f"calibration: all {len(made)} moves go beyond what robot {robot.name!r} does in one step")
+        raise ValueError(f"calibration: all {len(made)} moves go beyond the bounds of one step of robot {robot.name!r}")
     cameras = cameras[:-1][near] if world.predictor.use_extrinsics else None
     poses = to_frame(robot, states[:-1], None if extrinsics is None else np.tile(extrinsics, (len(made), 1)))
     roots = make_root(world, latents[:-1][near], poses[near], latents[1:][near], cameras)

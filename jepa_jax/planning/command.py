@@ -12,6 +12,8 @@ from jepa_jax.robots.world import bind_model
 from jepa_jax.weights.load import load_with_encoder
 
 LEARNED = "learned"
+# What --state of a command is in.
+STATE_UNITS = "in the units of the shards, where a gripper is 0 open and 1 closed (unless it is stored as recorded)"
 
 
 def add_model_arguments(parser):
@@ -23,6 +25,8 @@ def add_model_arguments(parser):
         help="for weights that name no robot (default: droid, if the dimensions are its)")
     add_energy_arguments(parser)
     add("--extrinsics", type=camera_pose, metavar="X,Y,Z,A,B,C", help="pose of the camera, for models that use it: m, rad")
+    add("--bounds", type=types.ranges, metavar="LOW:HIGH,...",
+        help="of each planned number of an action; the same twice for one that shall not be planned (default: the robot's)")
 
 
 def add_energy_arguments(parser):
@@ -33,6 +37,13 @@ def add_energy_arguments(parser):
     add("--distance-head", metavar="FILE", help="what `evaluate distance` wrote, for --distance learned")
     add("--pool", type=types.positive, default=1, metavar="N", help="average squares of N x N tokens first (default %(default)s)")
     add("--smooth", type=types.count, default=0, metavar="N", help="average tokens with their neighbours N times first (default 0)")
+
+
+def bounds_of(args):
+    """Return the bounds that a command line states, as keyword arguments of `presets.make_spec`: `low` and `high`, or none."""
+    if args.bounds is None:
+        return {}
+    return {"low": [low for low, _ in args.bounds], "high": [high for _, high in args.bounds]}
 
 
 def energy_of(args, encoder_sha256, who="the planner"):

@@ -7,7 +7,6 @@ import dataclasses
 import jax.numpy as jnp
 
 from jepa_jax.models.aggregate import average_tokens
-from jepa_jax.models.norms import normalize_latents
 
 
 def _cosine(latents, goal):
@@ -32,7 +31,6 @@ class Energy:
       pool: squares of so many by so many tokens are averaged first.
       smooth: times that tokens are first averaged with their neighbours (weights 1 2 1 along rows and columns),
         so that things that do not overlap still attract each other.
-      renormalize: normalise tokens again after pooling and smoothing.
 
     Raises:
       ValueError: an unknown distance, or a number that is too small.
@@ -41,7 +39,6 @@ class Energy:
     distance: str = "l1"
     pool: int = 1
     smooth: int = 0
-    renormalize: bool = False
 
     def __post_init__(self):
         """Check the attributes."""
@@ -67,8 +64,7 @@ class Energy:
         image = tokens.reshape(*tokens.shape[:-2], *grid, -1)
         for _ in range(self.smooth):
             image = _smooth(_smooth(image, -3), -2)
-        tokens = average_tokens(image.reshape(tokens.shape), grid, (self.pool, self.pool))
-        return normalize_latents(tokens) if self.renormalize else tokens
+        return average_tokens(image.reshape(tokens.shape), grid, (self.pool, self.pool))
 
 
 def _smooth(image, axis):

@@ -25,7 +25,7 @@ class Landscape(NamedTuple):
       energies: float32 `[N up, N across]`; the mean over the others where those are varied too.
       others: what the remaining numbers are, for people.
       lowest: float32 `[A]`, the action of least energy of all that were evaluated.
-      still: float32 `[A]`, the action that moves nothing.
+      still: float32 `[A]`, the action that moves nothing; None if it is not known.
       true, true_energy: float32 `[A]` and float, the action that was made; None if it is not known.
       rank, samples: the true action is the rank-th best (from 1 on) among so many random ones and itself.
     """
@@ -43,7 +43,7 @@ class Landscape(NamedTuple):
 
 
 def measure(planner, params, root, dims, *, points=25, still=None, true=None, samples=1000, seed=0):
-    """Evaluate a grid over two numbers of the action, the others as in the true action or as if nothing moves.
+    """Evaluate a grid over two numbers of the action, the others as in the true action, as if nothing moves, or as a search starts.
 
     Args:
       planner: `latent.Planner` with a horizon of 1; its bounds are those of the box.
@@ -51,7 +51,7 @@ def measure(planner, params, root, dims, *, points=25, still=None, true=None, sa
       root: `Root`.
       dims: places of the two numbers among the planned ones.
       points: N, along each of them.
-      still: float32 `[A]`, planned numbers that move nothing; None for zeros.
+      still: float32 `[A]`, planned numbers that move nothing; None if they are not known.
       true: float32 `[A]`, planned numbers of the action that was made; None if it is not known.
       samples: random actions of the whole box, against which the true one is ranked.
       seed: of these.
@@ -60,16 +60,19 @@ def measure(planner, params, root, dims, *, points=25, still=None, true=None, sa
       `Landscape`.
 
     Raises:
-      ValueError: if the horizon is not 1, or the two numbers are not two.
+      ValueError: if the horizon is not 1, the two numbers are not two, or one has no range.
     """
     spec = planner.spec
     _check(spec, dims)
+    if flat := [dim for dim in dims if spec.low[dim] >= spec.high[dim]]:
+        name = planner.robot.action_names[planner.robot.planned_dims[flat[0]]]
+        raise ValueError(f"the bounds of {name} are {spec.low[flat[0]]:g} to {spec.high[flat[0]]:g}, so there is nothing to draw over it")
     axes = [np.linspace(spec.low[dim], spec.high[dim], points, dtype=np.float32) for dim in dims]
-    still = np.zeros(spec.dims, np.float32) if still is None else np.array(still, np.float32)
-    base = still if true is None else np.array(true, np.float32)
-    actions = np.tile(base, (points, points, 1))
+    base, others = _others(spec, still)
+    if true is not None:
+        base, others = true, "other numbers as in the true action"
+    actions = np.tile(np.array(base, np.float32), (points, points, 1))
     actions[..., dims[0]], actions[..., dims[1]] = axes[0], axes[1][:, None]
-    others = "other numbers as in the true action" if true is not None else "other numbers as if nothing moves"
     return _finish(planner, params, root, dims, axes, actions, others, still, true, samples, seed)
 
 
@@ -97,13 +100,18 @@ def measure_notebook(planner, params, root, dims, *, still=None, true=None, samp
     _check(spec, dims)
     (rest,) = set(places) - set(dims)
     axis = np.linspace(-NOTEBOOK_REACH, NOTEBOOK_REACH, NOTEBOOK_POINTS, dtype=np.float32)
-    still = np.zeros(spec.dims, np.float32) if still is None else np.array(still, np.float32)
-    actions = np.tile(still, (*(NOTEBOOK_POINTS,) * 3, 1))
+    base, others = _others(spec, still)
+    actions = np.tile(np.array(base, np.float32), (*(NOTEBOOK_POINTS,) * 3, 1))
     for up, across, other in itertools.product(range(NOTEBOOK_POINTS), repeat=3):
         actions[up, across, other, [dims[1], dims[0], rest]] = axis[[up, across, other]]
     name = robot.action_names[robot.planned_dims[rest]]
-    others = f"mean over {name}, other numbers as if nothing moves"
+    others = f"mean over {name}, {others}"
     return _finish(planner, params, root, dims, [axis, axis], actions, others, still, true, samples, seed)
+
+
+def _others(spec, still):
+    """Return an action whose numbers those that are not varied have, and what it is, for people."""
+    return (spec.start, "other numbers where a search starts") if still is None else (still, "other numbers as if nothing moves")
 
 
 def _check(spec, dims):
@@ -126,6 +134,7 @@ def _finish(planner, params, root, dims, axes, actions, others, still, true, sam
     rank = None if true is None else 1 + int((found[len(grid) : len(grid) + samples] < true_energy).sum())
     lowest = everything[int(np.argmin(found[: len(grid) + samples]))]
     true = None if true is None else known[0]
+    still = None if still is None else np.array(still, np.float32)
     return Landscape(tuple(dims), tuple(axes), energies, others, lowest, still, true, true_energy, rank, samples)
 
 

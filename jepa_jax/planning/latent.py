@@ -102,7 +102,8 @@ def make_root(world, latents, pose, goal, extrinsics=None, mean=None):
       pose: `[state_dim]`, the robot's state, in its units and as `robots.algebra.to_frame` returns it.
       goal: `[h*w, D]`, normalised, of the goal frame.
       extrinsics: `[extrinsics_dim]`, exactly if the predictor uses them.
-      mean: as in `Root`; None for no motion where planned actions are absolute, else for the start of the spec.
+      mean: as in `Root`; None for no motion where planned actions are absolute and what that is is known, else for the
+        start of the spec.
 
     Returns:
       `Root`; all arguments but the first may have a leading axis, for `jax.vmap`.
@@ -121,7 +122,8 @@ def make_root(world, latents, pose, goal, extrinsics=None, mean=None):
         raise ValueError(f"extrinsics of the camera: {given}, but use_extrinsics of the model is {predictor.use_extrinsics}")
     pose = jnp.asarray(pose, jnp.float32)
     if mean is None and set(world.robot.absolute_dims) & set(world.robot.planned_dims):
-        mean = still_actions(world.robot, pose)[..., jnp.array(world.robot.planned_dims)]
+        still = still_actions(world.robot, pose)
+        mean = None if still is None else still[..., jnp.array(world.robot.planned_dims)]
     return Root(LatentState(latents, pose, extrinsics), goal, mean)
 
 
@@ -135,14 +137,19 @@ def full_actions(robot, states, planned):
     """
     if len(robot.planned_dims) == robot.action_dim:
         return planned
-    still = jnp.broadcast_to(still_actions(robot, states), (*planned.shape[:-1], robot.action_dim))
+    still = still_actions(robot, states)
+    # Where it is not known, those that are not planned are changes: see `check_plannable`.
+    still = jnp.broadcast_to(0.0 if still is None else still, (*planned.shape[:-1], robot.action_dim))
     return still.at[..., jnp.array(robot.planned_dims)].set(planned)
 
 
 def still_actions(robot, states):
-    """Return the actions `[..., action_dim]` that keep a robot in its states `[..., state_dim]`."""
+    """Return the actions `[..., action_dim]` that keep a robot in its states `[..., state_dim]`.
+
+    None where that is not known: for absolute actions that are not laid out like states.
+    """
     if not robot.integrable:
-        return jnp.zeros((*states.shape[:-1], robot.action_dim), states.dtype)
+        return None if robot.absolute_dims else jnp.zeros((*states.shape[:-1], robot.action_dim), states.dtype)
     # States are in the frame that actions are in already.
     same = dataclasses.replace(robot, source="states", frame="tool" if robot.frame == "tool" else "base")
     return derive_actions(same, jnp.stack([states, states], -2), xp=jnp)[..., 0, :]

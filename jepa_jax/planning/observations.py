@@ -12,6 +12,7 @@ import cv2
 import jax
 import numpy as np
 
+from jepa_jax.data.encoding import stored_size
 from jepa_jax.data.transforms import centered_crop_box, crop_resize_uint8
 from jepa_jax.planning.latent import make_root
 from jepa_jax.robots.algebra import to_frame
@@ -82,7 +83,7 @@ def read_state(text, robot):
       robot: `RobotSpec`.
 
     Returns:
-      float32 `[state_dim]`.
+      float32 `[state_dim]`, in the units of the shards: a gripper whose range `prepare` knew is 0 open and 1 closed.
 
     Raises:
       ValueError: if there are more or fewer numbers, they are not finite, or cannot be the robot's, such as angles in degrees.
@@ -130,7 +131,7 @@ def read_moves(path, robot):
 
 
 def encode(trained, params, frames):
-    """Crop frames as in training and encode each by itself.
+    """Shrink and crop frames as in training, and encode each by itself.
 
     Args:
       trained: `Trained`, with an encoder.
@@ -161,7 +162,7 @@ def see(trained, params, now, goal, state, extrinsics=None):
       trained: `Trained`, with an encoder.
       params: of its world model.
       now, goal: uint8 `[H, W, 3]`.
-      state: float32 `[state_dim]` as recorded, in the robot's base frame.
+      state: float32 `[state_dim]` as in the shards, in the robot's base frame.
       extrinsics: float32 `[6]`, pose of the camera, where the model or the robot's frame needs it.
 
     Returns:
@@ -182,6 +183,10 @@ def see(trained, params, now, goal, state, extrinsics=None):
 
 def crop(trained, frame):
     """Crop and resize a frame uint8 `[H, W, 3]` as in training: uint8 `[S, S, 3]`."""
+    if trained.short_side and min(frame.shape[:2]) > trained.short_side:
+        # Frames of trajectories were shrunk when they were stored, without aliasing; what follows aliases.
+        height, width = stored_size(*frame.shape[:2], trained.short_side)
+        frame = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
     return crop_resize_uint8([frame], centered_crop_box(*frame.shape[:2], trained.crop_aspect), trained.size)[0]
 
 

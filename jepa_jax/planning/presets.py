@@ -41,7 +41,7 @@ def make_spec(robot, preset="icem", *, low=None, high=None, **changes):
       preset: one of `PRESETS`. Those of `OFFICIAL` have bounds of their own for a hand with a gripper, that is a
         robot with the numbers of the preset 'droid'.
       low, high: bounds of an action of one step, one number for each planned action (`robot.planned_dims`) in the
-        robot's units; instead of those of the robot or preset.
+        robot's units; instead of those of the robot or preset. Where both are the same, that number is fixed.
       **changes: fields of `PlanSpec` in place of the preset's. Numbers of actions are places among the planned ones.
 
     Returns:
@@ -56,19 +56,32 @@ def make_spec(robot, preset="icem", *, low=None, high=None, **changes):
     if unknown := sorted(set(changes) - known):
         raise ValueError(f"a planner has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}")
     fields = _official(robot, preset) if preset in OFFICIAL else dict(GENERAL[preset])
-    fields.setdefault("low", tuple(robot.action_low[at] for at in robot.planned_dims) if robot.action_low else None)
-    fields.setdefault("high", tuple(robot.action_high[at] for at in robot.planned_dims) if robot.action_high else None)
-    for name, given in (("low", low), ("high", high)):
-        fields[name] = fields[name] if given is None else tuple(given)
-        if fields[name] is None or len(fields[name]) != len(robot.planned_dims):
-            names = ", ".join(robot.action_names[at] for at in robot.planned_dims)
-            found = "not known" if fields[name] is None else f"{len(fields[name])} numbers"
-            raise ValueError(f"robot {robot.name!r}: the {name} bounds of an action are {found}; give one for each of {names}")
+    fields |= _bounds(robot, fields, low, high)
     if "samples" in changes and "elites" not in changes and fields.get("iterations"):
         # Path integrals weight all candidates; others cannot have more elites than candidates.
         every = fields["elites"] == fields["samples"]
         fields["elites"] = changes["samples"] if every else min(fields["elites"], changes["samples"])
-    return PlanSpec(**(fields | changes))
+    fields |= changes
+    fixed = tuple(fields.get("fixed", ()))
+    stated = {dim for dim, *_ in fixed}
+    alike = [(dim, low) for dim, (low, high) in enumerate(zip(fields["low"], fields["high"])) if low == high and dim not in stated]
+    return PlanSpec(**(fields | {"fixed": (*fixed, *alike)}))
+
+
+def _bounds(robot, fields, low, high):
+    """Return bounds as given, or else as the preset or the robot has them."""
+    names, found = ", ".join(robot.action_names[at] for at in robot.planned_dims), {}
+    for name, given, own in (("low", low, robot.action_low), ("high", high, robot.action_high)):
+        known = fields.get(name) or tuple(own[at] for at in robot.planned_dims if own)
+        found[name] = known if given is None else tuple(given)
+        if not found[name]:
+            raise ValueError(f"robot {robot.name!r}: the bounds of an action are not known; give LOW:HIGH for each of {names}, with commas "
+                             "between them (--bounds; in Python low and high), or state robot.action_low and robot.action_high in the "
+                             "config of the training")
+        if len(found[name]) != len(robot.planned_dims):
+            raise ValueError(f"robot {robot.name!r}: the {name} bounds of an action are {len(found[name])} numbers; give one for each of "
+                             f"{names}")
+    return found
 
 
 def _official(robot, preset):

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import os
 
+from jepa_jax.commandline.parsing import Parser
 from jepa_jax.commandline.types import (
     assignment,
     count,
@@ -39,7 +40,7 @@ host for one shard, in $TMPDIR. Run the same command again to finish a run that 
 
 def parser() -> argparse.ArgumentParser:
     """Build the parser; each subcommand sets `plan(args) -> (items, spec)` and `units`, or `run(args) -> status`."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="python -m jepa_jax.prepare",
         description="Turn videos, images or robot trajectories into shards for training.",
         epilog=_EXAMPLES,

@@ -26,6 +26,8 @@ _REMEDY = (
     "`prepare --gripper-range OPEN,CLOSED` stores 0 for open and 1 for closed, --config.robot.gripper_range=\"(LOW,HIGH)\" takes "
     "grippers as they were recorded; all data must be alike"
 )
+# What a planner may do says nothing about what numbers mean.
+_FOR_PLANNING = ("action_low", "action_high", "planned")
 
 
 def check_record(spec: RobotSpec, record: TrajectoryRecord, views: Sequence[str] | None = None) -> None:
@@ -74,7 +76,7 @@ def check_states(spec: RobotSpec, states: np.ndarray, name: str) -> None:
 
 
 def check_same(first: RobotSpec, second: RobotSpec, what: str) -> None:
-    """Refuse to go on with two descriptions that ought to be one.
+    """Refuse to go on with two descriptions that ought to be one; bounds and what is planned may differ.
 
     Args:
         first, second: the robots.
@@ -83,9 +85,8 @@ def check_same(first: RobotSpec, second: RobotSpec, what: str) -> None:
     Raises:
         ValueError: fields differ; the message lists them with both values.
     """
-    pairs = [
-        (field.name, getattr(first, field.name), getattr(second, field.name)) for field in dataclasses.fields(RobotSpec)
-    ]
+    names = [field.name for field in dataclasses.fields(RobotSpec) if field.name not in _FOR_PLANNING]
+    pairs = [(name, getattr(first, name), getattr(second, name)) for name in names]
     if different := [f"{name}: {one!r}, {other!r}" for name, one, other in pairs if one != other]:
         raise ValueError(f"{what} describe different robots; " + "; ".join(different))
 

@@ -94,9 +94,11 @@ class Trained(NamedTuple):
 
     Attributes:
       world: `WorldModel`; without an encoder where the weights have none.
-      fps: frames per second between which an action leads.
+      fps: frames per second that are asked of recordings, which have some whole number of rows a step.
+      step_seconds: that an action lasted in training, by the true rates of the recordings.
       frames: of a training clip.
       size: side of the square frames, pixels.
+      short_side: of the stored frames that were cropped; larger pictures are shrunk to it first. None if not known.
       crop_aspect: (lowest, highest) width / height of the crop that is squeezed to them.
       views: names of the cameras; None for any.
       encoder_sha256: identity of the encoder's weights; "" if it is not known.
@@ -105,8 +107,10 @@ class Trained(NamedTuple):
 
     world: WorldModel
     fps: float
+    step_seconds: float
     frames: int
     size: int
+    short_side: int | None
     crop_aspect: tuple[float, float]
     views: tuple[str, ...] | None
     encoder_sha256: str
@@ -166,8 +170,8 @@ def bind_model(model, robot=None, fps=None):
     rate = fps or card["fps"]
     if rate != card["fps"]:
         notes += (f"frames are taken at {rate:g} per second, trained were {card['fps']:g}",)
-    return Trained(world, rate, card["frames"], pre.crop_size, tuple(card["crop_aspect"]), tuple(card["views"]) or None,
-                   said, notes)
+    return Trained(world, rate, card.get("step_seconds", 1 / card["fps"]), card["frames"], pre.crop_size, card.get("short_side"),
+                   tuple(card["crop_aspect"]), tuple(card["views"]) or None, said, notes)
 
 
 def assume_world(predictor, robot=None):

@@ -16,10 +16,10 @@ from jepa_jax.models.spec import abstract_params
 from jepa_jax.robots.conditions import ConditionMaker
 from jepa_jax.robots.presets import make_spec
 from jepa_jax.robots.world import WorldModel
-from jepa_jax.tasks import continuing
+from jepa_jax.tasks import continuing, recordings
 from jepa_jax.tasks.latents import Features, find_features
 from jepa_jax.tasks.losses import latent_loss
-from jepa_jax.tasks.robot_data import GROUP, describe_robot, make_group, make_robot, warn_of_mixed_views
+from jepa_jax.tasks.robot_data import GROUP, describe_robot, make_group, make_robot, open_trajectories, warn_of_mixed_views
 from jepa_jax.tasks.sources import make_cache
 from jepa_jax.tasks.step import make_schedules, make_train_step, sample_latents
 from jepa_jax.training import optim, sharding
@@ -143,11 +143,12 @@ def make_pipeline(config, robot, features, process_index=0, process_count=1):
     )
 
 
-def describe_world(config, robot, features):
-    """Say what the predictor is trained on, as the `world_model` of a `Bundle`."""
+def describe_world(config, recorded, features):
+    """Say what the predictor is trained on, as the `world_model` of a `Bundle`; `recorded` is of `recordings`."""
     data = config.data
-    return {"robot": robot.to_json(), "frames": data.frames, "fps": data.fps, "crop_aspect": list(data.crop_aspect),
-            "views": list(data.views), "encoder_sha256": features.sha256}
+    return {"robot": recorded.robot.to_json(), "frames": data.frames, "fps": data.fps, "step_seconds": recorded.step_seconds,
+            "short_side": recorded.short_side, "crop_aspect": list(data.crop_aspect), "views": list(data.views),
+            "encoder_sha256": features.sha256}
 
 
 def step_passes(predictor, encoder, features, config):
@@ -253,8 +254,9 @@ def make_task(config, mesh):
     program = make_program(config, robot, features, encoder, pixels, mesh)
     predictor = program.networks["action_predictor"]
     pipeline = make_pipeline(config, robot, features, jax.process_index(), jax.process_count())
+    recorded = recordings.look_at(open_trajectories(config), make_cache(data), robot, record, data.fps, tuple(data.views) or None)
     card = runs.model_card(program.networks, data.size, data.frames,
-                           world_model=describe_world(config, robot, features))
+                           world_model=describe_world(config, recorded, features))
     return Task(
         init_state=program.init_state,
         train_step=program.train_step,
@@ -270,7 +272,7 @@ def make_task(config, mesh):
             start.read_action_predictor, predictor=predictor,
             on_read=lambda path, bundle: continuing.note_weights(path, bundle, card["world_model"]),
         ),
-        summary=_summarize(config, robot, features, record) + pipeline.describe(),
+        summary=[*_summarize(config, robot, features, record), *recorded.lines, *pipeline.describe()],
         frozen=frozen,
         write_frozen=lambda workdir: features.bundle and runs.write_frozen(features.bundle, workdir),
     )

@@ -8,6 +8,7 @@ import sys
 from absl import logging
 
 from jepa_jax.commandline import interrupt, types
+from jepa_jax.commandline.parsing import Parser
 from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data import DataError
 from jepa_jax.tasks.loading import load_run
@@ -124,7 +125,7 @@ def _save(figure, output, name):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m jepa_jax.viz", description="Draw pictures of a run.", epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

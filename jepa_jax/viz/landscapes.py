@@ -6,7 +6,7 @@ import numpy as np
 
 from jepa_jax.commandline import types
 from jepa_jax.planning import bind, make_spec
-from jepa_jax.planning.command import add_model_arguments, energy_of, load_planned
+from jepa_jax.planning.command import STATE_UNITS, add_model_arguments, bounds_of, energy_of, load_planned
 from jepa_jax.planning.landscape import measure, measure_notebook
 from jepa_jax.planning.latent import still_actions
 from jepa_jax.planning.observations import read_moves, read_picture, read_state, see
@@ -58,7 +58,8 @@ def _draw_map(panel, figure, landscape, labels):
         # An action may lie outside of the bounds that the planner has.
         panel.set_xlim(min(across[0], 1.1 * place[0]) - _half(across), max(across[-1], 1.1 * place[0]) + _half(across))
         panel.set_ylim(min(up[0], 1.1 * place[1]) - _half(up), max(up[-1], 1.1 * place[1]) + _half(up))
-    panel.plot(*landscape.still[list(landscape.dims)], "+", color="white", label="nothing moves", **_LEAST)
+    if landscape.still is not None:
+        panel.plot(*landscape.still[list(landscape.dims)], "+", color="white", label="nothing moves", **_LEAST)
     panel.set_xlabel(labels[0])
     panel.set_ylabel(labels[1])
     panel.tick_params(labelsize=8.5)
@@ -76,15 +77,14 @@ def add_arguments(parser):
     add_model_arguments(parser)
     add("--observation", metavar="FILE", help="what the camera sees: PNG, JPEG, or .npy [H, W, 3]")
     add("--goal", metavar="FILE", help="what it shall see, at the same size")
-    add("--state", metavar="X,Y,...", help="numbers of the robot's state, or a .npy file")
+    add("--state", metavar="X,Y,...", help=f"numbers of the robot's state, {STATE_UNITS}; or a .npy file")
     add("--goal-state", metavar="X,Y,...", help="its state at the goal, if known: gives the true action")
     add("--trajectory", metavar="NPZ", help="instead of these: observations [1, T, H, W, 3] and states [1, T, ...], first to last frame, "
                                             "as in the official example")
     add("--reverse", action="store_true", help="from the goal to the observation")
-    add("--dims", default="", metavar="A,B", help="names of the two numbers to draw, across and up (default: the first two)")
-    add("--grid", choices=("box", "notebook"), default="box", help="box: 25 x 25 over the robot's bounds; notebook: the official "
-                                                                 "5 x 5 x 5 positions, averaged over the third axis (default %(default)s)")
-    add("--bounds", type=types.positive_float, metavar="X", help="half the box, for each number, where the robot has no bounds")
+    add("--dims", default="", metavar="A,B", help="names of the two numbers to draw, across and up (default: the first two that have a range)")
+    add("--grid", choices=("box", "notebook"), default="box", help="box: 25 x 25 over the bounds; notebook: the official 5 x 5 x 5 "
+                                                                 "positions, averaged over the third axis (default %(default)s)")
     add("--samples", type=types.positive, default=1000, help="random actions to rank the true one among (default %(default)s)")
 
 
@@ -97,9 +97,8 @@ def make_picture(args, output):
     trained, params, _ = load_planned(args)
     robot = trained.world.robot
     (now, goal), states = _read(args, robot)
-    bounds = {} if args.bounds is None else {"low": (-args.bounds,) * len(robot.planned_dims), "high": (args.bounds,) * len(robot.planned_dims)}
     energy = energy_of(args, trained.encoder_sha256)
-    planner = bind(trained.world, make_spec(robot, "cem", **bounds), energy)
+    planner = bind(trained.world, make_spec(robot, "cem", **bounds_of(args)), energy)
     scene = see(trained, params, now, goal, states[0], args.extrinsics)
     true = None
     if args.goal_state and robot.source != "states":
@@ -108,8 +107,9 @@ def make_picture(args, output):
         cameras = None if args.extrinsics is None else np.tile(args.extrinsics, (2, 1))
         true = derive_actions(robot, np.stack(states), extrinsics=cameras)[0, list(robot.planned_dims)]
     run = measure if args.grid == "box" else measure_notebook
-    still = np.asarray(still_actions(robot, scene.root.state.pose))[list(robot.planned_dims)]
-    landscape = run(planner, params, scene.root, _dims(args, robot), still=still, true=true, samples=args.samples)
+    still = still_actions(robot, scene.root.state.pose)
+    still = None if still is None else np.asarray(still)[list(robot.planned_dims)]
+    landscape = run(planner, params, scene.root, _dims(args, robot, planner.spec), still=still, true=true, samples=args.samples)
     here = scene.root.state.latents[None]
     before = float(energy(here, scene.root.goal, tuple(trained.world.predictor.grid))[0])
     name = os.path.basename(os.path.normpath(args.model))
@@ -135,9 +135,9 @@ def _read(args, robot):
     return pictures, found
 
 
-def _dims(args, robot):
+def _dims(args, robot, spec):
     names = [robot.action_names[at] for at in robot.planned_dims]
-    wanted = args.dims.split(",") if args.dims else names[:2]
+    wanted = args.dims.split(",") if args.dims else [name for name, low, high in zip(names, spec.low, spec.high) if low < high][:2]
     if len(wanted) != 2 or len(set(wanted)) != 2 or not set(wanted) <= set(names):
-        raise ValueError(f"--dims {args.dims}: give two different names of {', '.join(names)}, with a comma between them")
+        raise ValueError(f"--dims {args.dims or ','.join(wanted)}: give two different names of {', '.join(names)}, with a comma between them")
     return tuple(names.index(name) for name in wanted)

@@ -20,14 +20,16 @@ def draw_plan(scene, output, spec, robot, *, energies, name):
       output: `PlanOutput`, on the host.
       spec: `PlanSpec`.
       robot: `RobotSpec`.
-      energies: floats `now` of what is seen, `planned` and `still`: predicted after the plan, and if nothing moves.
+      energies: floats `now` of what is seen, `planned` and `still`: predicted after the plan, and if nothing moves, None if
+        that is not known.
       name: of model and planner, for the title.
 
     Returns:
       matplotlib `Figure`.
     """
+    still = "" if energies["still"] is None else f", {energies['still']:.4f} if nothing moves"
     subtitle = (f"{spec.horizon} {'action' if spec.horizon == 1 else 'actions'} ahead, {spec.evaluations} calls of the model; energy "
-                f"{energies['now']:.4f} now, {energies['planned']:.4f} predicted after the plan, {energies['still']:.4f} if nothing moves")
+                f"{energies['now']:.4f} now, {energies['planned']:.4f} predicted after the plan{still}")
     figure = canvas.make_figure(_WIDTH, _HEIGHT, f"Plan of {name}", subtitle)
     panels = figure.subplots(1, 4, width_ratios=[1, 1, 1.5, 1.2])
     for panel, frame, title in zip(panels, (scene.now, scene.goal), ("now", "goal")):
@@ -35,7 +37,7 @@ def draw_plan(scene, output, spec, robot, *, energies, name):
         panel.set_title(title, loc="left", fontsize=10.5)
     # What the search lowers may be more than the energy of the last state.
     pure = spec.cost == LAST and not any(spec.action_penalty)
-    _draw_energy(panels[2], output.trace, energies["still"] if pure else None)
+    _draw_energy(panels[2], output.trace, energies["still"], pure)
     _draw_actions(panels[3], output.actions, spec, robot)
     return figure
 
@@ -83,7 +85,7 @@ def draw_planners(record):
     return figure
 
 
-def _draw_energy(panel, trace, still):
+def _draw_energy(panel, trace, still, pure):
     """Draw best and middle candidates over the iterations, and the descent after them."""
     costs, descent = np.asarray(trace.costs), np.asarray(trace.descent)
     steps = np.arange(1, len(costs) + 1)
@@ -96,11 +98,11 @@ def _draw_energy(panel, trace, still):
     if len(descent):
         later = len(costs) + np.arange(1, len(descent) + 1)
         panel.plot(later, descent, color=canvas.ORANGE, linewidth=1.8, label="the best of the descent", **mark(len(descent)))
-    if still is not None:
+    if pure and still is not None:
         panel.axhline(still, color=canvas.PURPLE, linewidth=1.2, linestyle=":", label="if nothing moves")
     panel.set_title("Energy during the search", loc="left", fontsize=10.5)
     panel.set_xlabel("iteration" + (", then gradient step" if len(costs) and len(descent) else ""))
-    panel.set_ylabel("predicted distance to the goal" if still is not None else "cost: distances of all steps, penalties", fontsize=9)
+    panel.set_ylabel("predicted distance to the goal" if pure else "cost: distances of all steps, penalties", fontsize=9)
     panel.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     panel.legend(fontsize=8, frameon=False)
     _finish(panel)

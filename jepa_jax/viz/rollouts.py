@@ -26,7 +26,7 @@ _COLUMNS = 9
 _ERROR_COLORS = "magma"
 
 
-def draw_report(report, example, frames, *, grid, context, fps, name):
+def draw_report(report, example, frames, *, grid, context, step_seconds, name):
     """Draw a rollout report.
 
     Args:
@@ -35,7 +35,7 @@ def draw_report(report, example, frames, *, grid, context, fps, name):
       frames: uint8 `[F, S, S, 3]` of that sample; None where only latents are stored.
       grid: (h, w) of the latents.
       context: frames before the first prediction.
-      fps: frames per second.
+      step_seconds: from a frame to the next, in truth.
       name: of the model, for the title.
 
     Returns:
@@ -43,7 +43,7 @@ def draw_report(report, example, frames, *, grid, context, fps, name):
     """
     rows = _sample_rows(example, frames, grid, context)
     subtitle = (f"{report['samples']} samples of {report['trajectories']} held-out trajectories, {context} context "
-                f"{'frame' if context == 1 else 'frames'}, {fps:g} frames/s; bands: 95 % intervals over trajectories\n"
+                f"{'frame' if context == 1 else 'frames'}, {1 / step_seconds:.3g} frames/s; bands: 95 % intervals over trajectories\n"
                 + "; ".join(report["verdicts"][2:3]))
     width = _WIDTH + _MORE_WIDTH * max(0, len(report["positions"]) - 1)
     figure = canvas.make_figure(width, 0.9 + _CURVES_HEIGHT + 0.5 + _FRAME_HEIGHT * len(rows), f"Rollouts of {name}", subtitle)
@@ -55,7 +55,7 @@ def draw_report(report, example, frames, *, grid, context, fps, name):
     _draw_sensitivity(panels[2], report["sensitivity"])
     for panel, (position, found) in zip(panels[3:], report["positions"].items()):
         _draw_position(panel, found, position)
-    _draw_sample(lower, rows, context, fps)
+    _draw_sample(lower, rows, context, step_seconds)
     return figure
 
 
@@ -136,7 +136,7 @@ def _sample_rows(example, frames, grid, context):
     return rows + [(label, error, most) for label, error in zip(("error of the\nprediction", "error of copying\nthe last frame"), errors)]
 
 
-def _draw_sample(figure, rows, context, fps):
+def _draw_sample(figure, rows, context, step_seconds):
     shown = features.shown_places(len(rows[0][1]), _COLUMNS)
     figure.suptitle("One sample, the one with the largest actions; colours: principal components of its true latents; "
                     "errors: dark is none, one scale for both rows", x=0.01, ha="left", fontsize=10.5)
@@ -153,5 +153,5 @@ def _draw_sample(figure, rows, context, fps):
                 image.set(cmap=_ERROR_COLORS, clim=(0, most), visible=bool(place))
         canvas.label_row(line[0], label)
     for panel, place in zip(panels[0], shown):
-        caption = f"step {place}, +{place / fps:.3g} s" if place else "context" if context == 1 else "last context frame"
+        caption = f"step {place}, +{place * step_seconds:.3g} s" if place else "context" if context == 1 else "last context frame"
         panel.set_title(caption, fontsize=8.5, color=canvas.GREY, pad=3)

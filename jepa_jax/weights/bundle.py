@@ -121,7 +121,9 @@ class Bundle:
       provenance: JSON-able dict: where the weights come from.
       notes: what was assumed, or left out and why; lines for people.
       world_model: JSON-able dict of what the action predictor was trained on, or None: `robot` (the
-        fields of a `jepa_jax.robots.RobotSpec`), `frames`, `fps`, `crop_aspect`.
+        fields of a `jepa_jax.robots.RobotSpec`), `frames`, `fps` (asked for), `crop_aspect`, `views`, `encoder_sha256`
+        and, where they are known, `step_seconds` (from a frame to the next, in truth) and `short_side` (pixels, of the
+        stored frames that were cropped).
       anticipation: JSON-able dict of what the probes anticipate, or None; see `weights.anticipation`.
     """
 
