@@ -1,5 +1,7 @@
 """Closed loop: tasks of the table-top, policies whose worth is known, and the loop around a simulator of any kind."""
 
+import argparse
+import contextlib
 import dataclasses
 
 import jax
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 from compiling import fast_jit
 
-from jepa_jax import planning
+from jepa_jax import evaluate_robot, planning
 from jepa_jax.evals import learned_distance
 from jepa_jax.evals.closed_loop import baselines, cloning, planners, report, trials
 from jepa_jax.evals.closed_loop.episodes import (
@@ -197,6 +199,15 @@ def test_a_perfect_model_plans_through_pictures_and_a_wrong_one_does_not():
     ):
         with pytest.raises(ValueError, match=said):
             trials.make_planner(planners.MODEL, environment, SIGHT, settings, _seen_by(changes), {"action_predictor": {}})
+
+
+@pytest.mark.parametrize("seconds, fits", [(0.25, True), (0.3, False)])
+def test_actions_of_model_and_simulator_last_alike(seconds, fits):
+    """By the true rate of the recordings, whatever was asked for."""
+    args = argparse.Namespace(range=None, waypoints=None, steps=None, lift=None, camera=None, world="tabletop", nuisance=Nuisance())
+    trained = Trained(None, 4.0, seconds, 8, SIZE, None, (1.0, 1.0), None, "", ())
+    with contextlib.nullcontext() if fits else pytest.raises(ValueError, match=r"an action of the model lasts 0.3 s, .* simulator 0.25 s"):
+        assert evaluate_robot._environment(args, "reach", None, trained).control_rate == 4
 
 
 def _seen_by(changes):
