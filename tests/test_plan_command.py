@@ -1,6 +1,7 @@
 """`python -m jepa_jax.plan`, `viz energy` and `bench plan` with tiny random weights: what they print, write and refuse."""
 
 import argparse
+import dataclasses
 import functools
 import json
 from fractions import Fraction
@@ -243,6 +244,9 @@ class TestEnergy:
         assert notebook.energies[4, 3] == pytest.approx(expected, abs=1e-6)
         with pytest.raises(ValueError, match="horizon is 2; it must be 1"):
             landscape.measure(planner._replace(spec=make_spec(DROID, "cem", horizon=2)), {}, root, (0, 1))
+        own = dataclasses.replace(DROID, source="recorded", action_layout="own")
+        with pytest.raises(ValueError, match="robot 'droid' has 0"):
+            landscape.measure_notebook(planner._replace(robot=own), {}, root, (0, 2))
 
 
 class TestBench:

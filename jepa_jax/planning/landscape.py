@@ -91,7 +91,8 @@ def measure_notebook(planner, params, root, dims, *, still=None, true=None, samp
     Source: notebooks/energy_landscape_example.ipynb (which sums over the axis instead).
     """
     robot, spec = planner.robot, planner.spec
-    part = robot.part("position")
+    # Elsewhere the numbers of an action do not lie where those of a state do.
+    part = robot.part("position") if robot.integrable else None
     places = [robot.planned_dims.index(at) for at in range(part.start, part.stop) if at in robot.planned_dims] if part else []
     changes = [at for at in places if robot.planned_dims[at] not in robot.absolute_dims]
     if len(changes) != 3 or not set(dims) <= set(places):
