@@ -24,6 +24,7 @@ from jepa_jax.evals.rollouts import measure, read_latents
 from jepa_jax.robots.presets import PRESETS, make_spec
 from jepa_jax.robots.world import bind_model
 from jepa_jax.sim.panda.installed import MissingSimulatorError
+from jepa_jax.tasks import recordings
 from jepa_jax.training.checkpoint import CheckpointError
 from jepa_jax.viz import canvas, rollouts
 from jepa_jax.weights import store
@@ -56,8 +57,6 @@ REPORT, PICTURE = "report.json", "report.png"
 _POSITION = "position"
 # Steps that are predicted by default, where training clips are as long.
 _HORIZON = 8
-# Part by which steps may differ in length: rates are measured, and rounded.
-_SAME = 0.1
 # Records named in the report; a data set may have thousands that are too short.
 _NAMED = 100
 
@@ -121,10 +120,10 @@ def _rollout(args):
 def _pace_notes(seconds, trained):
     """Say so if steps of the data last longer or shorter than those of the training, or than each other."""
     notes, middle = [], np.median(seconds)
-    if seconds.max() > (1 + _SAME) * seconds.min():
+    if seconds.max() > (1 + recordings.ALIKE) * seconds.min():
         notes.append(f"steps last {seconds.min():.3g} to {seconds.max():.3g} s, as recordings of several rates are sampled at whole rows; the "
                      "middle one is reported")
-    if abs(middle / trained.step_seconds - 1) > _SAME:
+    if abs(middle / trained.step_seconds - 1) > recordings.ALIKE:
         notes.append(f"a step lasts {middle:.3g} s in these data, {trained.step_seconds:.3g} s in training")
     return notes
 

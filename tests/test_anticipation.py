@@ -108,6 +108,12 @@ def test_classes_are_those_of_training(folder):
     assert (len(source), source.foreign) == (5, 1)
     assert source[1] == ("/videos/P01/P01_01.mp4", 40, 64, (0, 1, 0), "file", 0.0)
     assert source.locate(4) == "val.csv#5" and source[4].path.endswith("P02/P02_09.mp4")
+    # A list is the same wherever its videos lie; other segments or classes make it another.
+    elsewhere, fewer, otherwise = (
+        ActionSource("val.csv", read_annotations(str(folder / "val.csv"))[:rows], numbered, where, "{video}.mp4")
+        for rows, numbered, where in ((None, classes, "/mnt"), (3, classes, "/mnt"), (None, {**classes, "verb": (5, 2, 0)}, "/mnt"))
+    )
+    assert source.checksum() == elsewhere.checksum() and len({found.checksum() for found in (source, fewer, otherwise)}) == 3
 
 
 @pytest.mark.parametrize("text, message", [

@@ -26,7 +26,7 @@ from jepa_jax.data.records import WRITER_OPTIONS, encode_record
 from jepa_jax.features.spread import SpreadModel
 from jepa_jax.models import VideoEncoder
 from jepa_jax.robots.world import WorldModel
-from jepa_jax.tasks import world_model
+from jepa_jax.tasks import robot_data, world_model
 from jepa_jax.training import sharding
 from jepa_jax.weights import native
 from jepa_jax.weights.bundle import Bundle, Preprocessing
@@ -93,8 +93,9 @@ def make_config(paths, encoder="", **fields):
 
 
 def open_pipeline(config):
-    robot, record = world_model.make_robot(config)
-    return world_model.make_pipeline(config, robot, world_model.find_features(config, record))
+    sources = robot_data.open_trajectories(config)
+    robot, record = robot_data.make_robot(config, sources)
+    return world_model.make_pipeline(config, robot, world_model.find_features(config, sources, record))
 
 
 def rewrite(source, folder, change):
@@ -133,8 +134,9 @@ def test_losses_agree(videos, stored, encoder):
     losses = []
     for paths in (videos, stored):
         config = make_config([paths], encoder)
-        robot, record = world_model.make_robot(config)
-        features = world_model.find_features(config, record)
+        sources = robot_data.open_trajectories(config)
+        robot, record = robot_data.make_robot(config, sources)
+        features = world_model.find_features(config, sources, record)
         predictor = world_model.make_predictor(config.model, features, robot)
         module = features.bundle.networks["target_encoder"].module if paths == videos else None
         frozen = {"encoder": features.bundle.networks["target_encoder"].params} if module else {}

@@ -132,7 +132,7 @@ def test_a_set_is_encoded_once_and_then_read(encoder, videos, tmp_path, monkeypa
     made = task.make_task(config, mesh)
     loop.train(made, SkipCounter(0.5), mesh, tmp_path / "run", config=config, total_steps=2)
     source = made.open_data.args[0]._mixture.sources[0]
-    assert source._store.done.tolist() == [1] * 6 + [2]
+    assert source._store.done.tolist() == [True] * 6 + [False]
     # What is stored is what the encoder makes of the video as training sees it.
     crop, augment = task._make_transforms(config.data)
     protocol, number = task.make_protocol(config), 4
@@ -156,7 +156,7 @@ def test_a_set_is_encoded_once_and_then_read(encoder, videos, tmp_path, monkeypa
     again = task.make_task(config, mesh).open_data.args[0].batch_at(0)[0]
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.float32, again), jax.tree.map(np.float32, first))
     monkeypatch.undo()
-    source._store._arrays[2][[1, 3]], source._store._arrays[0][[1, 3]] = (0, 2), 0  # never tried, and not readable then
+    source._store._arrays[2][[1, 3]], source._store._arrays[0][[1, 3]] = 0, 0
     source._store.flush()
     task.make_task(config, mesh)
     np.testing.assert_array_equal(source._store._arrays[0], stored)
@@ -288,6 +288,14 @@ def test_probes_one_by_one_are_those_at_once():
     tokens = jax.random.normal(jax.random.key(0), (2, 5, 12))
     params = task.init_probes(module, ["probe_0", "probe_1"], jax.random.key(1))
     np.testing.assert_allclose(task.score(module, params, tokens, at_once=False), task.score(module, params, tokens), atol=1e-6)
+
+
+def test_probes_one_by_one_take_the_memory_of_one():
+    module, count = AttentiveProbe(12, 2, 2, outputs=(("label", CLASSES),)), 8
+    params = task.init_probes(module, [f"probe_{number}" for number in range(count)], jax.random.key(1))
+    one, all_ = (jax.jit(functools.partial(task.score, module, at_once=at_once)).lower(params, jnp.zeros((2, 256, 12))).compile()
+                 .memory_analysis().temp_size_in_bytes for at_once in (False, True))
+    assert one < all_ / (count / 2)
 
 
 def test_epochs_become_steps():

@@ -305,8 +305,8 @@ def test_recorded_actions_are_looked_at_in_every_source(config, shards, tmp_path
     recorded = changed(config, robot__preset="generic", robot__source="recorded", data__paths=(good, bad), data__weights=(0.5, 0.5))
     with pytest.raises(DataError, match=r"bad.array_record: recorded actions .* follow the state itself.* Set --config.robot.mode=absolute"):
         make_task(recorded)
-    robot, _ = world_model.make_robot(changed(recorded, data__paths=(good, good)))
-    assert robot.integrable and world_model.make_robot(changed(recorded, robot__mode="absolute", data__paths=(bad, bad)))
+    robot, _, _ = open_robot(changed(recorded, data__paths=(good, good)))
+    assert robot.integrable and open_robot(changed(recorded, robot__mode="absolute", data__paths=(bad, bad)))
     # Steps of joints beside a pose: told in other names, they change no state.
     other = rewrite(shards, tmp_path / "other.array_record", record_actions(changes, tuple(f"joint_{n}" for n in "abcdefg")))
     other = changed(recorded, data__paths=(other,), data__weights=(1.0,))
@@ -329,7 +329,8 @@ def test_several_views_are_said_and_warned_of(config, shards, tmp_path, monkeypa
     assert warning.startswith(f"{both}: every clip is of any of the cameras left, wrist")
     assert "--config.data.views=\"('left',)\"" in warning and "--views left" in warning
     for fields in ({"data__views": ("left",)}, {"data__paths": (shards, shards)}, {"model__predictor__use_extrinsics": True}):
-        robot_data.warn_of_mixed_views(changed(mixed, **fields))
+        few = changed(mixed, **fields)
+        robot_data.warn_of_mixed_views(few, robot_data.open_trajectories(few))
     assert len(said) == 1 and "views: left" in make_task(config)[0].summary
 
 
@@ -387,5 +388,10 @@ def test_a_program_without_data_and_weights_is_that_of_the_task(config):
 
 
 def _robot_and_features(config):
-    robot, record = world_model.make_robot(config)
-    return robot, world_model.find_features(config, record)
+    robot, record, sources = open_robot(config)
+    return robot, world_model.find_features(config, sources, record)
+
+
+def open_robot(config):
+    sources = robot_data.open_trajectories(config)
+    return *robot_data.make_robot(config, sources), sources

@@ -5,7 +5,7 @@ A folder:
     tokens.json  what made them; tokens of one description can be used together
     tokens.bin   bfloat16 [n, draws, N, D], little-endian, before any normalization
     labels.bin   int32 [n]
-    done.bin     uint8 [n]: TODO, STORED or UNREADABLE
+    done.bin     uint8 [n]: 1 where they are stored; what could not be read is tried again at every start
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from jepa_jax.data.skips import MAX_BAD_FRACTION
 from jepa_jax.data.specs import GroupSpec, check_process
 
 DTYPE = np.dtype(ml_dtypes.bfloat16)
-TODO, STORED, UNREADABLE = 0, 1, 2
 _DESCRIPTION, _TOKENS, _LABELS, _DONE = "tokens.json", "tokens.bin", "labels.bin", "done.bin"
 
 
@@ -95,17 +94,13 @@ class TokenStore:
 
     @property
     def done(self) -> np.ndarray:
-        """Return the state of every video, uint8 `[n]`."""
-        return np.asarray(self._arrays[2])
+        """Say of which videos tokens are stored, bool `[n]`."""
+        return np.asarray(self._arrays[2], bool)
 
     def put(self, number: int, tokens: np.ndarray, label: int) -> None:
         """Keep the tokens of a video, bfloat16 `[draws, N, D]`, and its class."""
         stored, labels, done = self._arrays
-        stored[number], labels[number], done[number] = np.asarray(tokens, DTYPE).view(np.uint16), label, STORED
-
-    def refuse(self, number: int) -> None:
-        """Note that a video cannot be used."""
-        self._arrays[2][number] = UNREADABLE
+        stored[number], labels[number], done[number] = np.asarray(tokens, DTYPE).view(np.uint16), label, 1
 
     def flush(self) -> None:
         """Write to disk what was put: what says that tokens are there comes after them."""
@@ -142,7 +137,7 @@ class TokenSource:
         return len(self._store)
 
     def __getitem__(self, index: int) -> TokenRecord:
-        if self._store.done[index] != STORED:
+        if not self._store.done[index]:
             raise DataError("not encoded", f"{self.locate(index)} could not be used when tokens were stored in {self._store.folder}; the next start tries again")
         return TokenRecord(*self._store.get(index), self.locate(index))
 

@@ -34,12 +34,13 @@ class Features(NamedTuple):
         return self.origin is not None
 
 
-def find_features(config, record):
+def find_features(config, sources, record):
     """Find out where latents come from: an encoder, or the shards.
 
     Args:
       config: ConfigDict.
-      record: a `TrajectoryRecord` of the data.
+      sources: of `robot_data.open_trajectories`.
+      record: a `TrajectoryRecord` of the first of them.
 
     Returns:
       `Features`.
@@ -51,7 +52,7 @@ def find_features(config, record):
     """
     latents = _stored_latents(config, record)
     origin = latents and latents.origin
-    _check_sources(config, origin)
+    _check_sources(config, sources, origin)
     if not config.encoder:
         if latents is None:
             raise ValueError("encoder is not set: give --config.encoder=WEIGHTS, or shards made by `prepare features`")
@@ -71,10 +72,10 @@ def find_features(config, record):
     return Features(bundle, sha256, origin, grid, network.module.width)
 
 
-def _check_sources(config, origin):
+def _check_sources(config, sources, origin):
     """Raise ValueError unless the first record of every source holds what that of the first one does."""
     describe = lambda origin: f"features ({origin})" if origin else "frames"
-    (first, _), *others = first_records(config)
+    (first, _), *others = first_records(sources)
     for name, record in others:
         latents = _first_latents(config, record)
         if (other := latents and latents.origin) != origin:

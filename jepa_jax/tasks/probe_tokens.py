@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.labelled import ListSource, class_of
-from jepa_jax.data.probe_tokens import STORED, TokenSource, TokenStore
+from jepa_jax.data.probe_tokens import TokenSource, TokenStore
 from jepa_jax.data.reading import read_batches, spread
 from jepa_jax.data.segments import read_augmented
 from jepa_jax.training import sharding
@@ -91,8 +91,8 @@ def _read(seeing, seed, draws, still, number, record):
 
 def _encode(store, source, read, run, size, mesh):
     """Encode what is to do, in batches of one shape."""
-    # What could not be read is tried once more: the disk may not have been there.
-    todo = np.flatnonzero(store.done != STORED)
+    # Among them what could not be read before: the disk may not have been there.
+    todo = np.flatnonzero(~store.done)
     with tqdm(total=len(store), initial=len(store) - len(todo), desc="encoding once", unit=" videos", dynamic_ncols=True) as bar:
         for good, bad in read_batches(source, read, todo, size):
             # The last batch is filled up, so that all have one shape.
@@ -104,7 +104,6 @@ def _encode(store, source, read, run, size, mesh):
                 store.put(number, np.stack([part[at] for part in tokens]), label)
             for skip in bad:
                 logging.warning("%s is left out: %s", skip.location, skip.message)
-                store.refuse(skip.number)
             store.flush()
             bar.update(len(good) + len(bad))
-    logging.info("%d of %d videos have stored tokens in %s, %.3g GB", int((store.done == STORED).sum()), len(store), store.folder, store.num_bytes / 1e9)
+    logging.info("%d of %d videos have stored tokens in %s, %.3g GB", int(store.done.sum()), len(store), store.folder, store.num_bytes / 1e9)

@@ -15,7 +15,7 @@ from jepa_jax.robots.checks import check_record
 # Trajectories that are looked at, of all sources together; of each at least so many.
 _LOOKED_AT, _LEAST = 32, 4
 # Part by which steps may differ in length: rates are measured, and rounded.
-_SAME = 0.1
+ALIKE = 0.1
 
 
 class Recorded(NamedTuple):
@@ -94,7 +94,7 @@ def _measure(robot, record, fps, views):
 def _warn(seconds, fps):
     """Warn where steps of sources last differently, as a model takes all for the same."""
     every = np.concatenate([np.zeros(0), *seconds.values()])
-    if not len(every) or every.max() <= (1 + _SAME) * every.min():
+    if not len(every) or every.max() <= (1 + ALIKE) * every.min():
         return
     spans = [(name, min(values), max(values)) for name, values in seconds.items() if values]
     text = ", ".join(f"{name}: {low:.3g}" + (f" to {high:.3g}" if high > low else "") for name, low, high in spans)

@@ -37,17 +37,17 @@ def open_trajectories(config):
     return list(zip((spec.name for spec in group.sources), sources))
 
 
-def first_records(config):
-    """Read the first `TrajectoryRecord` of every source that can be read; list of (name of the source, record).
+def first_records(sources):
+    """Read the first `TrajectoryRecord` that can be read of every source of `open_trajectories`; list of (name of the source, record).
 
     Raises:
       DataError: 'empty source', or why none of the first ones of a source can be read.
     """
-    return [(name, next(readable(source, name))) for name, source in open_trajectories(config)]
+    return [(name, next(readable(source, name))) for name, source in sources]
 
 
-def make_robot(config):
-    """Build the robot of a config and look whether the data are of it.
+def make_robot(config, sources):
+    """Build the robot of a config and look whether the data, of `open_trajectories`, are of it.
 
     Returns:
       (`RobotSpec`, a `TrajectoryRecord` of it).
@@ -57,7 +57,6 @@ def make_robot(config):
       DataError: why the first trajectory does not fit, if none of the first few does; 'empty source'; or recorded
         actions are not what the robot takes them for.
     """
-    sources = open_trajectories(config)
     robot, record = _find_robot(config, *sources[0])
     if robot.source == "recorded":
         for name, source in sources:
@@ -95,11 +94,11 @@ def _check_length(record, data):
         raise DataError(error.reason, f"{record.source_id}: {error} (data.frames, data.fps)") from error
 
 
-def warn_of_mixed_views(config):
+def warn_of_mixed_views(config, sources):
     """Warn where clips are drawn from several cameras although none was chosen and the network is not told which it sees."""
     if config.data.views or config.model.predictor.use_extrinsics:
         return
-    several = {name: names for name, record in first_records(config) if len(names := [view.name for view in record.views]) > 1}
+    several = {name: names for name, record in first_records(sources) if len(names := [view.name for view in record.views]) > 1}
     if several:
         names = ", ".join(dict.fromkeys(view for views in several.values() for view in views))
         logging.warning(

@@ -247,14 +247,15 @@ def make_task(config, mesh):
     data = config.data
     check_rollout(config.rollout, data.frames)
     sharding.check_batch_size(GROUP, data.batch_size, mesh, config.optim.accumulate)
-    robot, record = make_robot(config)
-    features = find_features(config, record)
-    warn_of_mixed_views(config)
+    sources = open_trajectories(config)
+    robot, record = make_robot(config, sources)
+    features = find_features(config, sources, record)
+    warn_of_mixed_views(config, sources)
     frozen, encoder, pixels = _frozen(config, features)
     program = make_program(config, robot, features, encoder, pixels, mesh)
     predictor = program.networks["action_predictor"]
     pipeline = make_pipeline(config, robot, features, jax.process_index(), jax.process_count())
-    recorded = recordings.look_at(open_trajectories(config), make_cache(data), robot, record, data.fps, tuple(data.views) or None)
+    recorded = recordings.look_at(sources, make_cache(data), robot, record, data.fps, tuple(data.views) or None)
     card = runs.model_card(program.networks, data.size, data.frames,
                            world_model=describe_world(config, recorded, features))
     return Task(
