@@ -199,5 +199,7 @@ def optim_section():
         # Ours: weight of a loss that keeps latents from collapsing to a few directions, which short runs on
         # few scenes do; see `correlation_loss`. Officially there is none.
         "decorrelation": 0.0,
+        # Ours, too: of one that leads back where all latents have become alike; see `variance_loss`.
+        "variance": 0.0,
         "accumulate": 1,  # parts a batch is cut into, one after the other
     })

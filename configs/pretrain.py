@@ -91,6 +91,6 @@ def _fit_motion(config):
     config.model.update({"patch_size": 16, "tubelet_size": 2})
     config.data.update({"size": 64, "crop_scale": (0.6, 1.0), "flip": 0.0})
     config.data.groups.video.update({"frames": 8, "fps": 4.0, "batch_size": 32})
-    config.optim.update({"total_steps": 2000, "warmup_steps": 150, "decorrelation": 0.02})
-    config.checkpoint.update({"every_steps": 100, "keep_every": 500})
+    config.optim.update({"total_steps": 1200, "warmup_steps": 100, "decorrelation": 0.02, "variance": 0.02})
+    config.checkpoint.update({"every_steps": 100, "keep_every": 300})
     config.log.every_steps = 20

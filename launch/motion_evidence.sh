@@ -14,12 +14,14 @@ here=$workdir/seed$seed
 run train --config=configs/pretrain.py:motion --workdir="$here/encoder" --config.seed="$seed" \
   --config.data.root="$workdir/shards" --config.data.groups.video.paths="('train',)"
 [[ -e $here/patches ]] || run evaluate controls --model "$here/encoder" --output "$here" --seed "$seed"
-for label in direction class; do
-  for encoder in random patches encoder/checkpoints/500 encoder/checkpoints/1000 encoder; do
+for encoder in random patches encoder/checkpoints/300 encoder/checkpoints/600 encoder; do
+  tokens=$here/tokens-${encoder//\//-}
+  for label in direction class; do
     name=$label-${encoder//\//-}
     [[ -e $here/report-$name/probe.json ]] && continue
     run train --config=configs/probe.py:demo --workdir="$here/probe-$name" --config.seed="$seed" --config.optim.epochs=3 \
-      --config.encoder="$here/$encoder" --config.data.paths="('$workdir/shards/train_$label.csv',)"
+      --config.encoder="$here/$encoder" --config.data.paths="('$workdir/shards/train_$label.csv',)" --config.data.tokens="$tokens"
     run evaluate probe "$workdir/shards/test_$label.csv" --model "$here/probe-$name" --output "$here/report-$name"
   done
+  rm -rf "$tokens"
 done

@@ -89,7 +89,14 @@ class ListSource:
 
     def checksum(self) -> str:
         """Tell one list from another by its entries and their classes; the same wherever the files lie."""
-        return checksum(f"{name} {label}" for name, label in zip(_relative([path for path, _ in self._items]), self.labels()))
+        return checksum(f"{name} {label}" for name, label in zip(self._names(), self.labels()))
+
+    def files_checksum(self) -> str:
+        """Tell one list from another by its files alone."""
+        return checksum(self._names())
+
+    def _names(self) -> list[str]:
+        return _relative([path for path, _ in self._items])
 
     def number_as(self, names: Sequence[str]) -> None:
         """Number the classes of a folder of class folders by the names of others; a list has numbers already.

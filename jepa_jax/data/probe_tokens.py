@@ -4,7 +4,7 @@ A folder:
 
     tokens.json  what made them; tokens of one description can be used together
     tokens.bin   bfloat16 [n, draws, N, D], little-endian, before any normalization
-    labels.bin   int32 [n]
+    labels.bin   int32 [n], of shards; lists say it themselves
     done.bin     uint8 [n]: 1 where they are stored; what could not be read is tried again at every start
 """
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from jepa_jax.data import remote
 from jepa_jax.data.errors import DataError
+from jepa_jax.data.labelled import ListSource
 from jepa_jax.data.mixing import Mixture, RowPipeline
 from jepa_jax.data.publish import read_json, write_json
 from jepa_jax.data.skips import MAX_BAD_FRACTION
@@ -125,13 +126,14 @@ class TokenSource:
 
     Args:
         store: all of it done.
-        videos: the source that was encoded, for its names.
+        videos: the source that was encoded, for its names, and for the classes of a list.
     """
 
     def __init__(self, store: TokenStore, videos):
         self._store = store
         self.files, self.locate = videos.files, videos.locate
         self.checksum = getattr(videos, "checksum", None)
+        self._labels = videos.labels() if isinstance(videos, ListSource) else None
 
     def __len__(self) -> int:
         return len(self._store)
@@ -139,7 +141,8 @@ class TokenSource:
     def __getitem__(self, index: int) -> TokenRecord:
         if not self._store.done[index]:
             raise DataError("not encoded", f"{self.locate(index)} could not be used when tokens were stored in {self._store.folder}; the next start tries again")
-        return TokenRecord(*self._store.get(index), self.locate(index))
+        tokens, label = self._store.get(index)
+        return TokenRecord(tokens, label if self._labels is None else int(self._labels[index]), self.locate(index))
 
 
 class TokenPipeline(RowPipeline):

@@ -7,6 +7,9 @@ import optax
 from jepa_jax.models.norms import normalize_latents
 from jepa_jax.models.precision import widen
 
+# Of a variance, which keeps the slope of its root finite.
+_TIP = 1e-6
+
 
 def latent_loss(predictions, targets, *, exponent=1.0, weights=None):
     """Average |prediction - target|^exponent / exponent in float32 or wider.
@@ -49,6 +52,22 @@ def correlation_loss(latents):
     rows = rows - rows.mean(axis=0)
     covariance = rows.T @ rows / len(rows)
     return jnp.square(covariance - jnp.eye(width, dtype=rows.dtype)).sum() / width
+
+
+def variance_loss(latents):
+    """Measure how much the deviations of the channels fall short of 1, in float32 or wider.
+
+    Where all latents are alike `correlation_loss` is flat, as it is quadratic in how they differ, so that nothing there
+    leads back; this is steepest there.
+
+    Args:
+      latents: `[..., D]`; normalised before use.
+
+    Returns:
+      Scalar: the squared differences from 1, averaged over channels. 1 where all latents are alike.
+    """
+    rows = normalize_latents(widen(latents)).reshape(-1, latents.shape[-1])
+    return jnp.square(1 - jnp.sqrt(rows.var(axis=0) + _TIP)).mean()
 
 
 def focal_loss(logits, labels, *, alpha=0.25, gamma=2.0):

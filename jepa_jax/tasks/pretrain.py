@@ -18,7 +18,7 @@ from jepa_jax.models import (
 )
 from jepa_jax.models.flops import Pass, attention_flops, encoder_flops, predictor_flops, total_flops
 from jepa_jax.models.norms import normalize_latents
-from jepa_jax.tasks.losses import correlation_loss, latent_loss
+from jepa_jax.tasks.losses import correlation_loss, latent_loss, variance_loss
 from jepa_jax.tasks.online_probe import make_observer
 from jepa_jax.tasks.sources import make_cache, make_sources, naming_root
 from jepa_jax.tasks.step import make_schedules, make_train_step, sample_latents
@@ -121,10 +121,11 @@ def make_augment(section):
     return AugmentSpec(section.get("motion_shift", False), policy, section.erase)
 
 
-def make_loss(encoder, predictor, groups, *, loss_exponent, monitor_tokens, decorrelation=0.0):
+def make_loss(encoder, predictor, groups, *, loss_exponent, monitor_tokens, decorrelation=0.0, variance=0.0):
     """Build the pretraining loss.
 
-    `decorrelation` times the correlations of the context's latents is added; the official recipe has 0.
+    `decorrelation` times the correlations of the context's latents is added, and `variance` times what their deviations lack; the official recipe
+    has 0 of both.
 
     Returns:
       Function (params, target_params, batch) -> (loss, aux). `params` has the keys
@@ -162,10 +163,10 @@ def make_loss(encoder, predictor, groups, *, loss_exponent, monitor_tokens, deco
                 targets = gather_tokens(latents, target_ids)
                 loss = latent_loss(predictions, targets, exponent=loss_exponent)
                 losses[f"train/loss/{group.spec.name}/{name}"] = loss
-                if decorrelation:
-                    correlation = correlation_loss(context)
-                    losses[f"train/correlation/{group.spec.name}/{name}"] = correlation
-                    loss += decorrelation * correlation
+                for kind, weight, measure in (("correlation", decorrelation, correlation_loss), ("variance", variance, variance_loss)):
+                    if weight:
+                        losses[f"train/{kind}/{group.spec.name}/{name}"] = measured = measure(context)
+                        loss += weight * measured
                 total += loss * group.loss_weight / (total_weight * len(group.strategies))
                 if samples is None:
                     samples = sample_latents(targets, predictions, monitor_tokens)
@@ -248,7 +249,7 @@ def make_program(config, groups, mesh):
         return create_state(params, jax.tree.map(jnp.copy, params["encoder"]), optimizer)
 
     loss_fn = make_loss(encoder, predictor, groups, loss_exponent=config.optim.loss_exponent,
-                        monitor_tokens=config.log.monitor_tokens, decorrelation=config.optim.decorrelation)
+                        monitor_tokens=config.log.monitor_tokens, decorrelation=config.optim.decorrelation, variance=config.optim.variance)
     train_step = make_train_step(loss_fn, optimizer, make_schedules(config.optim),
                                  accumulate=config.optim.accumulate, spike_factor=config.guard.spike_factor,
                                  target_key="encoder")

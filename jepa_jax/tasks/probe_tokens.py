@@ -47,7 +47,7 @@ def store_tokens(config, sources, seeing, encode, params, origin, tokens_shape, 
     if data.token_draws < 1:
         raise ValueError(f"data.token_draws is {data.token_draws}; it must be at least 1")
     protocol, crop, augment, classes = seeing
-    origin = origin | {"protocol": protocol.to_json(), "classes": classes, "seed": config.seed, "still": data.still} | {
+    origin = origin | {"protocol": protocol.to_json(), "seed": config.seed, "still": data.still} | {
         name: {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(spec).items()}
         for name, spec in (("crop", crop), ("augment", augment))
     }
@@ -55,7 +55,7 @@ def store_tokens(config, sources, seeing, encode, params, origin, tokens_shape, 
     run, found = functools.partial(compiled, jax.device_put(params, sharding.replicated(mesh))), []
     for number, source in enumerate(sources):
         shape = (len(source), data.token_draws, *tokens_shape)
-        store = TokenStore(os.path.join(data.tokens, f"source_{number}"), origin | {"videos": _checksum(source)}, shape)
+        store = TokenStore(os.path.join(data.tokens, f"source_{number}"), origin | _identify(source, classes), shape)
         read = functools.partial(_read, seeing, config.seed, data.token_draws, data.still)
         with sharding.use_mesh(mesh):
             _encode(store, source, read, run, data.batch_size // config.optim.accumulate, mesh)
@@ -63,10 +63,13 @@ def store_tokens(config, sources, seeing, encode, params, origin, tokens_shape, 
     return found
 
 
-def _checksum(source):
-    """Tell one list or set of shards from another: by all entries of a list, and by many records of shards, whose names say little."""
+def _identify(source, classes):
+    """Tell one list or set of shards from another: by all files of a list, and by many records of shards, whose names say little.
+
+    Lists say classes themselves, so that another list of the same files, with other labels, reads the same tokens.
+    """
     if isinstance(source, ListSource):
-        return f"{source.checksum()} of {len(source)} as {source[0].path}"
+        return {"videos": f"{source.files_checksum()} of {len(source)} as {source[0].path}"}
     checksum = 0
     for number in spread(len(source), _LOOKED_AT):
         try:
@@ -76,7 +79,7 @@ def _checksum(source):
         else:
             found = f"{record.source_id} {record.label} ".encode() + record.data
         checksum = zlib.crc32(found, checksum)
-    return f"{checksum:08x} of {len(source)}"
+    return {"videos": f"{checksum:08x} of {len(source)}", "classes": classes}
 
 
 def _read(seeing, seed, draws, still, number, record):
