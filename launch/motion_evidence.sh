@@ -21,7 +21,7 @@ for encoder in random patches encoder/checkpoints/300 encoder/checkpoints/600 en
     [[ -e $here/report-$name/probe.json ]] && continue
     run train --config=configs/probe.py:demo --workdir="$here/probe-$name" --config.seed="$seed" --config.optim.epochs=3 \
       --config.encoder="$here/$encoder" --config.data.paths="('$workdir/shards/train_$label.csv',)" --config.data.tokens="$tokens"
-    run evaluate probe "$workdir/shards/test_$label.csv" --model "$here/probe-$name" --output "$here/report-$name"
+    run evaluate probe "$workdir/shards/test_$label.csv" --batch 32 --model "$here/probe-$name" --output "$here/report-$name"
   done
   rm -rf "$tokens"
 done

@@ -1,4 +1,4 @@
-"""Rollout reports side by side."""
+"""Reports side by side."""
 
 import json
 import re
@@ -47,6 +47,30 @@ def test_reports_without_positions(tmp_path, capsys):
     assert status == 0 and lines[2] == "| a | 1 | 0.70 | 0.72 | 1.50 |" and len(lines) == 5
 
 
+def probe_report(folder, name, *top1, n=100, frames=8):
+    protocol = {"name": "demo", "frames": frames, "frame_step": 2, "num_segments": 1, "num_views": 1, "crop_size": 64, "layers": []}
+    rows = [{"top1": value, "top5": 90.0, "class_mean": value + 1} for value in top1]
+    found = {"protocol": protocol, "n": n, "skipped": 100 - n, "classes": 8, "best": top1.index(max(top1)), "probes": rows}
+    (folder / name).write_text(json.dumps(found))
+    return folder / name
+
+
+def test_probes_of_several_seeds(tmp_path, capsys):
+    probe_report(tmp_path, "seed0.json", 40.0, 60.0)
+    probe_report(tmp_path, "seed1.json", 70.0, 10.0, n=98)
+    random = probe_report(tmp_path, "random.json", 20.04, 20.0)
+    status, lines, _ = run(capsys, f"trained={tmp_path}/seed*.json", f"random={random}")
+    assert status == 0 and lines == [
+        "| | reports | top-1, % | top-5, % | mean over classes, % |", "|---|---|---|---|---|",
+        "| trained | 2 | 60.0-70.0 | 90.0 | 61.0-71.0 |", "| random | 1 | 20.0 | 90.0 | 21.0 |", "",
+        "* points of trained above random: 45.0 top-1, 0.0 top-5, 45.0 mean over classes",
+    ]
+    other = probe_report(tmp_path, "other.json", 50.0, frames=16)
+    status, _, said = run(capsys, f"a={random}", f"b={other}")
+    assert status == 2 and "other.json is about 100 videos of 8 classes seen as demo: 1 segment of 16 frames every 2" in said
+    assert "cannot be compared" in run(capsys, f"a={random}", f"b={report(tmp_path, 'rollout.json')}")[2]
+
+
 @pytest.mark.parametrize("fields, message", [
     ({"far": (1.0, 2.0, 3.0)}, "is about 3 steps and hand, .* about 2 steps and hand: they cannot be compared"),
     ({"positions": ()}, "is about 2 steps, .* about 2 steps and hand"),
@@ -60,5 +84,5 @@ def test_reports_that_cannot_be_compared(fields, message, tmp_path, capsys):
 def test_files_that_are_no_reports(tmp_path, capsys):
     for text in ("[]", "not JSON"):
         (tmp_path / "other.json").write_text(text)
-        assert "other.json is no report of `evaluate rollout`" in run(capsys, f"a={tmp_path}/other.json")[2]
+        assert "other.json is no report of `evaluate rollout` or `evaluate probe`" in run(capsys, f"a={tmp_path}/other.json")[2]
     assert "nothing*: there is no such file" in run(capsys, f"a={tmp_path}/nothing*")[2]

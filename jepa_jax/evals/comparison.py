@@ -1,46 +1,75 @@
-"""Several rollout reports side by side, such as those of a trained encoder and of its controls, each with several seeds."""
+"""Several reports of one kind side by side, such as those of a trained encoder and of its controls, each with several seeds."""
 
 import json
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from jepa_jax.evals.readout import TRUE_LATENTS
 from jepa_jax.evals.rollouts import MODEL, ONE_STEP, OPEN_LOOP
+from jepa_jax.weights.bundle import Protocol
 
 _RATIOS = (
     ("one_step_to_copy_last", "one-step error / copying"), ("open_loop_to_copy_last", "open loop at {steps} / copying"),
     ("shuffled_to_true_one_step", "shuffled actions / true"),
 )
+_ACCURACIES = (("top1", "top-1"), ("top5", "top-5"), ("class_mean", "mean over classes"))
+
+
+class _Column(NamedTuple):
+    """A number of a report: `read` finds it there, `digits` follow its point."""
+
+    read: Callable
+    digits: int
+
+
+class _Kind(NamedTuple):
+    """What can be compared of one kind of report.
+
+    Attributes:
+      command: subcommand of `evaluate` that writes it.
+      fields: by which it is known.
+      about: report -> text; reports are compared where it is the same.
+      columns: report -> dict from a heading to `_Column`.
+      gain: (heading, mean of the first group, mean of another) -> text, or None where nothing is to be said.
+      said: what gains are of, with `first` and `other`.
+    """
+
+    command: str
+    fields: frozenset
+    about: Callable
+    columns: Callable
+    gain: Callable
+    said: str
 
 
 def read_reports(groups):
     """Read reports that can stand in one table.
 
     Args:
-      groups: dict from a name to paths of `report.json` files.
+      groups: dict from a name to paths of reports, `report.json` or `probe.json` files.
 
     Returns:
       dict from the name to the reports.
 
     Raises:
-      ValueError: a file is no rollout report, or looks differently far ahead, or at other positions, than the first.
+      ValueError: a file is no such report, or of another kind or about something else than the first.
     """
     found, first = {}, None
     for name, paths in groups.items():
         for path in paths:
             report = _read(path)
-            if not isinstance(report, dict) or not {"ratios", "errors", "positions"} <= set(report):
-                raise ValueError(f"{path} is no report of `evaluate rollout`")
-            kind = _steps(report), sorted(report["positions"])
-            first = first or (path, kind)
-            if kind != first[1]:
-                raise ValueError(f"{path} is about {_kind(kind)}, {first[0]} about {_kind(first[1])}: they cannot be compared")
+            about = _kind(report, path).about(report)
+            first = first or (path, about)
+            if about != first[1]:
+                raise ValueError(f"{path} is about {about}, {first[0]} about {first[1]}: they cannot be compared")
             found.setdefault(name, []).append(report)
     return found
 
 
 def compare(groups):
-    """Lay groups of reports out as a table in Markdown, and say how much nearer positions of the first group are.
+    """Lay groups of reports out as a table in Markdown, and say how much better the first group is.
 
     Args:
       groups: dict from a name to reports, as `read_reports` returns it; of several reports a cell shows the lowest and the highest.
@@ -48,38 +77,71 @@ def compare(groups):
     Returns:
       Lines of text.
     """
-    first = next(iter(groups.values()))[0]
-    ratios, positions = _ratios(first), _positions(first)
-    headings = [*ratios, *(f"{heading}, cm" for heading in positions)]
-    lines = ["| | reports | " + " | ".join(headings) + " |", "|" + "---|" * (len(headings) + 2)]
+    report = next(iter(groups.values()))[0]
+    kind = _kind(report)
+    columns = kind.columns(report)
+    lines = ["| | reports | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 2)]
     for name, reports in groups.items():
-        cells = [_range(map(read, reports), digits) for columns, digits in ((ratios, 2), (positions, 1)) for read in columns.values()]
+        cells = [_range(map(column.read, reports), column.digits) for column in columns.values()]
         lines.append(f"| {name} | {len(reports)} | " + " | ".join(cells) + " |")
-    return [*lines, "", *(_gains(groups, positions) if positions else ())]
+    return [*lines, "", *_gains(groups, kind, columns)]
 
 
-def _ratios(report):
-    """Return functions of a report by heading."""
-    return {heading.format(steps=_steps(report)): lambda found, key=key: found["ratios"][key]["value"] for key, heading in _RATIOS}
+def _gains(groups, kind, columns):
+    """Say how much better the mean of the first group is than those of the others."""
+    (first, reports), *others = groups.items()
+    mean = lambda column, some: np.mean([column.read(report) for report in some])
+    for name, rivals in others:
+        parts = [kind.gain(heading, mean(column, reports), mean(column, rivals)) for heading, column in columns.items()]
+        if parts := [part for part in parts if part]:
+            yield "* " + kind.said.format(first=first, other=name) + ", ".join(parts)
 
 
-def _positions(report):
-    """Return functions of a report by heading; their results are in cm."""
-    columns = {}
+def _rollout_columns(report):
+    columns = {heading.format(steps=_steps(report)): _Column(lambda found, key=key: found["ratios"][key]["value"], 2) for key, heading in _RATIOS}
     for name in report["positions"]:
-        columns[f"{name} at {_steps(report)}"] = lambda found, name=name: found["positions"][name]["errors"][OPEN_LOOP]["value"][-1]
+        read = lambda found, name=name: found["positions"][name]["errors"][OPEN_LOOP]["value"][-1]
+        columns[f"{name} at {_steps(report)}, cm"] = _Column(read, 1)
         # Nothing is predicted there, so all steps say the same.
-        columns[f"{name} in true latents"] = lambda found, name=name: float(np.mean(found["positions"][name]["errors"][TRUE_LATENTS]["value"]))
+        read = lambda found, name=name: float(np.mean(found["positions"][name]["errors"][TRUE_LATENTS]["value"]))
+        columns[f"{name} in true latents, cm"] = _Column(read, 1)
     return columns
 
 
-def _gains(groups, positions):
-    """Say by how much the mean errors of the first group are below those of the others."""
-    (first, reports), *others = groups.items()
-    mean = lambda read, some: np.mean([read(report) for report in some])
-    for name, rivals in others:
-        parts = [f"{1 - mean(read, reports) / mean(read, rivals):.0%} {heading}" for heading, read in positions.items()]
-        yield f"* errors of {first} are below those of {name} by " + ", ".join(parts)
+def _rollout_about(report):
+    positions = sorted(report["positions"])
+    return f"{_steps(report)} steps" + (f" and {', '.join(positions)}" if positions else "")
+
+
+def _nearer(heading, mean, other):
+    position, _, unit = heading.rpartition(", ")
+    return f"{1 - mean / other:.0%} {position}" if unit == "cm" else None
+
+
+def _probe_columns(report):
+    del report
+    return {f"{heading}, %": _Column(lambda found, key=key: found["probes"][found["best"]][key], 1) for key, heading in _ACCURACIES}
+
+
+def _probe_about(report):
+    # What could not be read is left out, and would be a reason to compare with care, not to refuse.
+    return f"{report['n'] + report['skipped']} videos of {report['classes']} classes seen as {Protocol(**report['protocol']).describe()}"
+
+
+_KINDS = (
+    _Kind("rollout", frozenset({"ratios", "errors", "positions"}), _rollout_about, _rollout_columns, _nearer,
+          "errors of {first} are below those of {other} by "),
+    _Kind("probe", frozenset({"probes", "best", "classes", "protocol"}), _probe_about, _probe_columns,
+          lambda heading, mean, other: f"{mean - other:.1f} {heading.removesuffix(', %')}", "points of {first} above {other}: "),
+)
+
+
+def _kind(report, path=None):
+    """Return the `_Kind` of a report; ValueError, which names its path, if it has none."""
+    for kind in _KINDS:
+        if isinstance(report, dict) and kind.fields <= set(report):
+            return kind
+    raise ValueError(f"{path} is no report of {' or '.join(f'`evaluate {kind.command}`' for kind in _KINDS)}")
 
 
 def _read(path):
@@ -93,11 +155,6 @@ def _read(path):
 
 def _steps(report):
     return len(report["errors"][ONE_STEP][MODEL]["value"])
-
-
-def _kind(kind):
-    steps, positions = kind
-    return f"{steps} steps" + (f" and {', '.join(positions)}" if positions else "")
 
 
 def _range(values, digits):
