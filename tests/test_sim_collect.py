@@ -110,3 +110,19 @@ def test_wrong_arguments_are_named(wrong, message, tmp_path, capsys):
     with pytest.raises(SystemExit):
         collect.main(["--output", str(tmp_path), *wrong])
     assert message in capsys.readouterr().err
+
+
+def test_missing_episodes_are_said(tmp_path, monkeypatch, capsys):
+    convert = episodes.TabletopSpec.convert
+
+    def fail_once(spec, draw):
+        if draw.number == 1:
+            raise RuntimeError("no way to draw")
+        return convert(spec, draw)
+
+    monkeypatch.setattr(episodes.TabletopSpec, "convert", fail_once)
+    assert collect.main(["--output", str(tmp_path), *_ARGUMENTS]) == 1
+    said = capsys.readouterr().out
+    assert "4 episodes in" in said and "skipped, unexpected error: 1 (tabletop/train/0/000001)" in said
+    assert "error: 1 of 5 episodes are missing; first: " in said and "no way to draw" in said
+    assert json.loads((tmp_path / "tabletop-report.json").read_text())["skipped"] == 1

@@ -12,6 +12,7 @@ import jax
 import tqdm
 
 from jepa_jax.commandline import interrupt, types
+from jepa_jax.commandline.skipped import list_reasons
 from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data import remote, shards
 from jepa_jax.data.claims import ShardError
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: arguments without the program's name; those of the process if None.
 
     Returns:
-        Exit status: 0; 2 when the arguments or the folder are unusable; 130 when stopped.
+        Exit status: 0; 1 if episodes are missing, which the report explains; 2 when the arguments or the folder are unusable; 130 when stopped.
     """
     args = _parser().parse_args(argv)
     # Worker processes would fight over an accelerator; and all machines shall make the same pictures.
@@ -76,13 +77,22 @@ def main(argv: list[str] | None = None) -> int:
                 draws, plan, workers=args.workers, overwrite=args.overwrite, on_item=lambda count, _: bar.update(count)
             )
         lines = _finish(counts, plan, earlier, time.monotonic() - begun)
+        missing = _missing(counts)
     except (ShardError, remote.UrlError, DataError, MissingSimulatorError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt:
         return interrupt.stop(interrupt.SHARDS_KEPT)
-    write_lines(lines)
-    return 0
+    write_lines(lines + missing)
+    return 1 if missing else 0
+
+
+def _missing(counts: shards.ShardReport) -> list[str]:
+    """Explain what is missing: a simulator fails for no episode, unless something is wrong with it."""
+    if not counts.skips:
+        return []
+    return [*list_reasons(counts.skips), f"error: {len(counts.skips)} of {counts.items} episodes are missing; first: {counts.skips[0][2]}. Once that is "
+            "repaired, --overwrite begins again"]
 
 
 def _pattern(plan: shards.ShardPlan) -> str:
@@ -95,7 +105,7 @@ def _finish(counts: shards.ShardReport, plan: shards.ShardPlan, earlier: int, se
     shares = phase_shares(source[index] for index in range(len(source)))
     frames = round(counts.seconds * CONTROL_RATE)
     path = os.path.join(plan.folder, f"{plan.name}-report.json")
-    report = {"episodes": counts.written, "frames": frames, "bytes": counts.bytes, "steps_by_phase": shares}
+    report = {"episodes": counts.written, "skipped": len(counts.skips), "frames": frames, "bytes": counts.bytes, "steps_by_phase": shares}
     write_json(path, report)
     pictures = max(0, counts.written - earlier) * plan.spec.frames * len(plan.spec.cameras)
     return [

@@ -42,6 +42,10 @@ def load_mujoco():
         raise MissingSimulatorError(
             f"MuJoCo cannot draw with {_GL}={os.environ.get(_GL, '')} ({error}); on Debian and Ubuntu: {GL_INSTALL}"
         ) from error
+    # Without PyOpenGL it is imported all the same, and cannot draw.
+    if not hasattr(mujoco, "GLContext"):
+        raise MissingSimulatorError(f"MuJoCo cannot draw with {_GL}={os.environ.get(_GL, '')}: PyOpenGL is missing, or finds no library; {INSTALL}, "
+                                    f"and on Debian and Ubuntu: {GL_INSTALL}")
     if mujoco.__version__ != VERSION:
         raise MissingSimulatorError(
             f"MuJoCo {mujoco.__version__} is installed; episodes are the same everywhere with {VERSION} only: {INSTALL}"
