@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measure what pretraining without labels is worth: probes read class and direction of moving digits off an encoder after
 # 1/4, 1/2 and all of its pretraining, off the same encoder newly initialised, and off raw patches. One seed per call, about
-# an hour on one CPU core. Run it again after an interruption: it continues. Usage: bash launch/motion_evidence.sh [WORKDIR] [SEED]
+# 70 minutes on one CPU core; it ends with a table of all seeds so far. Run it again after an interruption: it continues. Usage: bash launch/motion_evidence.sh [WORKDIR] [SEED]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 workdir=${1:-runs/motion_evidence} seed=${2:-0}
@@ -24,4 +24,10 @@ for encoder in random patches encoder/checkpoints/300 encoder/checkpoints/600 en
     run evaluate probe "$workdir/shards/test_$label.csv" --batch 32 --model "$here/probe-$name" --output "$here/report-$name"
   done
   rm -rf "$tokens"
+done
+for label in direction class; do
+  echo "$label, all seeds in $workdir:"
+  reports=$workdir/seed*/report-$label
+  run evaluate compare "pretrained=$reports-encoder/probe.json" "1/2=$reports-encoder-checkpoints-600/probe.json" \
+    "1/4=$reports-encoder-checkpoints-300/probe.json" "random=$reports-random/probe.json" "patches=$reports-patches/probe.json"
 done
