@@ -27,7 +27,7 @@ for encoder in random patches encoder/checkpoints/300 encoder/checkpoints/600 en
 done
 for label in direction class; do
   echo "$label, all seeds in $workdir:"
-  reports=$workdir/seed*/report-$label
+  reports="$workdir/seed*/report-$label"  # of all seeds; compare looks for them
   run evaluate compare "pretrained=$reports-encoder/probe.json" "1/2=$reports-encoder-checkpoints-600/probe.json" \
     "1/4=$reports-encoder-checkpoints-300/probe.json" "random=$reports-random/probe.json" "patches=$reports-patches/probe.json"
 done
