@@ -1,6 +1,8 @@
 """The Franka Panda in MuJoCo: commands are obeyed, episodes repeat, the scripted expert does every task."""
 
 import json
+import sys
+import types
 
 import jax
 import numpy as np
@@ -25,6 +27,16 @@ def test_what_is_missing_is_named(monkeypatch):
         installed.load_mujoco()
     with pytest.raises(installed.MissingSimulatorError, match="gym-hil 0.1.14: pip install"):
         installed.robot_file()
+
+
+def test_a_simulator_that_cannot_draw_is_refused(monkeypatch):
+    # Without PyOpenGL MuJoCo is imported all the same, and only lacks what draws.
+    monkeypatch.setattr(installed.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setenv("LP_NUM_THREADS", "1")
+    monkeypatch.setitem(sys.modules, "mujoco", types.SimpleNamespace(__version__=installed.VERSION))
+    with pytest.raises(installed.MissingSimulatorError, match="cannot draw with MUJOCO_GL=egl: PyOpenGL is missing"):
+        installed.load_mujoco.__wrapped__()
 
 
 def _collect(folder, workers, *more):

@@ -18,10 +18,17 @@ _ACCURACIES = (("top1", "top-1"), ("top5", "top-5"), ("class_mean", "mean over c
 
 
 class _Column(NamedTuple):
-    """A number of a report: `read` finds it there, `digits` follow its point."""
+    """A number of a report.
+
+    Attributes:
+      read: report -> number.
+      digits: that follow its point.
+      gain: (mean of the first group, mean of another) -> text; None where nothing is to be said of it.
+    """
 
     read: Callable
     digits: int
+    gain: Callable | None = None
 
 
 class _Kind(NamedTuple):
@@ -32,15 +39,13 @@ class _Kind(NamedTuple):
       fields: by which it is known.
       about: report -> text; reports are compared where it is the same.
       columns: report -> dict from a heading to `_Column`.
-      gain: (heading, mean of the first group, mean of another) -> text, or None where nothing is to be said.
-      said: what gains are of, with `first` and `other`.
+      said: how a line of gains begins, with `first` and `other`.
     """
 
     command: str
     fields: frozenset
     about: Callable
     columns: Callable
-    gain: Callable
     said: str
 
 
@@ -92,8 +97,7 @@ def _gains(groups, kind, columns):
     (first, reports), *others = groups.items()
     mean = lambda column, some: np.mean([column.read(report) for report in some])
     for name, rivals in others:
-        parts = [kind.gain(heading, mean(column, reports), mean(column, rivals)) for heading, column in columns.items()]
-        if parts := [part for part in parts if part]:
+        if parts := [column.gain(mean(column, reports), mean(column, rivals)) for column in columns.values() if column.gain]:
             yield "* " + kind.said.format(first=first, other=name) + ", ".join(parts)
 
 
@@ -101,11 +105,16 @@ def _rollout_columns(report):
     columns = {heading.format(steps=_steps(report)): _Column(lambda found, key=key: found["ratios"][key]["value"], 2) for key, heading in _RATIOS}
     for name in report["positions"]:
         read = lambda found, name=name: found["positions"][name]["errors"][OPEN_LOOP]["value"][-1]
-        columns[f"{name} at {_steps(report)}, cm"] = _Column(read, 1)
+        columns |= _error(f"{name} at {_steps(report)}", read)
         # Nothing is predicted there, so all steps say the same.
         read = lambda found, name=name: float(np.mean(found["positions"][name]["errors"][TRUE_LATENTS]["value"]))
-        columns[f"{name} in true latents, cm"] = _Column(read, 1)
+        columns |= _error(f"{name} in true latents", read)
     return columns
+
+
+def _error(heading, read):
+    """Return the column of an error in cm by its heading."""
+    return {f"{heading}, cm": _Column(read, 1, lambda mean, other: f"{1 - mean / other:.0%} {heading}")}
 
 
 def _rollout_about(report):
@@ -113,14 +122,13 @@ def _rollout_about(report):
     return f"{_steps(report)} steps" + (f" and {', '.join(positions)}" if positions else "")
 
 
-def _nearer(heading, mean, other):
-    position, _, unit = heading.rpartition(", ")
-    return f"{1 - mean / other:.0%} {position}" if unit == "cm" else None
-
-
 def _probe_columns(report):
     del report
-    return {f"{heading}, %": _Column(lambda found, key=key: found["probes"][found["best"]][key], 1) for key, heading in _ACCURACIES}
+    return {f"{heading}, %": _accuracy(key, heading) for key, heading in _ACCURACIES}
+
+
+def _accuracy(key, heading):
+    return _Column(lambda found: found["probes"][found["best"]][key], 1, lambda mean, other: f"{mean - other:.1f} {heading}")
 
 
 def _probe_about(report):
@@ -129,10 +137,10 @@ def _probe_about(report):
 
 
 _KINDS = (
-    _Kind("rollout", frozenset({"ratios", "errors", "positions"}), _rollout_about, _rollout_columns, _nearer,
+    _Kind("rollout", frozenset({"ratios", "errors", "positions"}), _rollout_about, _rollout_columns,
           "errors of {first} are below those of {other} by "),
     _Kind("probe", frozenset({"probes", "best", "classes", "protocol"}), _probe_about, _probe_columns,
-          lambda heading, mean, other: f"{mean - other:.1f} {heading.removesuffix(', %')}", "points of {first} above {other}: "),
+          "points of {first} above {other}: "),
 )
 
 
