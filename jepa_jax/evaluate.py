@@ -200,7 +200,7 @@ def _parser():
     for name, module, what in _ELSEWHERE:
         module.add_arguments(commands.add_parser(name, help=what, description=module.DESCRIPTION, epilog=module.EXAMPLES,
                                                  formatter_class=parser.formatter_class))
-    add = commands.add_parser("compare", help="reports of rollouts side by side", description=_COMPARE,
+    add = commands.add_parser("compare", help="reports side by side", description=_COMPARE,
                               formatter_class=parser.formatter_class)
     add.set_defaults(run=_compare)
     add.add_argument("reports", nargs="+", type=types.assignment, metavar="NAME=FILE", help="report.json or probe.json files; FILE may be a glob, in quotes")

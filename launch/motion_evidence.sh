@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measure what pretraining without labels is worth: probes read class and direction of moving digits off an encoder after
 # 1/4, 1/2 and all of its pretraining, off the same encoder newly initialised, and off raw patches. One seed per call, about
-# 100 minutes on one CPU core; it ends with a table of all seeds so far. Run it again after an interruption: it continues.
+# two hours on one CPU core; it ends with a table of all seeds so far. Run it again after an interruption: it continues.
 # Usage: bash launch/motion_evidence.sh [WORKDIR] [SEED]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,7 +17,7 @@ run train --config=configs/pretrain.py:motion --workdir="$here/encoder" --config
 [[ -e $here/patches ]] || run evaluate controls --model "$here/encoder" --output "$here" --seed "$seed"
 for encoder in random patches encoder/checkpoints/300 encoder/checkpoints/600 encoder; do
   tokens=$here/tokens-${encoder//\//-} sweep=()
-  # Their tokens are eight times as wide and a probe 64 times as large: one of the six pairs takes 20 minutes.
+  # Their tokens are eight times as wide and a probe 64 times as large: one of the six pairs takes 20 minutes, all of them two hours.
   [[ $encoder == patches ]] && sweep=(--config.optim.lr="(0.001,)" --config.optim.weight_decay="(0.01,)")
   for label in direction class; do
     name=$label-${encoder//\//-}
