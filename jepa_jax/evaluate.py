@@ -43,6 +43,7 @@ _EXAMPLES = """examples:
   python -m jepa_jax.evaluate rollout shards/heldout --model runs/ac --output reports/ac --decode --extra box_position
   python -m jepa_jax.evaluate compare 'pretrained=reports/seed*-pretrained.json' 'random=reports/seed*-random.json'
   python -m jepa_jax.evaluate compare 'pretrained=reports/seed*/probe.json' 'random=reports/random-seed*/probe.json'
+  python -m jepa_jax.evaluate compare 'pretrained=runs/evidence/seed*/closed_loop-encoder/robot.json'
   python -m jepa_jax.evaluate controls --model runs/encoder --output runs/controls
   python -m jepa_jax.evaluate rollout shards/droid --model vjepa2-ac-vitg.pt --output reports/released --samples 50"""
 _ROLLOUT = """Say whether a world model uses actions at all: how far its predictions are from the frames that came,
@@ -53,7 +54,8 @@ nothing could be judged."""
 _CONTROLS = """Write the frozen encoders that a trained one must beat: DIR/random, the same network newly initialised, and
 DIR/patches, which hands on the pixels of every patch. Train a world model on each, as on the trained one."""
 _COMPARE = """Put reports of `evaluate rollout`, or of `evaluate probe` (the best probe of each), side by side: a row for each NAME, a column
-for each number, and how much better the first is. Of several reports, such as those of several seeds, the lowest and the highest number are shown."""
+for each number, and how much better the first is. Of several reports, such as those of several seeds, the lowest and the highest number are shown.
+Of `evaluate robot` there is a row for each NAME and policy and a column for each task, over the episodes of all reports of NAME together."""
 REPORT, PICTURE = "report.json", "report.png"
 _POSITION = "position"
 # Steps that are predicted by default, where training clips are as long.
@@ -203,7 +205,7 @@ def _parser():
     add = commands.add_parser("compare", help="reports side by side", description=_COMPARE,
                               formatter_class=parser.formatter_class)
     add.set_defaults(run=_compare)
-    add.add_argument("reports", nargs="+", type=types.assignment, metavar="NAME=FILE", help="report.json or probe.json files; FILE may be a glob, in quotes")
+    add.add_argument("reports", nargs="+", type=types.assignment, metavar="NAME=FILE", help="report.json, probe.json or robot.json files; FILE may be a glob, in quotes")
     add = commands.add_parser("controls", help="encoders that have learnt nothing, to compare with", description=_CONTROLS,
                               formatter_class=parser.formatter_class)
     add.set_defaults(run=_controls)

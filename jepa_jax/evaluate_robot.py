@@ -1,6 +1,5 @@
 """`python -m jepa_jax.evaluate robot`: policies act in a simulator, and successes are counted."""
 
-import ast
 import dataclasses
 import functools
 import os
@@ -22,7 +21,7 @@ from jepa_jax.evals.closed_loop.episodes import Runner
 from jepa_jax.evals.closed_loop.panda import Panda
 from jepa_jax.evals.closed_loop.planners import MODEL, POSES
 from jepa_jax.evals.closed_loop.tabletop import Tabletop
-from jepa_jax.planning.command import LEARNED, add_energy_arguments, energy_of
+from jepa_jax.planning.command import LEARNED, add_energy_arguments, add_setting_argument, energy_of
 from jepa_jax.planning.energy import Energy
 from jepa_jax.planning.presets import PRESETS
 from jepa_jax.robots.conditions import ConditionMaker
@@ -89,8 +88,7 @@ def add_arguments(parser):
     add("--camera", choices=CAMERAS, help="default: the model's, or front")
     add("--nuisance", type=read_nuisance, default=Nuisance.all(1.0), metavar="X", help="as for jepa_jax.sim.collect (default 1)")
     add("--planner", choices=PRESETS, default="icem", help="preset (default %(default)s)")
-    add("--set", type=_setting, action="append", default=[], metavar="NAME=VALUE",
-        help="field of the planner, such as samples=64, horizon=2, cost='sum'; may be repeated")
+    add_setting_argument(parser)
     add_energy_arguments(parser)
     add("--goal-steps", type=_numbers, metavar="N,N,...", help="steps for each goal (default: the task's, or no limit beside --switch-energy)")
     add("--switch-energy", type=types.positive_float, metavar="X", help="go on to the next goal below this energy")
@@ -276,11 +274,3 @@ def _numbers(text):
 
 def _layers(text):
     return tuple(map(int, text.split(",")))
-
-
-def _setting(text):
-    name, value = types.assignment(text)
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value

@@ -17,7 +17,7 @@ from jepa_jax.data import DataError
 from jepa_jax.data.publish import check_folder, new_file, write_json
 from jepa_jax.planning import bind, full_actions, make_spec
 from jepa_jax.planning.calibration import calibrate, watch
-from jepa_jax.planning.command import STATE_UNITS, add_model_arguments, bounds_of, energy_of, load_planned
+from jepa_jax.planning.command import STATE_UNITS, add_model_arguments, add_setting_argument, bounds_of, energy_of, load_planned
 from jepa_jax.planning.latent import still_actions
 from jepa_jax.planning.memory import fit_memory
 from jepa_jax.planning.observations import read_moves, read_picture, read_state, see
@@ -73,6 +73,9 @@ def _run(args):
     spec = fit_memory(trained.world, spec, devices=mesh.size)
     energy = energy_of(args, trained.encoder_sha256)
     planner, calibration = bind(trained.world, spec, energy), None
+    began = time.perf_counter()
+    scene = see(trained, params, now, goal, state, args.extrinsics)
+    encode_s = time.perf_counter() - began
     if args.calibrate:
         moves = read_moves(args.calibrate, robot)
         # A preset's own where nothing else is known.
@@ -80,9 +83,6 @@ def _run(args):
         calibration = watch(trained, params, *moves, energy=energy, extrinsics=args.extrinsics, seed=args.seed, **bounds)
         planner = calibrate(planner, calibration)
         notes.append(_describe_calibration(calibration, robot))
-    began = time.perf_counter()
-    scene = see(trained, params, now, goal, state, args.extrinsics)
-    encode_s = time.perf_counter() - began
     output, compile_s, times = _solve(planner, params, scene.root, args.seed, mesh)
     if not np.isfinite(output.cost):
         raise ValueError("the predicted energy is not finite for any candidate: the training of the action predictor has diverged")
@@ -161,7 +161,9 @@ def _changes(args, robot):
             raise ValueError(f"--fix {name}: robot {robot.name!r} plans {', '.join(planned)}")
     if args.fix:
         changes["fixed"] = [(planned.index(name), value) for name, value in args.fix]
-    return changes
+    if twice := sorted(set(changes) & {name for name, _ in args.set}):
+        raise ValueError(f"--set {', '.join(twice)}: there is an option for it that is given too; leave one out")
+    return changes | dict(args.set)
 
 
 def _describe_calibration(calibration, robot):
@@ -212,6 +214,7 @@ def _parser():
     add("--cost", choices=("last", "sum"), help="what counts: the last state, or all of them")
     add("--action-penalty", type=types.non_negative_float, metavar="X", help="on large actions")
     add("--fix", type=_fixed, action="append", default=[], metavar="NAME=VALUE", help="do not plan this number; may be repeated")
+    add_setting_argument(parser)
     add("--calibrate", metavar="NPZ", help="moves seen through this camera, to find out how it is turned: observations [1, T, H, W, 3] and "
                                            "states [1, T, ...] of T - 1 steps in several directions")
     add("--chunk", type=types.positive, metavar="N", help="candidates at once (default: as many as fit into memory)")

@@ -71,6 +71,27 @@ def test_probes_of_several_seeds(tmp_path, capsys):
     assert "cannot be compared" in run(capsys, f"a={random}", f"b={report(tmp_path, 'rollout.json')}")[2]
 
 
+def robot_report(folder, name, *rows, **settings):
+    made = [{"task": task, "policy": policy, "encoder": "trained" if policy == "model" else "", "episodes": episodes,
+             "end": {"value": end / episodes}, "ever": {"value": ever / episodes}} for task, policy, episodes, end, ever in rows]
+    (folder / name).write_text(json.dumps({"settings": {"seeds": [20], **settings}, "rows": made}))
+    return folder / name
+
+
+def test_episodes_of_several_reports_are_counted_together(tmp_path, capsys):
+    robot_report(tmp_path, "seed0.json", ("grasp-box", "model", 50, 16, 40), ("reach", "model", 50, 42, 45), ("reach", "random", 50, 0, 1))
+    robot_report(tmp_path, "seed1.json", ("reach", "model", 50, 44, 47), world="tabletop")
+    status, lines, _ = run(capsys, f"ours={tmp_path}/seed*.json")
+    assert status == 0 and lines == [
+        "| at the end, % [95 %] (ever) | reach | grasp-box |", "|---|---|---|",
+        "| ours: model, encoder trained | 86 [78, 91] (92) of 100, each 84, 88 | 32 [21, 46] (80) of 50 |",
+        "| ours: random | 0 [0, 7] (2) of 50 |  |",
+    ]
+    other = robot_report(tmp_path, "other.json", ("reach", "model", 50, 44, 47), world="panda")
+    status, _, said = run(capsys, f"a={tmp_path}/seed0.json", f"b={other}")
+    assert status == 2 and "other.json is about world panda, range None" in said and "they cannot be compared" in said
+
+
 @pytest.mark.parametrize("fields, message", [
     ({"far": (1.0, 2.0, 3.0)}, "is about 3 steps and hand, .* about 2 steps and hand: they cannot be compared"),
     ({"positions": ()}, "is about 2 steps, .* about 2 steps and hand"),
@@ -84,5 +105,5 @@ def test_reports_that_cannot_be_compared(fields, message, tmp_path, capsys):
 def test_files_that_are_no_reports(tmp_path, capsys):
     for text in ("[]", "not JSON"):
         (tmp_path / "other.json").write_text(text)
-        assert "other.json is no report of `evaluate rollout` or `evaluate probe`" in run(capsys, f"a={tmp_path}/other.json")[2]
+        assert "other.json is no report of `evaluate rollout` or `evaluate probe` or `evaluate robot`" in run(capsys, f"a={tmp_path}/other.json")[2]
     assert "nothing*: there is no such file" in run(capsys, f"a={tmp_path}/nothing*")[2]

@@ -98,6 +98,15 @@ def test_plan(run, tmp_path):
     assert cv2.imread(str(tmp_path / plan.PICTURE)).shape[1] > 1000
 
 
+def test_other_numbers_and_any_setting(run, tmp_path):
+    """Rotations are planned too, which the official planner keeps at 0."""
+    status, out, error = run("--planned", "yaw,x,roll", "--bounds", "-0.05:0.05,-0.1:0.1,-0.2:0.2", "--set", "choice=best", "--set",
+                             "std=(0.01,0.02,0.03)", "--output", str(tmp_path))
+    assert status == 0, error
+    (action,) = json.loads((tmp_path / plan.REPORT).read_text())["actions"]
+    assert all(action[at] for at in (0, 3, 5)) and not any(action[at] for at in (1, 2, 4, 6)) and "roll      " in out and out.count("(not planned)") == 4
+
+
 def test_candidates_are_spread_over_devices(run, tmp_path):
     found = []
     for number in (1, 4):
@@ -125,6 +134,14 @@ def test_candidates_are_spread_over_devices(run, tmp_path):
     (("--bounds", "-1:1"), {"model": "arm"}, "the low bounds of an action are 1 numbers; give one for each of a, b, c, d, e, f, g"),
     ((), {"model": "arm"}, "robot 'generic': the bounds of an action are not known; give LOW:HIGH for each of a, b"),
     (("--bounds", "0:1,0:1"), {}, "the low bounds of an action are 2 numbers; give one for each of x, y, z, gripper"),
+    (("--fix", "x=5"), {}, "planner: x is fixed to 5; its bounds allow -0.075 to 0.075"),
+    (("--fix", "x=nan"), {}, "planner: fixed is ((0, nan),); it must be pairs"),
+    (("--planned", "x,elbow"), {}, "--planned x,elbow: robot 'droid' has no elbow; its actions are x, y, z"),
+    (("--planned", "x,yaw"), {}, "--planned x,yaw: robot 'droid' has no range for yaw; give --bounds, LOW:HIGH for each of x, yaw"),
+    (("--set", "samples=3"), {}, "--set samples: there is an option for it that is given too"),
+    (("--set", "temperature=low"), {}, "planner: temperature is 'low'; it must be None or a number above 0"),
+    (("--set", "speed=3"), {}, "a planner has no setting speed; it has action_penalty"),
+    ((), {"goal": "small.png", "calibrate": "moves.npz"}, "observation and goal are 64 x 36 and 32 x 32 pixels"),
     (("--fix", "yaw=1"), {}, "--fix yaw: robot 'droid' plans x, y, z, gripper"),
     ((), {"model": "encoder"}, "action_predictor"),
     (("--pool", "3"), {}, "pool is 3, which does not divide a grid of 4 x 4"),
@@ -154,7 +171,7 @@ def test_calibrate(run, files, tmp_path, monkeypatch):
     record = json.loads((tmp_path / plan.REPORT).read_text())
     matrix = np.array(record["calibration"]["matrix"])
     assert matrix.shape == (2, 2) and np.isfinite(matrix).all() and "note: through this camera x and y look turned by " in out
-    trained, params, _ = load_planned(argparse.Namespace(model=str(files / "ac"), encoder=None, robot=None))
+    trained, params, _ = load_planned(argparse.Namespace(model=str(files / "ac"), encoder=None, robot=None, planned=()))
     frames, states = read_moves(str(files / "moves.npz"), DROID)
     with pytest.raises(ValueError, match="1 moves do not tell 2 directions apart"):
         calibration.watch(trained, params, frames[:2], states[:2])
@@ -221,6 +238,9 @@ class TestEnergy:
         common = ["energy", "--model", str(files / "ac"), "--output", str(tmp_path), "--trajectory", str(tmp_path / "example.npz")]
         assert viz.main([*common, "--grid", "notebook", "--dims", "x,z", "--samples", "20", "--reverse"]) == 0
         assert "energy.png" in capsys.readouterr().out and cv2.imread(str(tmp_path / "energy.png")).shape[1] > 1000
+        record = json.loads((tmp_path / "energy.json").read_text())
+        assert record["names"] == ["x", "y", "z", "gripper"] and record["dims"] == ["x", "z"] and np.shape(record["energies"]) == (5, 5)
+        assert 1 <= record["rank"] <= record["samples"] + 1 == 21 and record["true"][0] == pytest.approx(-0.05) and len(record["lowest"]) == 4
         assert viz.main([*common, "--dims", "x,roll"]) == 1
         assert "give two different names of x, y, z, gripper" in capsys.readouterr().err
 
@@ -271,8 +291,10 @@ class TestBench:
         record = json.loads((tmp_path / "record.json").read_text())
         assert record["states"] == 3 and record["apart"] == 2 and record["seed"] == 4 and record["horizon"] == 1
         assert "3 test states, 2 steps from their goals" in capsys.readouterr().out
-        for wrong, said in ((["--horizons", "1", "2"], "one horizon a run"), (["--samples", "9", "--dtype", "bfloat16"], "--samples, --dtype: ")):
+        for wrong, said in ((["--horizons", "1", "2"], "one horizon a run"), (["--samples", "9", "--dtype", "bfloat16"], "--samples, --dtype: "),
+                            (["--distance-head", str(tmp_path / "none")], "none")):
             assert bench.main([*common, *wrong]) == 2 and said in capsys.readouterr().err
+        assert bench.main(["plan", "--shards", "shards", "--apart", "3"]) == 2 and "--shards, --apart: for --model" in capsys.readouterr().err
 
     def test_planners_are_compared(self, tmp_path, capsys):
         world = WorldModel(NETWORKS["action_predictor"].module, DROID)

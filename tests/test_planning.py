@@ -234,6 +234,15 @@ def test_polishing_goes_on_from_the_best_of_all_starts():
     ({"low": (-1,) * 2}, "high is .*2 long"),
     ({"held": [(2, 0)]}, "held is .*tuples of 3 numbers"),
     ({"chunk": 2.5}, "chunk is 2.5; it must be None or a whole number"),
+    ({"temperature": "low"}, "temperature is 'low'; it must be None or a number above 0"),
+    ({"noise_color": float("inf")}, "noise_color is inf; it must be a number"),
+    ({"learning_rate": "fast"}, "learning_rate is 'fast'; it must be a number"),
+    ({"include_mean": "no"}, "include_mean is 'no'; it must be True or False"),
+    ({"fixed": 5}, "fixed is 5; it must be tuples of 2 numbers"),
+    ({"fixed": [(0, float("nan"))]}, "fixed is .*finite value"),
+    ({"held": [(0, 1, float("nan"))]}, "held is .*finite value"),
+    ({"low": "abc"}, "low is 'abc'; it must be"),
+    ({"low": 5}, "high is .*1 long"),
 ])
 def test_settings_that_make_no_sense(changes, message):
     with pytest.raises(ValueError, match=message):
@@ -255,6 +264,18 @@ def test_presets_of_robots():
     assert spec.high == (0.075, 0.075, 0.075, 0.75) and spec.std == (0.075, 0.075, 0.075, 1.0)
     assert spec.deadzone == (0, 0, 0, 0.25) and planning.make_spec(DROID, "notebook").momentum_std == (0.75, 0.75, 0.75, 0.15)
     assert planning.make_spec(DROID, "cem_default").high[0] == 0.05 and planning.make_spec(DROID, "mppi", samples=32).elites == 32
+    defaults = planning.make_spec(DROID, "world_model_default")
+    assert (defaults.samples, defaults.horizon, defaults.iterations, defaults.elites, defaults.high[0]) == (400, 2, 10, 10, 0.05)
+    assert defaults.momentum_mean == defaults.momentum_std == (0.15,) * 4
+    hundred = planning.make_spec(DROID, "cem_default")
+    assert (hundred.samples, hundred.horizon, hundred.iterations, hundred.elites) == (100, 1, 100, 10)
+    assert hundred.momentum_mean == (0.25, 0.25, 0.25, 0.15) and hundred.momentum_std == (0.95, 0.95, 0.95, 0.15)
+    notebook = planning.make_spec(DROID, "notebook")
+    assert (notebook.samples, notebook.horizon, notebook.iterations, notebook.elites, notebook.high[0]) == (25, 2, 2, 10, 0.075)
+    with pytest.raises(ValueError, match="x is fixed to 5; its bounds allow -0.05 to 0.05"):
+        planning.make_spec(DROID, "cem_default", fixed=[(0, 5.0)])
+    with pytest.raises(ValueError, match="'gradient' draws no candidates, as iterations is 0: samples would do nothing"):
+        planning.make_spec(DROID, "gradient", samples=9)
     turning = dataclasses.replace(DROID, planned=(), action_low=(-0.1,) * 7, action_high=(0.1,) * 7)
     assert planning.make_spec(turning, "cem").dims == 7
     with pytest.raises(ValueError, match="official one, whose actions are changes of x, y, z and a gripper; robot 'droid' plans x, y, z, roll"):

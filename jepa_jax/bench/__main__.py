@@ -13,7 +13,9 @@ from jepa_jax.data.claims import ShardError
 from jepa_jax.data.errors import DataError
 
 # Of `plan`, where none are given.
-_HORIZONS = [1, 2]
+_HORIZONS, _REPEATS = [1, 2], 3
+# Options that say how random weights are timed.
+_TIMED = ("size", "samples", "iterations", "dtype", "chunk", "repeats", "against")
 _EXAMPLES = """examples:
   python -m jepa_jax.bench step --size vit_small --batch 1 --against torch
   python -m jepa_jax.bench step --config configs/pretrain.py:vitl16 --batch 32 --dtype bfloat16
@@ -154,21 +156,25 @@ def _plan(args):
 
         if not args.shards:
             raise ValueError("--model compares planners on trajectories; give --shards DIR")
-        if given := [name for name in ("samples", "iterations", "dtype", "chunk", "against") if getattr(args, name)]:
+        if given := [name for name in _TIMED if getattr(args, name)]:
             raise ValueError(f"--{', --'.join(given)}: --model compares planners as they are; leave it out")
         horizon, *more = args.horizons or [1]
         if more:
             raise ValueError(f"--horizons {' '.join(map(str, args.horizons))}: --model compares planners at one horizon a run")
-        record = measure_planners(args.model, args.shards, encoder=args.encoder, states=args.states, apart=args.apart, horizon=horizon,
-                                  seed=args.seed)
-        return record, f"planners-{os.path.basename(os.path.normpath(args.model))}-h{horizon}-seed{args.seed}-{device.device_kind}"
+        seed, counts = args.seed or 0, {name: value for name in ("states", "apart") if (value := getattr(args, name))}
+        record = measure_planners(args.model, args.shards, encoder=args.encoder, distance_head=args.distance_head, horizon=horizon,
+                                  seed=seed, **counts)
+        return record, f"planners-{os.path.basename(os.path.normpath(args.model))}-h{horizon}-seed{seed}-{device.device_kind}"
+    if given := [name for name in ("encoder", "shards", "states", "seed", "apart", "distance_head") if getattr(args, name) is not None]:
+        raise ValueError(f"--{', --'.join(given).replace('_', '-')}: for --model, which compares planners; without it plans of random weights are timed")
     from jepa_jax.bench.planning import measure_planning
 
+    size = args.size or "tiny"
     dtype = args.dtype or ("float32" if device.platform == "cpu" else "bfloat16")
-    record = measure_planning(args.size, samples=args.samples, iterations=args.iterations, horizons=args.horizons or _HORIZONS, dtype=dtype,
-                              repeats=args.repeats, chunk=args.chunk, against=args.against)
+    record = measure_planning(size, samples=args.samples, iterations=args.iterations, horizons=args.horizons or _HORIZONS, dtype=dtype,
+                              repeats=args.repeats or _REPEATS, chunk=args.chunk, against=args.against)
     peer = f"-{args.against}" if args.against else ""
-    return record, f"plan-{args.size}-{dtype}-{device.device_kind}{peer}"
+    return record, f"plan-{size}-{dtype}-{device.device_kind}{peer}"
 
 
 def _lines(record):
@@ -333,21 +339,22 @@ def _add_world_model(kinds):
 def _add_plan(kinds):
     planning = kinds.add_parser("plan", help="time planning with random weights, or compare planners on a trained model")
     add = planning.add_argument
-    add("--size", choices=("tiny", "full"), default="tiny", help="of the model; full is the released one (default %(default)s)")
+    add("--size", choices=("tiny", "full"), help="of the model; full is the released one (default tiny)")
     add("--samples", type=_positive, help="candidates (default: 64 tiny, 800 full)")
     add("--iterations", type=_positive, help="of the search (default: 4 tiny, 10 full)")
     add("--horizons", type=_positive, nargs="+",
         help=f"steps ahead, each measured by itself (default {' '.join(map(str, _HORIZONS))}; one with --model, 1)")
     add("--dtype", choices=("float32", "bfloat16"), help="default: float32 on CPU, else bfloat16")
     add("--chunk", type=_positive, help="candidates at once, on both sides (default: as many as fit)")
-    add("--repeats", type=_positive, default=3, help="timed plans (default %(default)s)")
+    add("--repeats", type=_positive, help=f"timed plans (default {_REPEATS})")
     add("--against", choices=("torch",), help="time the official planner in PyTorch too, in turn with ours")
     add("--model", metavar="PATH", help="compare all planners on this trained world model instead")
     add("--encoder", metavar="PATH", help="its encoder, where PATH lacks it")
     add("--shards", nargs="+", metavar="DIR", help="held-out trajectories for --model")
-    add("--states", type=_positive, default=64, help="test states for --model (default %(default)s)")
-    add("--seed", type=types.count, default=0, help="of states and search for --model (default %(default)s)")
-    add("--apart", type=_positive, default=4, help="steps from a state to its goal for --model (default %(default)s)")
+    add("--states", type=_positive, help="test states for --model (default 64)")
+    add("--seed", type=types.count, help="of states and search for --model (default 0)")
+    add("--apart", type=_positive, help="steps from a state to its goal for --model (default 4)")
+    add("--distance-head", metavar="FILE", help="energy for --model: what `evaluate distance` wrote (default: L1, as officially)")
 
 
 def _positive(text):

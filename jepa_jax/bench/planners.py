@@ -9,7 +9,7 @@ from jepa_jax.data import ShardSource
 from jepa_jax.data.trajectories import KIND
 from jepa_jax.evals import samples
 from jepa_jax.models.norms import normalize_latents
-from jepa_jax.planning import bind, make_root, make_spec
+from jepa_jax.planning import Energy, bind, load_learned, make_root, make_spec
 from jepa_jax.planning.memory import fit_memory
 from jepa_jax.planning.presets import GENERAL
 from jepa_jax.planning.search import curve
@@ -21,13 +21,14 @@ from jepa_jax.weights.load import load_with_encoder
 _ALIKE = 1e-6
 
 
-def measure_planners(model, shards, *, encoder=None, states=64, apart=4, horizon=1, batch=8, seed=0):
+def measure_planners(model, shards, *, encoder=None, distance_head=None, states=64, apart=4, horizon=1, batch=8, seed=0):
     """Compare all planners on test states of trajectories.
 
     Args:
       model: path of weights with an action predictor.
       shards: paths of held-out trajectories with frames or features.
       encoder: path of the encoder, where `model` lacks it.
+      distance_head: path of a learned distance, the energy; None for L1.
       states: pairs of frames, of as many trajectories as there are.
       apart: steps from a frame to its goal.
       horizon, batch, seed: as in `compare_planners`.
@@ -46,13 +47,17 @@ def measure_planners(model, shards, *, encoder=None, states=64, apart=4, horizon
     except CheckpointError as error:
         raise ValueError(str(error)) from error
     trained = bind_model(loaded)
+    energy = load_learned(distance_head) if distance_head else Energy()
+    if distance_head:
+        energy.check_encoder(trained.encoder_sha256)
     found = samples.read_samples(source, samples.make_maker(trained, shards, apart + 1, latents=stored), states, seed=seed)
     device = jax.devices()[0]
     return {
         "benchmark": "planners", "model": model, "shards": list(shards), "apart": apart, "seed": seed,
         "device": {"kind": device.device_kind, "platform": device.platform, "num": 1}, "machine": report.machine(),
-        **compare_planners(trained.world, params, _roots(trained.world, params, found.arrays, batch), horizon=horizon, batch=batch,
-                           seed=seed),
+        "energy": "learned" if distance_head else energy.distance,
+        **compare_planners(trained.world, params, _roots(trained.world, params, found.arrays, batch), energy=energy, horizon=horizon,
+                           batch=batch, seed=seed),
     }
 
 
@@ -68,13 +73,14 @@ def _roots(world, params, arrays, batch):
     return make_root(world, latents[:, 0], ends("states")[:, 0], latents[:, 1], camera)
 
 
-def compare_planners(world, params, roots, *, horizon=1, names=tuple(GENERAL), reference="paper", batch=8, seed=0):
+def compare_planners(world, params, roots, *, energy=None, horizon=1, names=tuple(GENERAL), reference="paper", batch=8, seed=0):
     """Say what each planner reaches for how many calls of the model, on the same test states.
 
     Args:
       world: `WorldModel`.
       params: of it.
       roots: `Root` with a leading axis of N test states.
+      energy: as in `planning.bind`.
       horizon: of all planners.
       names: presets to compare.
       reference: preset they are compared with, at least as good in energy.
@@ -90,7 +96,7 @@ def compare_planners(world, params, roots, *, horizon=1, names=tuple(GENERAL), r
     rows = {}
     for name in (reference, *names):
         spec = fit_memory(world, make_spec(world.robot, name, horizon=horizon), robots=batch)
-        planner = bind(world, spec)
+        planner = bind(world, spec, energy)
 
         @jax.jit
         def solve(params, keys, roots, planner=planner):

@@ -1,11 +1,13 @@
 """Several reports of one kind side by side, such as those of a trained encoder and of its controls, each with several seeds."""
 
+import functools
 import json
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
+from jepa_jax.evals.closed_loop.report import describe_world, lay_out
 from jepa_jax.evals.readout import TRUE_LATENTS
 from jepa_jax.evals.rollouts import MODEL, ONE_STEP, OPEN_LOOP
 from jepa_jax.weights.bundle import Protocol
@@ -38,22 +40,20 @@ class _Kind(NamedTuple):
       command: subcommand of `evaluate` that writes it.
       fields: by which it is known.
       about: report -> text; reports are compared where it is the same.
-      columns: report -> dict from a heading to `_Column`.
-      said: how a line of gains begins, with `first` and `other`.
+      lay_out: groups of reports -> lines of text, a table in Markdown and what is to be said of it.
     """
 
     command: str
     fields: frozenset
     about: Callable
-    columns: Callable
-    said: str
+    lay_out: Callable
 
 
 def read_reports(groups):
     """Read reports that can stand in one table.
 
     Args:
-      groups: dict from a name to paths of reports, `report.json` or `probe.json` files.
+      groups: dict from a name to paths of reports, `report.json`, `probe.json` or `robot.json` files.
 
     Returns:
       dict from the name to the reports.
@@ -77,28 +77,38 @@ def compare(groups):
     """Lay groups of reports out as a table in Markdown, and say how much better the first group is.
 
     Args:
-      groups: dict from a name to reports, as `read_reports` returns it; of several reports a cell shows the lowest and the highest.
+      groups: dict from a name to reports, as `read_reports` returns it; of several reports a cell shows the lowest and the highest,
+        or what their episodes come to together.
 
     Returns:
       Lines of text.
     """
-    report = next(iter(groups.values()))[0]
-    kind = _kind(report)
-    columns = kind.columns(report)
+    return _kind(next(iter(groups.values()))[0]).lay_out(groups)
+
+
+def _lay_out_numbers(groups, *, columns, said):
+    """Lay out reports of numbers.
+
+    Args:
+      groups: as in `compare`.
+      columns: report -> dict from a heading to `_Column`.
+      said: how a line of gains begins, with `first` and `other`.
+    """
+    columns = columns(next(iter(groups.values()))[0])
     lines = ["| | reports | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 2)]
     for name, reports in groups.items():
         cells = [_range(map(column.read, reports), column.digits) for column in columns.values()]
         lines.append(f"| {name} | {len(reports)} | " + " | ".join(cells) + " |")
-    return [*lines, "", *_gains(groups, kind, columns)]
+    return [*lines, "", *_gains(groups, columns, said)]
 
 
-def _gains(groups, kind, columns):
+def _gains(groups, columns, said):
     """Say how much better the mean of the first group is than those of the others."""
     (first, reports), *others = groups.items()
     mean = lambda column, some: np.mean([column.read(report) for report in some])
     for name, rivals in others:
         if parts := [column.gain(mean(column, reports), mean(column, rivals)) for column in columns.values() if column.gain]:
-            yield "* " + kind.said.format(first=first, other=name) + ", ".join(parts)
+            yield "* " + said.format(first=first, other=name) + ", ".join(parts)
 
 
 def _rollout_columns(report):
@@ -137,10 +147,11 @@ def _probe_about(report):
 
 
 _KINDS = (
-    _Kind("rollout", frozenset({"ratios", "errors", "positions"}), _rollout_about, _rollout_columns,
-          "errors of {first} are below those of {other} by "),
-    _Kind("probe", frozenset({"probes", "best", "classes", "protocol"}), _probe_about, _probe_columns,
-          "points of {first} above {other}: "),
+    _Kind("rollout", frozenset({"ratios", "errors", "positions"}), _rollout_about, functools.partial(
+        _lay_out_numbers, columns=_rollout_columns, said="errors of {first} are below those of {other} by ")),
+    _Kind("probe", frozenset({"probes", "best", "classes", "protocol"}), _probe_about, functools.partial(
+        _lay_out_numbers, columns=_probe_columns, said="points of {first} above {other}: ")),
+    _Kind("robot", frozenset({"rows", "settings"}), describe_world, lay_out),
 )
 
 

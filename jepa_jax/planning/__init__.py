@@ -1,5 +1,6 @@
 """Planning: search the actions that lead from what is seen to a goal, in one compiled program."""
 
+from jepa_jax.planning.calibration import Calibration, calibrate, exploratory_moves, watch
 from jepa_jax.planning.energy import Energy
 from jepa_jax.planning.goals import Progress, next_goal, start_goals
 from jepa_jax.planning.latent import LatentState, Planner, bind, full_actions, make_root
@@ -11,7 +12,7 @@ from jepa_jax.planning.search import plan, warm_start
 from jepa_jax.planning.spec import PlanOutput, PlanSpec, Root, Trace
 
 __all__ = [
-    "PRESETS", "Energy", "LatentState", "LearnedEnergy", "PlanOutput", "PlanSpec", "Planner", "Progress", "Root", "Scene", "Trace", "bind",
-    "fit_memory", "full_actions", "load_learned", "make_root", "make_spec", "next_goal", "plan", "read_picture", "save_learned", "see",
-    "start_goals", "warm_start",
+    "PRESETS", "Calibration", "Energy", "LatentState", "LearnedEnergy", "PlanOutput", "PlanSpec", "Planner", "Progress", "Root", "Scene",
+    "Trace", "bind", "calibrate", "exploratory_moves", "fit_memory", "full_actions", "load_learned", "make_root", "make_spec", "next_goal",
+    "plan", "read_picture", "save_learned", "see", "start_goals", "warm_start", "watch",
 ]

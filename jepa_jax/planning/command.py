@@ -1,6 +1,8 @@
 """What commands that plan share: arguments that say which model plans and what it compares, and loading it."""
 
 import argparse
+import ast
+import dataclasses
 
 import numpy as np
 
@@ -25,6 +27,8 @@ def add_model_arguments(parser):
         help="for weights that name no robot (default: droid, if the dimensions are its)")
     add_energy_arguments(parser)
     add("--extrinsics", type=camera_pose, metavar="X,Y,Z,A,B,C", help="pose of the camera, for models that use it: m, rad")
+    add("--planned", type=types.names(), metavar="NAME,...", help="numbers of an action to search, others stay 0 (default: the robot's); rotations are "
+                                                          "numbers like others")
     add("--bounds", type=types.ranges, metavar="LOW:HIGH,...",
         help="of each planned number of an action; the same twice for one that shall not be planned (default: the robot's)")
 
@@ -37,6 +41,12 @@ def add_energy_arguments(parser):
     add("--distance-head", metavar="FILE", help="what `evaluate distance` wrote, for --distance learned")
     add("--pool", type=types.positive, default=1, metavar="N", help="average squares of N x N tokens first (default %(default)s)")
     add("--smooth", type=types.count, default=0, metavar="N", help="average tokens with their neighbours N times first (default 0)")
+
+
+def add_setting_argument(parser):
+    """Add `--set`, which collects pairs (field of `PlanSpec`, value)."""
+    parser.add_argument("--set", type=_setting, action="append", default=[], metavar="NAME=VALUE",
+        help="any field of planning.PlanSpec, such as horizon=2, cost='sum', choice=mean, std=(0.02,0.02,0.02,0.3); may be repeated")
 
 
 def bounds_of(args):
@@ -75,14 +85,41 @@ def load_planned(args):
     """Load the world model that a command line names: (`Trained`, params, notes).
 
     Args:
-      args: with `model`, `encoder` and `robot`, as `add_model_arguments` defines them.
+      args: with `model`, `encoder`, `robot` and `planned`, as `add_model_arguments` defines them.
 
     Raises:
       WeightsError, CheckpointError, ValueError: as `load` and `bind_model` do; `ValueError` without actions.
     """
     model, params = load_with_encoder(args.model, args.encoder)
     trained = bind_model(model, presets.make_spec({"preset": args.robot}) if args.robot else None)
+    if args.planned:
+        trained = _plan_others(trained, args.planned, args.bounds)
     return trained, params, [*model.notes, *trained.notes]
+
+
+def _plan_others(trained, names, bounds):
+    """Return a `Trained` whose planner searches the numbers of an action that have these names, within bounds or its robot's."""
+    robot, given = trained.world.robot, f"--planned {','.join(names)}"
+    if unknown := [name for name in names if name not in robot.action_names]:
+        raise ValueError(f"{given}: robot {robot.name!r} has no {', '.join(unknown)}; its actions are {', '.join(robot.action_names)}")
+    places = sorted(map(robot.action_names.index, names))
+    limits = dict(enumerate(zip(robot.action_low, robot.action_high)))
+    limits |= {at: pair for at, pair in zip(places, bounds or ()) if limits and pair[0] < pair[1]}
+    # Such as the rotations of 'droid', which the official planner leaves alone.
+    if still := [at for at in places if limits and limits[at][0] >= limits[at][1]]:
+        raise ValueError(f"{given}: robot {robot.name!r} has no range for {', '.join(robot.action_names[at] for at in still)}; give --bounds, "
+                         f"LOW:HIGH for each of {', '.join(robot.action_names[at] for at in places)}")
+    low, high = zip(*limits.values()) if limits else ((), ())
+    return trained._replace(world=dataclasses.replace(
+        trained.world, robot=dataclasses.replace(robot, planned=names, action_low=low, action_high=high)))
+
+
+def _setting(text):
+    name, value = types.assignment(text)
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
 
 
 def camera_pose(text):

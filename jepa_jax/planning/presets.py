@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from jepa_jax.planning.spec import PlanSpec
+from jepa_jax.planning.spec import PlanSpec, as_tuple
 
 # Numbers of the official planner for the gripper, whatever the preset. Source: notebooks/utils/mpc_utils.py (cem).
 _GRIPPER = {"std": 1.0, "momentum_mean": 0.15, "momentum_std": 0.15, "deadzone": 0.25}
@@ -48,7 +48,7 @@ def make_spec(robot, preset="icem", *, low=None, high=None, **changes):
       `PlanSpec`.
 
     Raises:
-      ValueError: unknown preset or field, or bounds that nothing states.
+      ValueError: unknown preset or field, a field that does not fit, a number fixed outside of its bounds, or bounds that nothing states.
     """
     if preset not in PRESETS:
         raise ValueError(f"planner {preset!r} is unknown; choose one of {', '.join(PRESETS)}")
@@ -57,15 +57,21 @@ def make_spec(robot, preset="icem", *, low=None, high=None, **changes):
         raise ValueError(f"a planner has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}")
     fields = _official(robot, preset) if preset in OFFICIAL else dict(GENERAL[preset])
     fields |= _bounds(robot, fields, low, high)
-    if "samples" in changes and "elites" not in changes and fields.get("iterations"):
+    if isinstance(changes.get("samples"), int) and "elites" not in changes and fields.get("iterations"):
         # Path integrals weight all candidates; others cannot have more elites than candidates.
         every = fields["elites"] == fields["samples"]
         fields["elites"] = changes["samples"] if every else min(fields["elites"], changes["samples"])
     fields |= changes
-    fixed = tuple(fields.get("fixed", ()))
-    stated = {dim for dim, *_ in fixed}
-    alike = [(dim, low) for dim, (low, high) in enumerate(zip(fields["low"], fields["high"])) if low == high and dim not in stated]
-    return PlanSpec(**(fields | {"fixed": (*fixed, *alike)}))
+    if not fields.get("iterations") and (unused := [name for name in ("samples", "elites", "keep") if name in changes]):
+        raise ValueError(f"planner {preset!r} draws no candidates, as iterations is 0: {', '.join(unused)} would do nothing; leave it out, or give "
+                         "iterations")
+    alike = [(dim, low) for dim, (low, high) in enumerate(zip(fields["low"], fields["high"])) if low == high]
+    spec = PlanSpec(**(fields | {"fixed": (*as_tuple(fields.get("fixed", ())), *alike)}))
+    for dim, value in spec.fixed:
+        if not spec.low[dim] <= value <= spec.high[dim]:
+            raise ValueError(f"planner: {robot.action_names[robot.planned_dims[dim]]} is fixed to {value:g}; its bounds allow {spec.low[dim]:g} "
+                             f"to {spec.high[dim]:g}")
+    return spec
 
 
 def _bounds(robot, fields, low, high):
@@ -73,7 +79,7 @@ def _bounds(robot, fields, low, high):
     names, found = ", ".join(robot.action_names[at] for at in robot.planned_dims), {}
     for name, given, own in (("low", low, robot.action_low), ("high", high, robot.action_high)):
         known = fields.get(name) or tuple(own[at] for at in robot.planned_dims if own)
-        found[name] = known if given is None else tuple(given)
+        found[name] = known if given is None else as_tuple(given)
         if not found[name]:
             raise ValueError(f"robot {robot.name!r}: the bounds of an action are not known; give LOW:HIGH for each of {names}, with commas "
                              "between them (--bounds; in Python low and high), or state robot.action_low and robot.action_high in the "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -134,8 +134,9 @@ class PlanSpec:
     def __post_init__(self):
         """Bring fields into their types and check them."""
         for field, width in (("fixed", 2), ("held", 3)):
-            object.__setattr__(self, field, tuple(map(tuple, getattr(self, field))))
-            self._require(all(len(entry) == width for entry in getattr(self, field)), field, f"tuples of {width} numbers")
+            entries = as_tuple(getattr(self, field))
+            self._require(all(isinstance(entry, (tuple, list)) and len(entry) == width for entry in entries), field, f"tuples of {width} numbers")
+            object.__setattr__(self, field, tuple(map(tuple, entries)))
         self._check_bounds()
         half = [(high - low) / 2 for low, high in zip(self.low, self.high)]
         defaults = {"std": half, "start": [min(max(0.0, low), high) for low, high in zip(self.low, self.high)]}
@@ -188,14 +189,14 @@ class PlanSpec:
         return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
     def _numbers(self, field: str, value: float | Sequence[float], count: int) -> tuple[float, ...]:
-        value = (value,) * count if isinstance(value, numbers.Real) else tuple(value)
-        good = len(value) == count and all(isinstance(item, numbers.Real) and math.isfinite(item) for item in value)
-        self._require(good, field, f"a finite number or {count} of them")
+        value = (value,) * count if isinstance(value, numbers.Real) else as_tuple(value)
+        self._require(len(value) == count and all(map(_is_number, value)), field, f"a finite number or {count} of them")
         return tuple(map(float, value))
 
     def _check_bounds(self) -> None:
         for field in ("low", "high"):
-            object.__setattr__(self, field, self._numbers(field, getattr(self, field), len(getattr(self, field))))
+            value = getattr(self, field)
+            object.__setattr__(self, field, self._numbers(field, value, len(as_tuple(value))))
         self._require(self.low, "low", "at least one number: bounds of the actions that are planned")
         self._require(len(self.high) == len(self.low), "high", f"{len(self.low)} long, as low is")
         free = set(range(self.dims)) - {dim for dim, _ in self.fixed}
@@ -208,6 +209,7 @@ class PlanSpec:
         for field, least in (("horizon", 1), ("samples", 1), ("iterations", 0), ("gradient_steps", 0), ("restarts", 1),
                              ("polish_steps", 0), ("keep", 0), ("elites", 1)):
             self._require(self._whole(field, least), field, f"a whole number of at least {least}")
+        self._require(isinstance(self.include_mean, bool), "include_mean", "True or False")
         self._require(self.iterations or self.gradient_steps, "iterations", "at least 1 where gradient_steps is 0")
         if self.iterations:
             self._require(2 <= self.elites <= self.samples, "elites", f"from 2 to the number of samples, {self.samples}")
@@ -221,15 +223,23 @@ class PlanSpec:
         self._require(self.choice in CHOICES, "choice", f"one of {', '.join(CHOICES)}")
         named = not isinstance(self.cost, str) or self.cost in (LAST, SUM)
         self._require(named and any(self.cost_weights), "cost", f"{LAST}, {SUM} or weights of which one is not 0")
-        self._require(self.temperature is None or self.temperature > 0, "temperature", "None or above 0")
-        self._require(self.learning_rate > 0, "learning_rate", "above 0")
-        self._require(self.noise_color >= 0, "noise_color", "at least 0")
+        self._require(self.temperature is None or _is_number(self.temperature) and self.temperature > 0, "temperature", "None or a number above 0")
+        self._require(_is_number(self.learning_rate) and self.learning_rate > 0, "learning_rate", "a number above 0")
+        self._require(_is_number(self.noise_color) and self.noise_color >= 0, "noise_color", "a number of at least 0")
         for field in ("momentum_mean", "momentum_std"):
             self._require(all(0 <= number <= 1 for number in getattr(self, field)), field, "from 0 to 1")
         for field in ("std", "deadzone", "action_penalty"):
             self._require(all(number >= 0 for number in getattr(self, field)), field, "at least 0")
-        self._require(all(dim in range(self.dims) for dim, _ in self.fixed), "fixed", f"pairs (0 to {self.dims - 1}, value)")
-        self._require(
-            all(dim in range(self.dims) and step >= 0 for dim, step, _ in self.held), "held",
-            f"triples (0 to {self.dims - 1}, step from 0 on, value)",
-        )  # fmt: skip
+        self._require(all(dim in range(self.dims) and _is_number(value) for dim, value in self.fixed), "fixed",
+                      f"pairs (0 to {self.dims - 1}, finite value)")
+        self._require(all(dim in range(self.dims) and _is_number(step) and step >= 0 and _is_number(value) for dim, step, value in self.held),
+                      "held", f"triples (0 to {self.dims - 1}, step from 0 on, finite value)")
+
+
+def as_tuple(value: Any) -> tuple:
+    """Return what a sequence holds; what is none, such as a text, as the only element."""
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -59,7 +59,7 @@ def _tabletop(args, load, output):
 
 def _energy(args, load, output):
     del load
-    yield landscapes.make_picture(args, output)
+    yield from landscapes.make_picture(args, output)
 
 
 def _planners(args, load, output):

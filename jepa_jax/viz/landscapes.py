@@ -5,6 +5,7 @@ import os
 import numpy as np
 
 from jepa_jax.commandline import types
+from jepa_jax.data.publish import write_json
 from jepa_jax.planning import bind, make_spec
 from jepa_jax.planning.command import STATE_UNITS, add_model_arguments, bounds_of, energy_of, load_planned
 from jepa_jax.planning.landscape import measure, measure_notebook
@@ -89,7 +90,7 @@ def add_arguments(parser):
 
 
 def make_picture(args, output):
-    """Load, measure and draw what a command line asks for; returns the path of the picture.
+    """Load, measure and draw what a command line asks for; yields the paths of picture and record.
 
     Raises:
       ValueError: if something cannot be read or does not fit.
@@ -115,7 +116,20 @@ def make_picture(args, output):
     name = os.path.basename(os.path.normpath(args.model))
     path = os.path.join(output, "energy.png")
     canvas.save_figure(draw_landscape(landscape, scene, robot, now=before, name=name), path)
-    return path
+    yield path
+    path = os.path.join(output, "energy.json")
+    write_json(path, _record(landscape, robot, before))
+    yield path
+
+
+def _record(landscape, robot, now):
+    """Return a landscape as plain data; actions are planned numbers in the robot's units."""
+    fields = {name: np.asarray(value).tolist() if isinstance(value, np.ndarray) else value for name, value in landscape._asdict().items()}
+    names = [robot.action_names[at] for at in robot.planned_dims]
+    return fields | {
+        "names": names, "units": [robot.action_units[at] for at in robot.planned_dims], "dims": [names[dim] for dim in landscape.dims],
+        "axes": [axis.tolist() for axis in landscape.axes], "now": now,
+    }
 
 
 def _read(args, robot):

@@ -228,7 +228,9 @@ class Runner:
 
     def milliseconds_per_plan(self, repeats: int = 5) -> float:
         """Measure how long one robot alone waits for its next action: the median, without compiling."""
-        _, seen, goals, _ = self._reset(np.int32(0), np.arange(self._at_once, dtype=np.int32))
+        # What was compiled is compiled for so many; others draw every start in turn.
+        starts = self._at_once if self._environment.pure else 1
+        _, seen, goals, _ = self._reset(np.int32(0), np.arange(starts, dtype=np.int32))
         seen, goals = jax.tree.map(lambda leaf: leaf[:1], (seen, goals))
         params = self._policy.params
         memory, act, times = self._begin(params, goals), jax.jit(self._policy.act), []

@@ -140,7 +140,7 @@ def planner_spec(environment, robot, preset="icem", **changes):
     return planning.make_spec(robot, preset, **(limits | changes))
 
 
-def planner_policy(pursuit, dynamics, spec, *, warm=True, robots_at_once=1):
+def planner_policy(pursuit, dynamics, spec, *, warm, robots_at_once):
     """Plan anew at every step and take the first action.
 
     Args:

@@ -3,8 +3,11 @@
 import numpy as np
 
 from jepa_jax.evals.intervals import wilson
+from jepa_jax.sim.tasks import TASKS
 
 _CENTIMETRES = 100.0
+# Settings that make episodes other ones, and what they are where a report of before does not say.
+_EPISODES = {"world": "tabletop", "range": None, "waypoints": None, "steps": None, "lift": None, "nuisance": None}
 _COLUMNS = ("policy", "encoder", "success at the end, %", "ever, %", "final distance, cm", "ms per plan")
 
 
@@ -54,6 +57,42 @@ def describe(rows):
                       f"{row['final_cm_quartiles'][1]:.1f}", "-" if wait is None else f"{wait:.3g}"])
     widths = [max(map(len, column)) for column in zip(*cells)]
     return ["   ".join(f"{cell:{width}}" for cell, width in zip(line, widths)).rstrip() for line in cells]
+
+
+def describe_world(report):
+    """Say what the episodes of a report, as `evaluate robot` writes it, are like: reports can be compared where that is the same."""
+    return ", ".join(f"{name} {report['settings'].get(name) or default}" for name, default in _EPISODES.items())
+
+
+def lay_out(groups):
+    """Lay reports of `evaluate robot` out as a table in Markdown.
+
+    Args:
+      groups: dict from a name to reports.
+
+    Returns:
+      Lines of text: a row for each name and policy. A cell holds the success at the end over all episodes of the reports with its
+      interval, and at some step, %; of several reports also that of each.
+    """
+    rows = {}
+    for name, reports in groups.items():
+        for row in (row for report in reports for row in report["rows"]):
+            label = f"{name}: {row['policy']}" + (f", encoder {row['encoder']}" if row["encoder"] else "")
+            rows.setdefault(label, {}).setdefault(row["task"], []).append(row)
+    tasks = [task for task in TASKS if any(task in found for found in rows.values())]
+    lines = ["| at the end, % [95 %] (ever) | " + " | ".join(tasks) + " |", "|" + "---|" * (len(tasks) + 1)]
+    return [*lines, *(f"| {label} | " + " | ".join(_pool(found.get(task, [])) for task in tasks) + " |" for label, found in rows.items())]
+
+
+def _pool(rows):
+    """Say what the episodes of several rows come to together; "" of none."""
+    if not rows:
+        return ""
+    trials = sum(row["episodes"] for row in rows)
+    end, ever = (wilson(round(sum(row["episodes"] * row[name]["value"] for row in rows)), trials).to_json() for name in ("end", "ever"))
+    each = [f"{100 * row['end']['value']:.0f}" for row in rows]
+    each = f", each {', '.join(each)}" if len(rows) > 1 else ""
+    return f"{_rate(end).strip()} ({100 * ever['value']:.0f}) of {trials}{each}"
 
 
 def _rate(estimate):

@@ -29,9 +29,6 @@ class Settings:
       energy: as in `planning.bind`.
       timer: steps for each goal; None for no limit; 'task' for those that the environment names.
       threshold: energy below which a goal counts as reached, or None for never.
-      warm: start from the previous plan; None to do so with our presets and plans of several steps. A plan of one
-        step has nothing left after it: its successor then starts from standing still.
-      robots_at_once: plans made side by side; None for one after the other on a CPU, all at once elsewhere.
     """
 
     preset: str = "icem"
@@ -39,8 +36,6 @@ class Settings:
     energy: Any = planning.Energy()
     timer: tuple[int, ...] | str | None = TASK_TIMES
     threshold: float | None = None
-    warm: bool | None = None
-    robots_at_once: int | None = None
 
 
 def make_pursuit(environment, sight, settings):
@@ -73,7 +68,8 @@ def make_planner(kind, environment, sight, settings=Settings(), trained=None, pa
         raise ValueError(f"there is no planner on {kind!r}; allowed: {planners.MODEL}, {planners.ORACLE}, {planners.POSES}")
     robot = trained.world.robot if kind == planners.MODEL else environment.robot
     spec = planners.planner_spec(environment, robot, settings.preset, **dict(settings.changes))
-    together = settings.robots_at_once or (1 if jax.default_backend() == "cpu" else at_once)
+    # Side by side they need the memory of all, and are no faster on a CPU.
+    together = 1 if jax.default_backend() == "cpu" else at_once
     if kind == planners.MODEL:
         spec = planning.fit_memory(trained.world, spec, robots=together)
         dynamics = planners.model_dynamics(environment, trained.world, params, spec, settings.energy)
@@ -81,6 +77,7 @@ def make_planner(kind, environment, sight, settings=Settings(), trained=None, pa
         dynamics = planners.oracle_dynamics(environment, sight, settings.energy)
     else:
         dynamics = planners.pose_dynamics(environment)
-    warm = settings.preset not in OFFICIAL and spec.horizon > 1 if settings.warm is None else settings.warm
+    # A plan of one step has nothing left after it: its successor starts from standing still. Official planners always do.
+    warm = settings.preset not in OFFICIAL and spec.horizon > 1
     pursuit = make_pursuit(environment, sight, settings)
     return planners.planner_policy(pursuit, dynamics, spec, warm=warm, robots_at_once=together), spec
