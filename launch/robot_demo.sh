@@ -29,6 +29,7 @@ distance=$workdir/distance.safetensors
 [[ -e $distance ]] || run evaluate distance "$workdir/shards/features" --model "$workdir/world_model" --output "$distance"
 [[ -e $workdir/episodes/reach-random.png ]] || run evaluate robot --model "$workdir/world_model" --task reach --policy model,random \
   --distance learned --distance-head "$distance" --output "$workdir/episodes"
+run evaluate compare "demo=$workdir/episodes/robot.json"
 echo
 echo "The report and its picture are in $workdir/report, films of the robot in $workdir/episodes:"
 ls "$workdir/report" "$workdir/episodes"

@@ -37,6 +37,14 @@ for latents in encoder random patches; do
     --seed "$seed" --decode --extra box_position --extra cup_position --fit "$features" --fit-samples 24000
   [[ -e $distance ]] || run evaluate distance "$features" --model "$model" --output "$distance"
   # Episodes of another seed than those that settings were chosen on.
-  [[ -e $here/closed_loop-$latents/robot.json ]] || run evaluate robot --world "$world" --model "$model" --task reach,grasp-box,place-box --policy model,random \
-    --distance learned --distance-head "$distance" --seeds 20 --output "$here/closed_loop-$latents"
+  act() {
+    [[ -e $here/closed_loop-$1/robot.json ]] || run evaluate robot --world "$world" --model "$model" --distance learned --distance-head "$distance" \
+      --seeds 20 --output "$here/closed_loop-$1" "${@:2}"
+  }
+  act "$latents" --task reach,grasp-box,place-box --policy model
+  # Plans with the simulator itself: what eyes and energy are worth. MuJoCo cannot be put into a compiled plan.
+  [[ $world == panda ]] || act "$latents-oracle" --task reach,grasp-box --policy oracle --set samples=48 --set iterations=2
+  [[ $latents != encoder ]] || act others --task reach,grasp-box,place-box --policy cloning,random,zero,expert --cloning-data "$workdir/shards/$world"
 done
+run evaluate compare "pretrained=$workdir/seed*/closed_loop-encoder*/robot.json" "random=$workdir/seed*/closed_loop-random*/robot.json" \
+  "patches=$workdir/seed*/closed_loop-patches*/robot.json" "others=$workdir/seed*/closed_loop-others/robot.json"
