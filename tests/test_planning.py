@@ -274,7 +274,7 @@ def test_presets_of_robots():
     assert (notebook.samples, notebook.horizon, notebook.iterations, notebook.elites, notebook.high[0]) == (25, 2, 2, 10, 0.075)
     with pytest.raises(ValueError, match="x is fixed to 5; its bounds allow -0.05 to 0.05"):
         planning.make_spec(DROID, "cem_default", fixed=[(0, 5.0)])
-    with pytest.raises(ValueError, match="'gradient' draws no candidates, as iterations is 0: samples would do nothing"):
+    with pytest.raises(ValueError, match="'gradient' draws no candidates, so samples would do nothing"):
         planning.make_spec(DROID, "gradient", samples=9)
     turning = dataclasses.replace(DROID, planned=(), action_low=(-0.1,) * 7, action_high=(0.1,) * 7)
     assert planning.make_spec(turning, "cem").dims == 7

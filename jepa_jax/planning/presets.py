@@ -62,9 +62,8 @@ def make_spec(robot, preset="icem", *, low=None, high=None, **changes):
         every = fields["elites"] == fields["samples"]
         fields["elites"] = changes["samples"] if every else min(fields["elites"], changes["samples"])
     fields |= changes
-    if not fields.get("iterations") and (unused := [name for name in ("samples", "elites", "keep") if name in changes]):
-        raise ValueError(f"planner {preset!r} draws no candidates, as iterations is 0: {', '.join(unused)} would do nothing; leave it out, or give "
-                         "iterations")
+    if not fields.get("iterations") and "iterations" not in changes and (unused := [name for name in ("samples", "elites", "keep") if name in changes]):
+        raise ValueError(f"planner {preset!r} draws no candidates, so {', '.join(unused)} would do nothing; leave it out, or give iterations")
     alike = [(dim, low) for dim, (low, high) in enumerate(zip(fields["low"], fields["high"])) if low == high]
     spec = PlanSpec(**(fields | {"fixed": (*as_tuple(fields.get("fixed", ())), *alike)}))
     for dim, value in spec.fixed:
