@@ -18,14 +18,12 @@ import ml_collections
 
 from configs import common, probe
 
-_SIZES = {"vitl": 256, "vitg384": 384}
-
 
 def get_config(argument="ek100"):
     """Return the config of a variant."""
     name, options = common.parse_argument(argument, ("ek100", "demo"), model="vitl")
-    if options["model"] not in _SIZES:
-        raise ValueError(f"model {options['model']!r} is unknown; choose one of {', '.join(_SIZES)}")
+    if options["model"] not in probe.SIZES:
+        raise ValueError(f"model {options['model']!r} is unknown; choose one of {', '.join(probe.SIZES)}")
     config = common.run_config("anticipate")
     config.encoder = ""  # weights of any format, or a run; with the predictor
     config.protocol = ml_collections.ConfigDict({
@@ -39,7 +37,7 @@ def get_config(argument="ek100"):
         "mask_index": 1,  # as released; runs of one clip group train mask token 0
     })
     config.model = probe.heads_section()
-    config.data = _data_section(_SIZES[options["model"]])
+    config.data = _data_section(probe.SIZES[options["model"]])
     config.optim = probe.sweep_section()
     config.optim.weight_decay = (1e-4, 1e-3, 1e-2, 1e-1)
     config.optim.alpha, config.optim.gamma = 0.25, 2.0  # of the focal loss

@@ -1,5 +1,6 @@
 """Probes on a frozen encoder: every one trained as if alone, from a list of videos to a confusion matrix."""
 
+import dataclasses
 import functools
 import json
 from types import SimpleNamespace
@@ -10,15 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 
 from compiling import fast_jit
+from configs import pretrain
 from configs.probe import get_config
-from jepa_jax import evaluate
+from jepa_jax import evaluate, train
 from jepa_jax.data import DataError, labelled
 from jepa_jax.data.listing import ListError
 from jepa_jax.data.segments import read_augmented
 from jepa_jax.evals import classification
-from jepa_jax.models import AttentiveProbe
+from jepa_jax.models import AttentiveProbe, make_encoder
+from jepa_jax.models.spec import abstract_params
 from jepa_jax.tasks import anticipate
 from jepa_jax.tasks import probe as task
 from jepa_jax.tasks import sweep
@@ -340,6 +344,59 @@ def test_bad_data_is_refused_before_anything_is_computed(encoder, videos, change
     config.data.update(change)
     with pytest.raises(error, match=message):
         task.make_task(config, sharding.make_mesh(1))
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"model.num_heads": 5}, "model.num_heads is 5, which does not divide the encoder's width, 24; set --config.model.num_heads"),
+    ({"model.num_heads": 0}, "model.num_heads is 0"),
+    ({"protocol.frames": 5}, "protocol.frames does not suit this encoder: frames of a clip is 5; it must be a multiple of tubelet_size, 2"),
+    ({"data.size": 36}, "data.size does not suit this encoder: height of a clip is 36; it must be a multiple of patch_size, 8"),
+    ({"protocol.layers": (0, 3)}, r"protocol.layers does not suit this encoder: it takes blocks \(0, 3\); this encoder has 3"),
+    ({"protocol.layers": (-1,)}, r"protocol.layers does not suit this encoder: it takes blocks \(-1,\)"),
+])
+def test_what_does_not_suit_the_encoder_is_refused_before_anything_is_written(encoder, videos, tmp_path, change, message):
+    config = make_config(encoder, videos / "good.csv")
+    config.data.tokens = str(tmp_path / "tokens")
+    for name, value in change.items():
+        section, field = name.split(".")
+        config[section][field] = value
+    with pytest.raises(ValueError, match=message):
+        train._train(task.make_task, config, epath.Path(tmp_path / "run"), None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_preset_of_another_model_is_pointed_out(encoder, videos):
+    note = "protocol demo takes blocks 0, 1 and not the encoder's last, 2: is it that of another model?"
+    for layers, found in (((0, 1), True), ((0, 2), False), ((), False)):
+        config = make_config(encoder, videos / "good.csv")
+        config.protocol.layers = layers
+        assert (note in task.make_task(config, sharding.make_mesh(1)).summary) == found
+
+
+@pytest.mark.parametrize("size, argument", [
+    ("vit_large", "own"), ("vit_huge", "own"), ("vit_giant_xformers", "own"), ("vit_giant_xformers", "own,model=vitg384"), ("vit_base", "own"),
+])
+def test_presets_for_own_videos_suit_encoders_of_released_sizes(size, argument):
+    config, module = get_config(argument).lock(), make_encoder(size)
+    protocol = task.make_protocol(config)
+    task.check_encoder(module, protocol.frames, config.data.size, protocol.layers)
+    assert abstract_params(task.make_probe(config.model, module.width, ((task.OUTPUT, CLASSES),)))
+    assert dataclasses.replace(protocol, name="", crop_size=256) == dataclasses.replace(PROTOCOLS["ssv2-vitl"], name="")
+    assert (config.data.num_classes, config.model.depth, config.model.num_heads, len(sweep.make_sweep(config.optim))) == (0, 1, 16, 6)
+
+
+@pytest.mark.parametrize("name", ["own", "demo"])
+def test_the_encoder_of_the_demo_can_be_probed_as_documented(name, videos, tmp_path):
+    demo = pretrain.get_config("demo")
+    pre = Preprocessing(crop_size=demo.data.size, short_side=demo.data.size, frames=demo.data.groups.video.frames)
+    module = make_encoder(demo.model.size, patch_size=demo.model.patch_size, tubelet_size=demo.model.tubelet_size)
+    store.write(Bundle({"encoder": random_network(module, 0)}, pre), tmp_path / "weights")
+    config = get_config(name)
+    config.encoder, config.data.paths, config.optim.total_steps = str(tmp_path / "weights"), (str(videos / "good.csv"),), 2
+    if name == "demo":
+        config.data.size = demo.data.size
+    made = task.make_task(config.lock(), sharding.make_mesh(1))
+    assert made.model_card["networks"]["probe_0"]["outputs"] == [["label", CLASSES]] and f"{CLASSES} classes" in made.summary[0]
 
 
 def test_what_a_probe_needs_is_asked_for(videos, encoder, tmp_path):

@@ -17,7 +17,7 @@ from jepa_jax.models.flops import encoder_flops, predictor_flops
 from jepa_jax.models.spec import abstract_params
 from jepa_jax.tasks.losses import focal_loss
 from jepa_jax.tasks.pretrain import make_augment
-from jepa_jax.tasks.probe import check_card, init_probes, make_probe, probe_flops, read_frozen, refuse_weights, score_outputs
+from jepa_jax.tasks.probe import check_card, check_encoder, init_probes, make_probe, probe_flops, read_frozen, refuse_weights, score_outputs
 from jepa_jax.tasks.step import make_train_step, sample_latents
 from jepa_jax.tasks.sweep import describe_sweep, make_optimizer, make_schedules, make_sweep, settle_lengths
 from jepa_jax.training import optim, sharding
@@ -154,6 +154,7 @@ def make_task(config, mesh):
     settle_lengths(section, len(source), data.batch_size)
     frozen, chosen, sha256 = read_frozen(config.encoder, seeing.roles())
     pre, networks = frozen.preprocessing, _run_as(config.model, {role: frozen.networks[name].module for role, name in chosen.items()})
+    check_encoder(networks["encoder"], seeing.frames, seeing.crop_size)
     grid = check_networks(networks, seeing, timing.seconds[1])
     probe = make_probe(config.model, networks["encoder"].width, tuple((output, len(classes[output])) for output in OUTPUTS))
     names = [f"{weights.PROBE}{number}" for number in range(len(sweep))]

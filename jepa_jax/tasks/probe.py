@@ -25,10 +25,12 @@ from jepa_jax.training import optim, sharding
 from jepa_jax.training.state import create_state, tensor_names
 from jepa_jax.training.task import Task
 from jepa_jax.weights import bundle as weights
-from jepa_jax.weights import runs, start, store
+from jepa_jax.weights import runs, settle, start, store
 
 GROUP = "labelled"
 OUTPUT = "label"
+# Where a config says what `settle.find_misfits` asks about.
+_FIELDS = {"layers": "protocol.layers", "frames": "protocol.frames", "crop_size": "data.size"}
 
 
 def encode_segments(encoder, params, video, layers):
@@ -196,6 +198,7 @@ def make_task(config, mesh):
     frozen, chosen, sha256 = read_frozen(config.encoder)
     network = frozen.networks[chosen["encoder"]]
     model, pre = config.model, frozen.preprocessing
+    check_encoder(network.module, protocol.frames, data.size, protocol.layers)
     encoder = network.module.clone(attention=model.attention, dtype=jnp.dtype(model.dtype),
                                    residual_dtype=jnp.dtype(model.encoder_residual_dtype))
     probe = make_probe(model, encoder.width, ((OUTPUT, num_classes),))
@@ -222,14 +225,34 @@ def make_task(config, mesh):
         model_card=card,
         check_card=functools.partial(check_card, card=card),
         read_weights=refuse_weights,
-        summary=_summarize(protocol, sweep, abstract, num_classes, section, sha256["encoder"]) + pipeline.describe(),
+        summary=[*_summarize(protocol, sweep, abstract, num_classes, section, sha256["encoder"]), *settle.note_levels(protocol, encoder),
+                 *pipeline.describe()],
         frozen={} if data.tokens else {"encoder": network.params},
         write_frozen=functools.partial(runs.write_frozen, frozen),
     )
 
 
+def check_encoder(encoder, frames, size, layers=()):
+    """Raise ValueError, which names the field of the config, where a frozen encoder cannot take what is asked of it.
+
+    Args:
+      encoder: `VideoEncoder`.
+      frames, layers: see `Protocol`.
+      size: of the crop, pixels.
+    """
+    for name, problem in settle.find_misfits(encoder, frames, size, layers):
+        raise ValueError(f"{_FIELDS[name]} does not suit this encoder: {problem}")
+
+
 def make_probe(model, width, outputs):
-    """Build the `AttentiveProbe` of a config's `model` section; `outputs` as there, a query for each."""
+    """Build the `AttentiveProbe` of a config's `model` section; `outputs` as there, a query for each.
+
+    Raises:
+      ValueError: if its heads do not divide the width.
+    """
+    if model.num_heads < 1 or width % model.num_heads:
+        raise ValueError(f"model.num_heads is {model.num_heads}, which does not divide the encoder's width, {width}; set --config.model.num_heads "
+                         "(16, as officially, divides that of every released encoder)")
     return AttentiveProbe(
         width=width, depth=model.depth, num_heads=model.num_heads, mlp_ratio=model.mlp_ratio, num_queries=len(outputs), outputs=outputs,
         norm_eps=model.norm_eps, attention=model.attention, remat=model.remat, dtype=jnp.dtype(model.dtype),
