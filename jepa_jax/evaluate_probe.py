@@ -19,7 +19,7 @@ from jepa_jax.data.segments import read_views
 from jepa_jax.evals import classification
 from jepa_jax.viz import canvas
 from jepa_jax.viz import classification as pictures
-from jepa_jax.weights import released, store
+from jepa_jax.weights import released, settle, store
 from jepa_jax.weights.bundle import WeightsError, choose_encoder, keep_networks, network_sha256
 from jepa_jax.weights.load import compute_in
 
@@ -94,7 +94,10 @@ def _read_bundle(args):
     width = bundle.networks[encoder].module.width
     if wrong := [name for name in probes if bundle.networks[name].module.width != width]:
         raise WeightsError(f"{wrong[0]} takes tokens of width {bundle.networks[wrong[0]].module.width}, the encoder gives {width}")
-    return dataclasses.replace(keep_networks(bundle, [encoder, *probes]), protocol=protocol)
+    notes = (*bundle.notes, *settle.note_levels(protocol, bundle.networks[encoder].module))
+    bundle = dataclasses.replace(keep_networks(bundle, [encoder, *probes]), protocol=protocol, notes=notes)
+    settle.check_surroundings(bundle, args.model)
+    return bundle
 
 
 def _class_names(args, bundle, source, classes):
@@ -122,7 +125,7 @@ def describe_run(bundle, args):
     hashes = {name: network.sha256 or network_sha256(network.params) for name, network in bundle.networks.items()}
     settings = {name: value for name, value in vars(args).items() if name not in ("run", "command")}
     dtype = jnp.dtype(bundle.networks[bundle.probes()[0]].module.dtype).name
-    return {"sha256": hashes, "provenance": bundle.provenance, "settings": settings,
+    return {"sha256": hashes, "provenance": bundle.provenance, "notes": list(bundle.notes), "settings": settings,
             "versions": {"jax": jax.__version__, "backend": jax.default_backend(), "compute_dtype": dtype}}
 
 
@@ -133,7 +136,8 @@ def describe_broken(probes):
 
 
 def _describe(report, bundle, args):
-    lines = [f"protocol {bundle.protocol.describe()}", f"{report['n']} videos, {report['classes']} classes"]
+    lines = [f"protocol {bundle.protocol.describe()}", *(f"note: {note}" for note in bundle.notes),
+             f"{report['n']} videos, {report['classes']} classes"]
     if report["skipped"]:
         lines.append(f"{report['skipped']} videos could not be read and do not count; {REPORT} names them")
     lines += ["", f"{'probe':<10}{'lr':>9}{'decay':>9}{'top-1, %':>10}  {'95 %':<14}{'top-5, %':>9}{'class mean, %':>15}"]
