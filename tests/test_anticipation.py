@@ -9,9 +9,9 @@ import pytest
 
 from compiling import fast_jit
 from configs import anticipate as configs
-from jepa_jax import evaluate
+from jepa_jax import convert, evaluate
 from jepa_jax.data import anticipation as clips
-from jepa_jax.data.actions import ActionSource, make_classes, read_annotations
+from jepa_jax.data.actions import OUTPUTS, ActionSource, make_classes, read_annotations
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.listing import ListError
 from jepa_jax.data.skips import SkipCounter
@@ -23,10 +23,10 @@ from jepa_jax.tasks.losses import focal_loss
 from jepa_jax.training import loop, sharding
 from jepa_jax.weights import store
 from jepa_jax.weights.anticipation import Anticipation, from_json
-from jepa_jax.weights.bundle import Bundle, Preprocessing, WeightsError
+from jepa_jax.weights.bundle import Bundle, Preprocessing, WeightsError, network_sha256
 from media import read_number, write_video
 from test_classify import ENCODER
-from weight_bundles import random_network
+from weight_bundles import random_network, write_official_probes
 
 PREDICTOR = MaskedPredictor(24, 18, 1, 1, num_mask_tokens=2, table_grid=(2, 4, 4))
 PREPROCESSING = Preprocessing(crop_size=32, short_side=36, frames=4)
@@ -285,6 +285,29 @@ def test_what_evaluation_needs_is_asked_for(folder, tmp_path, capsys):
     ):
         assert evaluate.main(["anticipate", str(folder / "val.csv"), "--videos", str(folder), "--model", str(model), "--output", str(tmp_path / "out"), *extra]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_converted_probes_are_evaluated_with_the_classes_of_a_training_list(folder, tmp_path, monkeypatch):
+    outputs = (("verb", 3), ("noun", 2), ("action", 4))
+    probe = random_network(AttentiveProbe(24, 2, 2, num_queries=3, outputs=outputs), 5)
+    source = write_official_probes(tmp_path / "ek100-vitl-256.pt", monkeypatch, probe)
+    assert convert.main([source, str(tmp_path / "model"), "--join", str(folder / "weights"), "--heads", "probe=2"]) == 0
+    command = ["anticipate", str(folder / "val.csv"), "--videos", str(folder), "--model", str(tmp_path / "model"), "--output", str(tmp_path / "out"),
+               "--train", str(folder / "train.csv"), "--class-order", "set", "--batch", "2", "--max-skip-fraction", "0.5"]
+    assert evaluate.main(command) == 0
+    report = json.loads((tmp_path / "out" / "anticipation.json").read_text())
+    # As released: 32 frames at 8 frames/s and the second mask token, in pictures of the encoder's size.
+    seeing = Anticipation(crop_size=32)
+    assert report["seeing"] == dataclasses.asdict(seeing) and report["sha256"]["probe_0"] == network_sha256(probe.params)
+    classes = make_classes(read_annotations(str(folder / "train.csv")), "set")
+    segments = ActionSource("val.csv", read_annotations(str(folder / "val.csv")), classes, str(folder))
+    scorer = evals.make_scorer(store.read(str(tmp_path / "model")), seeing, 1.0)
+    for anchor, found in report["protocols"].items():
+        assert (found["n"], found["skipped"], found["probes"][0]["setting"]) == (4, 1, {})
+        scores = scorer(np.stack([clips.read_before(segments[number], seeing, seconds=1.0, anchor=anchor) for number in range(4)]))
+        for place, output in enumerate(OUTPUTS):
+            right = scores[output][0].argmax(-1) == [segments[number].labels[place] for number in range(4)]
+            assert found["probes"][0][output]["top1"] == 100 * right.mean()
 
 
 def test_presets_are_as_released():

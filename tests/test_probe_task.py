@@ -438,7 +438,7 @@ def test_attention_lies_where_its_segment_and_tubelet_are(run):
 
 
 def test_every_preset_has_its_published_protocol():
-    for name in ("ssv2", "diving48", "jester", "k400", "coin"):
+    for name in ("ssv2", "diving48", "jester", "k400", "coin", "imagenet"):
         for model in ("vitl", "vitg384"):
             assert task.make_protocol(get_config(f"{name},model={model}")) == PROTOCOLS[f"{name}-{model}"]
     assert len(sweep.make_sweep(get_config("ssv2").optim)) == 20
