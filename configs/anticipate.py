@@ -5,7 +5,8 @@
     python -m jepa_jax.evaluate anticipate EPIC_100_validation.csv --videos /data/EPIC-KITCHENS --model runs/ek100 --output reports/ek100
 
 Data: a list in the format of EPIC-KITCHENS-100 and the videos that it names (`data.layout` says where they lie). Variants: ek100
-(option model: vitl, or vitg384) and demo (small heads and pictures, for a CPU). The encoder's weights must hold its predictor.
+(option model: vitl, vith, vitg or vitg384; official configs are released for vitl and vitg384, the others take vitl's) and demo (small
+heads and pictures, for a CPU). The encoder's weights must hold its predictor.
 `optim.epochs` decides the length unless `optim.total_steps` is set.
 
 `data.anchor` is 'released' by default, since that is what released probes are trained with: the distance is kept from the end

@@ -315,5 +315,7 @@ def test_presets_are_as_released():
     assert task.make_protocol(config) == Anticipation("ek100-vitg384", crop_size=384)
     assert (config.data.batch_size, config.optim.epochs, config.data.flip, len(sweep.make_sweep(config.optim))) == (128, 20, 0.5, 20)
     assert (config.data.seconds, config.data.points, config.data.anchor) == ((0.25, 1.75), (0.0, 0.25), "released")
-    with pytest.raises(ValueError, match="choose one of vitl, vitg384"):
+    for model in ("vith", "vitg"):
+        assert task.make_protocol(configs.get_config(f"ek100,model={model}")) == Anticipation(f"ek100-{model}", crop_size=256)
+    with pytest.raises(ValueError, match="choose one of vitl, vith, vitg, vitg384"):
         configs.get_config("ek100,model=vitx")

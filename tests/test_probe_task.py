@@ -32,6 +32,7 @@ from jepa_jax.data.skips import SkipCounter
 from jepa_jax.weights import store
 from jepa_jax.weights.bundle import Bundle, Preprocessing, WeightsError
 from jepa_jax.weights.released import PROTOCOLS
+from jepa_jax.weights.settle import note_levels
 from media import write_video
 from parity.files import load
 from test_classify import ENCODER
@@ -442,3 +443,15 @@ def test_every_preset_has_its_published_protocol():
         for model in ("vitl", "vitg384"):
             assert task.make_protocol(get_config(f"{name},model={model}")) == PROTOCOLS[f"{name}-{model}"]
     assert len(sweep.make_sweep(get_config("ssv2").optim)) == 20
+
+
+@pytest.mark.parametrize("model, size, levels", [("vith", "vit_huge", (25, 27, 29, 31)), ("vitg", "vit_giant_xformers", (24, 29, 34, 39))])
+def test_models_without_an_official_config_take_that_of_vitl(model, size, levels):
+    for name in ("ssv2", "diving48", "jester", "k400", "coin", "imagenet"):
+        config, large = get_config(f"{name},model={model}"), get_config(name)
+        found, wanted = (task.make_protocol(one) for one in (config, large))
+        layers = levels if wanted.layers else ()
+        assert found == dataclasses.replace(wanted, name=f"{name}-{model}", layers=layers)
+        assert not note_levels(found, make_encoder(size))
+        task.check_encoder(make_encoder(size), found.frames, found.crop_size, found.layers)
+        assert config.data == large.data and config.optim == large.optim

@@ -251,8 +251,8 @@ def make_probe(model, width, outputs):
       ValueError: if its heads do not divide the width.
     """
     if model.num_heads < 1 or width % model.num_heads:
-        raise ValueError(f"model.num_heads is {model.num_heads}, which does not divide the encoder's width, {width}; set --config.model.num_heads "
-                         "(16, as officially, divides that of every released encoder)")
+        raise ValueError(f"model.num_heads is {model.num_heads}, which does not divide the encoder's width, {width}; set "
+                         "--config.model.num_heads (16, as officially, divides that of every released encoder)")
     return AttentiveProbe(
         width=width, depth=model.depth, num_heads=model.num_heads, mlp_ratio=model.mlp_ratio, num_queries=len(outputs), outputs=outputs,
         norm_eps=model.norm_eps, attention=model.attention, remat=model.remat, dtype=jnp.dtype(model.dtype),

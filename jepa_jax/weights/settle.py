@@ -102,9 +102,10 @@ def find_misfits(encoder, frames, crop_size, layers=()):
     found = []
     if any(not 0 <= layer < encoder.depth for layer in layers):
         found.append(("layers", f"it takes blocks {tuple(layers)}; this encoder has {encoder.depth}, counted from 0"))
-    for name, clip in (("frames", (frames, encoder.patch_size, encoder.patch_size)), ("crop_size", (encoder.tubelet_size, crop_size, crop_size))):
+    patch, tubelet = encoder.patch_size, encoder.tubelet_size
+    for name, clip in (("frames", (frames, patch, patch)), ("crop_size", (tubelet, crop_size, crop_size))):
         try:
-            token_grid(*clip, encoder.patch_size, encoder.tubelet_size)
+            token_grid(*clip, patch, tubelet)
         except ValueError as error:
             found.append((name, str(error)))
     return found
