@@ -11,7 +11,7 @@ from compiling import fast_jit
 from configs import anticipate as configs
 from jepa_jax import convert, evaluate
 from jepa_jax.data import anticipation as clips
-from jepa_jax.data.actions import OUTPUTS, ActionSource, make_classes, read_annotations
+from jepa_jax.data.actions import OUTPUTS, ActionSource, Annotation, check_videos, make_classes, read_annotations
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.listing import ListError
 from jepa_jax.data.skips import SkipCounter
@@ -253,6 +253,8 @@ def test_recall_is_of_classes_and_the_best_probe_of_each_output():
     ({"data.seconds": (2.0, 1.0)}, ValueError, "anticipation times"),
     ({"data.points": (0.0, 1.5)}, ValueError, "parts of a segment between 0 and 1"),
     ({"data.class_order": "random"}, ValueError, "choose one of sorted, set"),
+    ({"data.videos": "nowhere"}, ListError, "data.videos is 'nowhere', and there is no such folder"),
+    ({"data.layout": "{video}.mp4"}, ListError, r"none of the 1 videos of .*train.csv lies there; tried were .*/P01_01.mp4\. Is it the right folder"),
     ({"data.layout": "{kitchen}/{video}"}, ValueError, "cannot be filled in"),
     ({"data.layout": "{participant}.mp4"}, ValueError, r"does not hold \{video\}"),
     ({"data.annotations": "missing.csv"}, ListError, "missing.csv cannot be read"),
@@ -267,6 +269,25 @@ def test_mistakes_are_named_before_anything_is_computed(folder, change, error, m
         section[last] = str(folder / value) if name == "encoder" and value else value
     with pytest.raises(error, match=message):
         task.make_task(config, sharding.make_mesh(1))
+
+
+def test_evaluation_without_videos_is_refused_before_it_compiles(run, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evals, "make_scorer", lambda *args: pytest.fail("it compiles"))
+    command = ["anticipate", str(folder / "val.csv"), "--model", str(run), "--output", str(tmp_path / "out"), "--videos"]
+    for videos, extra, message in ((tmp_path / "nowhere", [], "nowhere', and there is no such folder"),
+                                   (folder, ["--layout", "{video}.mp4"], f"none of the 2 videos of {folder}/val.csv lies there; tried were {folder}/P01_01.mp4 and so on")):
+        assert evaluate.main([*command, str(videos), *extra]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_videos_behind_urls_are_looked_for(memory):
+    rows = [Annotation("P01_01", 1, 2, 0, 0), Annotation("P01_02", 1, 2, 0, 0)]
+    source = ActionSource("list.csv", rows, make_classes(rows), "memory://kitchen", "{video}.mp4")
+    with pytest.raises(ListError, match="none of the 2 videos of list.csv lies there; tried were memory://kitchen/P01_01.mp4"):
+        check_videos(source, "memory://kitchen", what="--videos")
+    memory.pipe_file("/kitchen/P01_02.mp4", b"a video")
+    check_videos(source, "memory://kitchen", what="--videos")
 
 
 def test_what_evaluation_needs_is_asked_for(folder, tmp_path, capsys):
