@@ -3,11 +3,13 @@
 import dataclasses
 import os
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+import jepa_jax
 from jepa_jax.commandline import types
 from jepa_jax.commandline.skipped import too_many
 from jepa_jax.commandline.stdout import write_lines
@@ -17,6 +19,7 @@ from jepa_jax.data.publish import check_folder, new_file, write_json
 from jepa_jax.data.reading import spread
 from jepa_jax.data.segments import read_views
 from jepa_jax.evals import classification
+from jepa_jax.models.spec import describe
 from jepa_jax.viz import canvas
 from jepa_jax.viz import classification as pictures
 from jepa_jax.weights import released, settle, store
@@ -111,22 +114,37 @@ def _class_names(args, bundle, source, classes):
     return list(names)
 
 
+def _training_config(bundle):
+    """Return the config of the run that trained the probes; empty where it is not known."""
+    # Probes that were joined to an encoder keep their own provenance under a name of its own.
+    config = bundle.provenance.get("probe", bundle.provenance).get("config", {})
+    return config if config.get("task") in ("anticipate", "probe") else {}
+
+
 def probe_settings(bundle):
     """Say how every probe was trained, where that is known."""
-    section = bundle.provenance.get("config", {}).get("optim", {})
-    pairs = [(lr, decay) for lr in section.get("lr", ()) for decay in section.get("weight_decay", ())] if "epochs" in section else []
+    section = _training_config(bundle).get("optim", {})
+    pairs = [(lr, decay) for lr in section.get("lr", ()) for decay in section.get("weight_decay", ())]
     if len(pairs) != len(bundle.probes()):
         return [{} for _ in bundle.probes()]
     return [{"lr": lr, "weight_decay": decay} for lr, decay in pairs]
 
 
 def describe_run(bundle, args):
-    """Say with which weights, settings and versions probes were judged: a JSON-able dict."""
+    """Say with which weights, settings and versions probes were judged: a JSON-able dict.
+
+    `encoder_sha256` is that of the encoder that was used, whatever its name in `sha256`; `training_seed` is None where it is not known.
+    """
     hashes = {name: network.sha256 or network_sha256(network.params) for name, network in bundle.networks.items()}
     settings = {name: value for name, value in vars(args).items() if name not in ("run", "command")}
-    dtype = jnp.dtype(bundle.networks[bundle.probes()[0]].module.dtype).name
-    return {"sha256": hashes, "provenance": bundle.provenance, "notes": list(bundle.notes), "settings": settings,
-            "versions": {"jax": jax.__version__, "backend": jax.default_backend(), "compute_dtype": dtype}}
+    head = bundle.networks[bundle.probes()[0]].module
+    return {"sha256": hashes, "encoder_sha256": hashes[choose_encoder(bundle.networks)], "architecture": describe(head),
+            "training_seed": _training_config(bundle).get("seed"), "provenance": bundle.provenance, "notes": list(bundle.notes),
+            "settings": settings, "versions": _versions() | {"backend": jax.default_backend(), "compute_dtype": jnp.dtype(head.dtype).name}}
+
+
+def _versions():
+    return {package.__name__: package.__version__ for package in (jepa_jax, jax, flax, np)}
 
 
 def describe_broken(probes):

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+import jepa_jax
 from compiling import fast_jit
 from configs import anticipate as configs
 from jepa_jax import convert, evaluate
@@ -209,6 +210,8 @@ def test_from_a_list_to_recall_by_both_protocols(run, folder, tmp_path, capsys):
         assert found["probes"][1]["setting"] == {"lr": 0.001, "weight_decay": 0.1}
         assert "P02_09" in report["left_out"][anchor][0]["message"]
     assert report["segments"] == {"of_training_actions": 5, "of_other_actions": 1} and set(report["sha256"]) == {"encoder", "predictor", "probe_0", "probe_1"}
+    assert report["encoder_sha256"] == report["sha256"]["encoder"] and report["training_seed"] == configs.get_config("demo").seed
+    assert report["architecture"]["num_heads"] == 2 and report["versions"]["jepa_jax"] == jepa_jax.__version__
     assert "1 segments are of actions that training does not have" in out and "1 segments could not be read" in out
     assert evaluate.main([*command, "--protocol", "standard"]) == 1
 

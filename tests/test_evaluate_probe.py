@@ -1,5 +1,6 @@
 """Evaluation of converted probes, as released ones are evaluated, to the end; and what it refuses."""
 
+import argparse
 import dataclasses
 import json
 
@@ -7,12 +8,12 @@ import numpy as np
 import pytest
 
 import jepa_jax
-from jepa_jax import convert, evaluate
+from jepa_jax import convert, evaluate, evaluate_probe
 from jepa_jax.data.labelled import LabelledFile
 from jepa_jax.data.segments import read_views
 from jepa_jax.models import AttentiveProbe, VideoEncoder
 from jepa_jax.weights import store
-from jepa_jax.weights.bundle import Bundle, Preprocessing, network_sha256
+from jepa_jax.weights.bundle import Bundle, Preprocessing, combine, network_sha256
 from jepa_jax.weights.released import PROTOCOLS
 from media import write_video
 from test_classify import ENCODER, PROTOCOL, write_classifier
@@ -63,7 +64,8 @@ def test_converted_probes_are_evaluated_by_a_published_protocol(videos, tmp_path
     agreeing = sum(a == b for a, b in zip(answers[::2], answers[1::2]))
     assert [row["top1"] for row in report["probes"]] == [round(100 * agreeing / 3, 2), 100.0]
     assert all(row["setting"] == {} for row in report["probes"])
-    assert report["sha256"]["probe_1"] == network_sha256(probes[1].params)
+    assert report["sha256"]["probe_1"] == network_sha256(probes[1].params) and report["encoder_sha256"] == network_sha256(encoder.params)
+    assert report["training_seed"] is None and report["architecture"]["norm_eps"] == 1e-5
     assert not any("that of another model" in note for note in report["notes"]) and "layers 17, 19, 21, 23" in out
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"confusion.png", "attention.png"}
 
@@ -83,7 +85,7 @@ def test_what_cannot_be_evaluated_is_refused_before_a_video_is_read(videos, tmp_
     def write(name, labels):
         return write_list(tmp_path / name, videos, labels)
 
-    monkeypatch.setattr(evaluate.evaluate_probe.classification, "judge", lambda *args, **options: pytest.fail("videos are read"))
+    monkeypatch.setattr(evaluate_probe.classification, "judge", lambda *args, **options: pytest.fail("videos are read"))
     silent, speaking = write_classifier(tmp_path / "silent", protocol=None), write_classifier(tmp_path / "speaking")
     names = tmp_path / "names.txt"
     names.write_text("one\ntwo\n")
@@ -97,6 +99,18 @@ def test_what_cannot_be_evaluated_is_refused_before_a_video_is_read(videos, tmp_
         assert run(data, model, tmp_path / "out", *extra) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_training_of_probes_is_not_taken_for_that_of_their_encoder():
+    network, probe = random_network(ENCODER, 0), random_network(AttentiveProbe(24, 1, 2, outputs=(("label", 3),)), 1)
+    config = {"task": "probe", "seed": 7, "optim": {"lr": [0.1], "weight_decay": [0.4]}}
+    pretraining = {"task": "pretrain", "seed": 239, "optim": {"lr": 0.1, "weight_decay": 0.4}}
+    backbone = Bundle({"encoder": network}, provenance={"config": pretraining})
+    joined = combine(Bundle({"probe_0": probe}, provenance={"config": config}), backbone)
+    alone = dataclasses.replace(joined, provenance={"config": pretraining})
+    args = argparse.Namespace(model="x")
+    for bundle, seed, setting in ((joined, 7, {"lr": 0.1, "weight_decay": 0.4}), (alone, None, {})):
+        assert evaluate_probe.describe_run(bundle, args)["training_seed"] == seed and evaluate_probe.probe_settings(bundle) == [setting]
 
 
 def test_weights_without_a_classifier_are_refused(videos, tmp_path, capsys):

@@ -6,6 +6,7 @@ import json
 from types import SimpleNamespace
 
 import cv2
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ import optax
 import pytest
 from etils import epath
 
+import jepa_jax
 from compiling import fast_jit
 from configs import pretrain
 from configs.probe import get_config
@@ -30,7 +32,7 @@ from jepa_jax.tasks import probe_tokens
 from jepa_jax.training import loop, sharding
 from jepa_jax.data.skips import SkipCounter
 from jepa_jax.weights import store
-from jepa_jax.weights.bundle import Bundle, Preprocessing, WeightsError
+from jepa_jax.weights.bundle import Bundle, Preprocessing, WeightsError, network_sha256
 from jepa_jax.weights.released import PROTOCOLS
 from jepa_jax.weights.settle import note_levels
 from media import write_video
@@ -94,7 +96,10 @@ def test_from_a_list_to_a_confusion_matrix(run, videos, tmp_path, capsys):
     assert "broken.mp4" in report["left_out"][0]["message"]
     assert (tmp_path / "confusion.png").stat().st_size > 10_000 and (tmp_path / "worst.png").exists()
     assert (tmp_path / "attention.png").stat().st_size > 10_000
-    assert report["versions"]["compute_dtype"] == "float32" and report["probes"][0]["not_finite"] == 0
+    assert report["versions"] == {"jepa_jax": jepa_jax.__version__, "jax": jax.__version__, "flax": flax.__version__, "numpy": np.__version__,
+                                  "backend": "cpu", "compute_dtype": "float32"} and report["probes"][0]["not_finite"] == 0
+    assert {"depth": 2, "num_heads": 2, "norm_eps": 1e-5}.items() <= report["architecture"].items()
+    assert report["training_seed"] == get_config("demo").seed and report["encoder_sha256"] == network_sha256(random_network(ENCODER, 0).params)
     assert "1 videos could not be read" in capsys.readouterr().out
 
 
