@@ -47,7 +47,10 @@ def get_config(argument="ssv2"):
         raise ValueError(f"model {options['model']!r} is unknown; choose one of {', '.join(SIZES)}")
     config = common.run_config("probe")
     config.encoder = ""  # weights of any format, or a run
-    config.protocol = ml_collections.ConfigDict({"name": name, "frames": 16, "frame_step": 4, "num_segments": 1, "num_views": 1, "layers": ()})
+    config.protocol = ml_collections.ConfigDict({
+        "name": name, "frames": 16, "frame_step": 4, "num_segments": 1, "num_views": 1, "layers": (),
+        "use_pos_embed": False,  # add to the tokens when their frames are shown in the video; officially off
+    })
     config.model = heads_section()
     config.data = _data_section()
     config.optim = sweep_section()

@@ -17,7 +17,7 @@ from jepa_jax.data.errors import DataError
 from jepa_jax.data.labelled import ListSource, check_labels, open_labelled
 from jepa_jax.data.publish import check_folder, new_file, write_json
 from jepa_jax.data.reading import spread
-from jepa_jax.data.segments import read_views
+from jepa_jax.data.segments import read_views_and_indices
 from jepa_jax.evals import classification
 from jepa_jax.models.spec import describe
 from jepa_jax.viz import canvas
@@ -184,9 +184,9 @@ def _draw(report, judged, bundle, source, names, args):
 def _draw_worst(best, judged, bundle, source, names, title, args):
     strips, captions = [], []
     for place in classification.worst(best, judged.labels, _EXAMPLES):
-        clips = _read_clips(source, bundle.protocol, judged.numbers[place], args.seed)
-        if clips is not None:
-            guess = int(best[place].argmax())
+        found = _read_clips(source, bundle.protocol, judged.numbers[place], args.seed)
+        if found is not None:
+            clips, guess = found[0], int(best[place].argmax())
             strips.append(clips[0, _shown(clips.shape[1])])
             captions.append(f"{names[judged.labels[place]]}, taken for {names[guess]} ({best[place][guess]:.0%})")
     figure = pictures.draw_worst(strips, captions, f"{title}: wrong with most confidence", "frames of the first segment, in order")
@@ -202,7 +202,8 @@ def _draw_attention(number, judged, bundle, source, names, title, args):
             guess, label = int(best[place].argmax()), judged.labels[place]
             captions.append(names[guess] if guess == label else f"{names[guess]}, but it is {names[label]}")
     strips, maps = [], []
-    for clip, shares in zip(clips, classification.locate(bundle, bundle.probes()[number], clips)):
+    clips, indices = zip(*clips) if clips else ((), ())
+    for clip, shares in zip(clips, classification.locate(bundle, bundle.probes()[number], clips, indices)):
         shown = _shown(clip.shape[1])
         strips.append(clip[0, shown])
         maps.append(shares.size * shares[0, shown * shares.shape[1] // clip.shape[1]])
@@ -221,11 +222,11 @@ def _shown(frames):
 
 
 def _read_clips(source, protocol, number, seed):
-    """Read the middle view of a video as the probe saw it: uint8 `[S, T, H, W, 3]`; None if it cannot be read any more."""
+    """Read the middle view of a video as the probe saw it: (uint8 `[S, T, H, W, 3]`, int32 `[S, T]`); None if it cannot be read any more."""
     uniforms = np.random.default_rng((seed, int(number))).random(protocol.num_segments)
     try:
-        views = read_views(source[int(number)], protocol, uniforms)
+        views, indices = read_views_and_indices(source[int(number)], protocol, uniforms)
     except DataError:
         # It could be read a minute ago; a picture is not worth the report.
         return None
-    return views[:, views.shape[1] // 2]
+    return views[:, views.shape[1] // 2], indices

@@ -21,9 +21,10 @@ from configs.probe import get_config
 from jepa_jax import evaluate, train
 from jepa_jax.data import DataError, labelled
 from jepa_jax.data.listing import ListError
-from jepa_jax.data.segments import read_augmented
+from jepa_jax.data.segments import make_row, read_augmented, read_views_and_indices
 from jepa_jax.evals import classification
 from jepa_jax.models import AttentiveProbe, make_encoder
+from jepa_jax.models.sincos import sincos_axis
 from jepa_jax.models.spec import abstract_params
 from jepa_jax.tasks import anticipate
 from jepa_jax.tasks import probe as task
@@ -35,7 +36,7 @@ from jepa_jax.weights import store
 from jepa_jax.weights.bundle import Bundle, Preprocessing, WeightsError, network_sha256
 from jepa_jax.weights.released import PROTOCOLS
 from jepa_jax.weights.settle import note_levels
-from media import write_video
+from media import read_number, write_video
 from parity.files import load
 from test_classify import ENCODER
 from weight_bundles import random_network
@@ -150,7 +151,7 @@ def test_a_set_is_encoded_once_and_then_read(encoder, videos, tmp_path, monkeypa
     network = store.read(encoder).networks["encoder"]
     for draw in range(2):
         seen = read_augmented(listed[number], protocol, crop, augment, np.random.default_rng((config.seed, number, draw)))
-        batch = {name: jnp.asarray(value)[None] for name, value in seen._asdict().items()}
+        batch = {name: jnp.asarray(value)[None] for name, value in make_row(seen, protocol, augment).items()}
         pre = Preprocessing(crop_size=32, short_side=36, frames=4)
         tokens = task.encode_batch(network.module, network.params, batch, layers=(0, 2), mean=pre.mean, std=pre.std, frames=4)
         np.testing.assert_allclose(np.float32(source[number].tokens[draw]), tokens[0], rtol=1e-2, atol=1e-2)
@@ -194,6 +195,43 @@ def test_a_set_is_encoded_once_and_then_read(encoder, videos, tmp_path, monkeypa
         config.encoder = str(other)
     with pytest.raises(ValueError, match="encoder_sha256: '.*' there, '.*' now"):
         task.make_task(config, mesh)
+
+
+def test_times_of_frames_are_added_in_training_and_in_evaluation(encoder, tmp_path):
+    long = write_video(tmp_path / "long.mp4", frames=60, height=32, width=48)
+    (tmp_path / "list.csv").write_text(f"{long} 0\n{long} 1\n{long} 2\n")
+    config = make_config(encoder, tmp_path / "list.csv").copy_and_resolve_references()
+    with config.unlocked():
+        config.protocol.update({"layers": (), "use_pos_embed": True})
+        config.data.update({"tokens": str(tmp_path / "tokens"), "crop_scale": (1.0, 1.0), "crop_aspect": (1.5, 1.5), "augment": {"rand_augment": "", "erase": 0.0}})
+    made, protocol = task.make_task(config, sharding.make_mesh(1)), task.make_protocol(config)
+    assert protocol.to_json()["use_pos_embed"] and "times of the frames" in protocol.describe() and made.model_card["protocol"]["use_pos_embed"]
+    assert "use_pos_embed" not in dataclasses.replace(protocol, use_pos_embed=False).to_json()
+    with pytest.raises(WeightsError, match=r"use_pos_embed is on and protocol.layers is \(0, 2\)"):
+        dataclasses.replace(protocol, layers=(0, 2))
+    (listed,), _, _ = task.open_data(config, "", config.data, None)
+    crop, augment = task._make_transforms(config.data)
+    network, pre = store.read(encoder).networks["encoder"], Preprocessing(crop_size=32, short_side=36, frames=4)
+    row = make_row(read_augmented(listed[1], protocol, crop, augment, np.random.default_rng((config.seed, 1, 0))), protocol, augment)
+    np.testing.assert_array_equal([[read_number(frame) for frame in segment] for segment in row["video"]], row["frame_indices"])
+    encode = functools.partial(task.encode_batch, network.module, network.params, layers=(), mean=pre.mean, std=pre.std, frames=4)
+    batch = {name: value[None] for name, value in row.items()}
+    plain, timed = encode({"video": batch["video"]}), encode(batch)
+    # Two tubelets of two frames in every segment; every one of the 16 tokens of a tubelet gets the row of its first frame.
+    table = np.repeat(sincos_axis(24, row["frame_indices"][:, ::2].reshape(-1)), 16, axis=0)
+    np.testing.assert_allclose(timed[0], plain[0] + table, atol=1e-4)
+    stored = np.float32(made.open_data.args[0]._mixture.sources[0][1].tokens[0])
+    np.testing.assert_allclose(stored, timed[0], rtol=2e-2, atol=2e-2)
+    # Evaluated, and classified by the loaded model, it is the same.
+    probe = random_network(AttentiveProbe(24, 1, 2, outputs=(("label", CLASSES),)), 3)
+    store.write(Bundle({"encoder": network, "probe_0": probe}, pre, protocol=protocol), tmp_path / "weights")
+    bundle, (model, params) = store.read(str(tmp_path / "weights")), jepa_jax.load(tmp_path / "weights")
+    judged = classification.judge(bundle, listed, batch_size=2, limit=1)
+    views, indices = read_views_and_indices(listed[0], protocol, np.random.default_rng((0, 0)).random(2))
+    np.testing.assert_allclose(judged.probabilities[0, 0], model.classify(params, views, indices), atol=1e-5)
+    assert np.abs(model.classify(params, views, indices + 20) - judged.probabilities[0, 0]).max() > 1e-3
+    with pytest.raises(ValueError, match="frame_indices are needed"):
+        model.classify(params, views)
 
 
 def test_stored_tokens_are_of_one_set_of_shards():
@@ -435,7 +473,7 @@ def test_where_a_probe_looks_is_the_softmax_of_its_query():
 def test_attention_lies_where_its_segment_and_tubelet_are(run):
     bundle = store.read(str(run))
     clip = np.random.default_rng(0).integers(0, 256, (2, 4, 32, 32, 3), np.uint8)
-    (found,), (swapped,) = (classification.locate(bundle, "probe_1", [clips]) for clips in (clip, clip[::-1]))
+    (found,), (swapped,) = (classification.locate(bundle, "probe_1", [clips], [np.zeros((2, 4), np.int32)]) for clips in (clip, clip[::-1]))
     tubelet, patch = ENCODER.tubelet_size, ENCODER.patch_size
     assert found.shape == (2, 4 // tubelet, 32 // patch, 32 // patch) and found.sum() == pytest.approx(1, rel=1e-5)
     # Probes know no positions, so segments that change places take their attention with them.

@@ -13,7 +13,7 @@ from jepa_jax.data.labelled import ListSource, align_classes, check_examples, ch
 from jepa_jax.data.labelled_pipeline import LabelledPipeline
 from jepa_jax.data.probe_tokens import TokenPipeline
 from jepa_jax.data.specs import CropSpec, GroupSpec, check_specs
-from jepa_jax.models import AttentiveProbe, erase_boxes, join_levels, join_segments, normalize_pixels, token_grid
+from jepa_jax.models import AttentiveProbe, erase_boxes, join_levels, join_segments, normalize_pixels, time_table, token_grid
 from jepa_jax.models.flops import encoder_flops, stack_flops
 from jepa_jax.models.spec import abstract_params
 from jepa_jax.tasks import probe_tokens
@@ -33,13 +33,14 @@ OUTPUT = "label"
 _FIELDS = {"layers": "protocol.layers", "frames": "protocol.frames", "crop_size": "data.size"}
 
 
-def encode_segments(encoder, params, video, layers):
+def encode_segments(encoder, params, video, layers, frame_indices=None):
     """Compute the tokens of all segments of a batch, as a probe gets them.
 
     Args:
       encoder, params: the frozen `VideoEncoder`.
       video: float32 `[B, S, T, H, W, 3]`, normalised.
       layers: see `Protocol`.
+      frame_indices: int `[B, S, T]`, the frames as counted in their video, whose times are added to the tokens; None to add none.
 
     Returns:
       `[B, S*N, D]`, all tokens of the first segment first; with layers `[B, S*L*N, D]`. No gradient.
@@ -53,11 +54,12 @@ def encode_segments(encoder, params, video, layers):
 
     # Segment by segment: an encoder needs far more memory than its tokens.
     tokens = jax.lax.map(encode, jnp.swapaxes(video, 0, 1))
-    return jax.lax.stop_gradient(join_segments(tokens[:, None])[0])
+    times = None if frame_indices is None else time_table(encoder.width, jnp.swapaxes(frame_indices, 0, 1), encoder.tubelet_size)
+    return jax.lax.stop_gradient(join_segments(tokens[:, None], times)[0])
 
 
 def encode_batch(encoder, params, batch, *, layers, mean, std, frames):
-    """Compute the tokens of a batch as `LabelledPipeline.batch_at` makes it: `[B, S*N, D]` as `encode_segments`, with its erasing.
+    """Compute the tokens of a batch as `LabelledPipeline.batch_at` makes it: `[B, S*N, D]` as `encode_segments`, with its erasing and times.
 
     A still is repeated for `frames` frames, after its erasing.
     """
@@ -68,7 +70,7 @@ def encode_batch(encoder, params, batch, *, layers, mean, std, frames):
         video = erased.reshape(video.shape)
     if video.shape[2] == 1:
         video = jnp.repeat(video, frames, axis=2)
-    return encode_segments(encoder, params, video, layers)
+    return encode_segments(encoder, params, video, layers, batch.get("frame_indices"))
 
 
 def score_outputs(probe, params, tokens, at_once=True):
@@ -125,7 +127,7 @@ def make_protocol(config):
     """Build the `Protocol` of a config: how a video is seen in training and evaluation."""
     section = config.protocol
     return weights.Protocol(section.name, section.frames, section.frame_step, section.num_segments, section.num_views,
-                            config.data.size, tuple(section.layers))
+                            config.data.size, tuple(section.layers), section.use_pos_embed)
 
 
 def open_data(config, root, paths, cache):
