@@ -104,6 +104,30 @@ def test_from_a_list_to_a_confusion_matrix(run, videos, tmp_path, capsys):
     assert "1 videos could not be read" in capsys.readouterr().out
 
 
+def test_a_sweep_on_several_devices_is_that_on_one(encoder, videos):
+    # Wide enough that tensors are split; with an epsilon at which rounding does not decide how Adam moves what has hardly a gradient.
+    config = make_config(encoder, videos / "good.csv", weight_decay=(0.4,), eps=1e-3)
+    config.protocol.layers, config.model.mlp_ratio = (), 32.0
+    losses, params = [], []
+    for mesh in (sharding.make_mesh(1, jax.devices()[:1]), sharding.make_mesh(2, jax.devices()[:4])):
+        made = task.make_task(config, mesh)
+        shardings = sharding.state_sharding(jax.eval_shape(made.init_state, jax.random.key(0)), mesh)
+        assert any(own.spec for own in jax.tree.leaves(shardings)) == (mesh.size > 1)
+        with sharding.use_mesh(mesh):
+            state = fast_jit(made.init_state, out_shardings=shardings)(jax.random.key(0))
+            frozen = jax.device_put(made.frozen, sharding.state_sharding(made.frozen, mesh))
+            step = fast_jit(made.train_step, out_shardings=(shardings, sharding.replicated(mesh), None))
+            for number in range(2):
+                batch = sharding.put_batch(made.open_data.args[0].batch_at(number)[0], mesh)
+                state, metrics, _ = step(state, batch, frozen)
+                losses.append([float(metrics[f"train/loss/probe_{probe}"]) for probe in range(2)])
+        params.append(jax.device_get(state.params))
+    np.testing.assert_allclose(losses[2:], losses[:2], rtol=1e-4)
+    # The second losses are of probes that have been trained, each at its own rate.
+    assert np.ptp(losses[1]) > 1e-3
+    jax.tree.map(lambda several, one: np.testing.assert_allclose(several, one, atol=2e-4), params[1], params[0])
+
+
 def test_a_picture_that_fails_costs_no_report(run, videos, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate.evaluate_probe, "_draw", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
