@@ -1,6 +1,7 @@
 """Packaging; `pip install -e .` for users, `pip install -e .[test]` for developers."""
 
 import pathlib
+import re
 
 import setuptools
 
@@ -15,7 +16,7 @@ sim = ["mujoco==3.8.1", "fast-simplification==0.2.0"]
 
 setuptools.setup(
     name="jepa_jax",
-    version="0.1.0",
+    version=re.search(r'^__version__ = "(.+)"$', (here / "jepa_jax" / "__init__.py").read_text(), re.MULTILINE)[1],
     description="V-JEPA 2 in JAX and Flax: pretraining on video, for TPU and GPU pods and for laptops",
     packages=setuptools.find_packages(include=["jepa_jax", "jepa_jax.*"]),
     python_requires=">=3.11",

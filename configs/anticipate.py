@@ -5,7 +5,8 @@
     python -m jepa_jax.evaluate anticipate EPIC_100_validation.csv --videos /data/EPIC-KITCHENS --model runs/ek100 --output reports/ek100
 
 Data: a list in the format of EPIC-KITCHENS-100 and the videos that it names (`data.layout` says where they lie). Variants: ek100
-(option model: vitl, or vitg384) and demo (small heads and pictures, for a CPU). The encoder's weights must hold its predictor.
+(option model: vitl, vith, vitg or vitg384; official configs are released for vitl and vitg384, the others take vitl's) and demo (small
+heads and pictures, for a CPU). The encoder's weights must hold its predictor.
 `optim.epochs` decides the length unless `optim.total_steps` is set.
 
 `data.anchor` is 'released' by default, since that is what released probes are trained with: the distance is kept from the end
@@ -18,14 +19,12 @@ import ml_collections
 
 from configs import common, probe
 
-_SIZES = {"vitl": 256, "vitg384": 384}
-
 
 def get_config(argument="ek100"):
     """Return the config of a variant."""
     name, options = common.parse_argument(argument, ("ek100", "demo"), model="vitl")
-    if options["model"] not in _SIZES:
-        raise ValueError(f"model {options['model']!r} is unknown; choose one of {', '.join(_SIZES)}")
+    if options["model"] not in probe.SIZES:
+        raise ValueError(f"model {options['model']!r} is unknown; choose one of {', '.join(probe.SIZES)}")
     config = common.run_config("anticipate")
     config.encoder = ""  # weights of any format, or a run; with the predictor
     config.protocol = ml_collections.ConfigDict({
@@ -39,7 +38,7 @@ def get_config(argument="ek100"):
         "mask_index": 1,  # as released; runs of one clip group train mask token 0
     })
     config.model = probe.heads_section()
-    config.data = _data_section(_SIZES[options["model"]])
+    config.data = _data_section(probe.SIZES[options["model"]])
     config.optim = probe.sweep_section()
     config.optim.weight_decay = (1e-4, 1e-3, 1e-2, 1e-1)
     config.optim.alpha, config.optim.gamma = 0.25, 2.0  # of the focal loss

@@ -5,23 +5,31 @@
     python -m jepa_jax.evaluate probe ssv2_val.csv --model runs/ssv2 --output reports/ssv2
 
 Data: lists in the official format ('path label'), folders of class folders, or labelled shards. Variants: ssv2, diving48,
-jester, k400, coin, imagenet (option model: vitl, or vitg384, whose protocols differ) and demo (small heads and pictures, for
-a CPU). Each fixes frames x step, segments x views, layers, size, sweep, epochs and batch as released; the log says them.
+jester, k400, coin, imagenet (option model: vitl, vith, vitg or vitg384), own (videos of one's own, any encoder of
+the released sizes, one device) and demo (small heads and pictures, for encoders of `configs/pretrain.py:demo` and a CPU).
+The first six fix frames x step, segments x views, layers, size, sweep, epochs and batch as released; the log says them.
+`own` sees a video as ssv2 with vitl does, through probes of depth 1, fewer of them, in smaller batches.
 `optim.epochs` decides the length unless `optim.total_steps` is set. Where paper and code differ, the code is followed
 (COIN: 16 frames, the paper says 32; ImageNet with vitg384: 18 frames, 384 pixels).
 
-Source: configs/eval/*; paper tables 4 and 15.
+Official configs are released for ViT-L and for ViT-g at 384 pixels only. The paper has numbers for ViT-H and for ViT-g at 256, too; for
+these, vith and vitg take everything from vitl but the blocks of multi-level probes: those of ViT-H are the paper's (table 16), those of ViT-g
+are of the configs at 384 pixels, whose encoder is as deep.
+
+Source: configs/eval/*; paper tables 4, 15 and 16.
 """
 
 import ml_collections
 
 from configs import common
 
-# classes, and as `model`: frames, step, segments, views, layers, batch size; epochs.
-_LEVELS = {"vitl": (17, 19, 21, 23), "vitg384": (24, 29, 34, 39)}
+# By `model`: side of the pictures, and blocks of the encoder that multi-level probes take.
+SIZES = {"vitl": 256, "vith": 256, "vitg": 256, "vitg384": 384}
+_LEVELS = {"vitl": (17, 19, 21, 23), "vith": (25, 27, 29, 31), "vitg": (24, 29, 34, 39), "vitg384": (24, 29, 34, 39)}
 _WIDE = {"lr": (5e-3, 3e-3, 1e-3, 3e-4, 1e-4), "weight_decay": (0.01, 0.1, 0.4, 0.8)}
 _NARROW = {"lr": (1e-3, 3e-4, 1e-4), "weight_decay": (0.8,)}
 _IMAGES = {"lr": (5e-4, 1e-3, 1.5e-3, 2e-3), "weight_decay": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), "start_lr": 2e-4}
+# classes; frames and step by `model`, those of vitl where nothing else was released; segments, views, batch size, epochs.
 _TASKS = {
     "ssv2": {"classes": 174, "frames": {"vitl": (16, 4), "vitg384": (64, 2)}, "segments": 2, "views": 3, "batch": 256, "epochs": 20},
     "k400": {"classes": 400, "frames": {"vitl": (16, 4), "vitg384": (16, 4)}, "segments": 8, "views": 3, "batch": 256, "epochs": 20},
@@ -34,18 +42,23 @@ _TASKS = {
 
 def get_config(argument="ssv2"):
     """Return the config of a variant."""
-    name, options = common.parse_argument(argument, (*_TASKS, "demo"), model="vitl")
-    if options["model"] not in _LEVELS:
-        raise ValueError(f"model {options['model']!r} is unknown; choose one of {', '.join(_LEVELS)}")
+    name, options = common.parse_argument(argument, (*_TASKS, "own", "demo"), model="vitl")
+    if options["model"] not in SIZES:
+        raise ValueError(f"model {options['model']!r} is unknown; choose one of {', '.join(SIZES)}")
     config = common.run_config("probe")
     config.encoder = ""  # weights of any format, or a run
-    config.protocol = ml_collections.ConfigDict({"name": name, "frames": 16, "frame_step": 4, "num_segments": 1, "num_views": 1, "layers": ()})
+    config.protocol = ml_collections.ConfigDict({
+        "name": name, "frames": 16, "frame_step": 4, "num_segments": 1, "num_views": 1, "layers": (),
+        "use_pos_embed": False,  # add to the tokens when their frames are shown in the video; officially off
+    })
     config.model = heads_section()
     config.data = _data_section()
     config.optim = sweep_section()
     config.log.every_steps = 20
     if name == "demo":
         _shrink(config)
+    elif name == "own":
+        _fit_own(config, options["model"])
     else:
         _fit(config, name, options["model"])
     return config
@@ -53,18 +66,30 @@ def get_config(argument="ssv2"):
 
 def _fit(config, name, model):
     task = _TASKS[name]
-    frames, step = task["frames"][model]
+    frames, step = task["frames"].get(model, task["frames"]["vitl"])
     config.protocol.update({
         "name": f"{name}-{model}", "frames": frames, "frame_step": step, "num_segments": task["segments"], "num_views": task["views"],
         "layers": _LEVELS[model] if name in ("diving48", "jester") else (),
     })
-    config.data.update({"num_classes": task["classes"], "batch_size": task["batch"], "size": 384 if model == "vitg384" else 256})
+    config.data.update({"num_classes": task["classes"], "batch_size": task["batch"], "size": SIZES[model]})
     sweep = {"imagenet": _IMAGES, "diving48": _NARROW, "jester": _NARROW}.get(name, _WIDE)
     config.optim.update({"epochs": task["epochs"], **sweep})
     if name == "imagenet":
         config.data.update({"flip": 0.5, "still": True})
         # Officially AutoAugment and one more probe with a weight decay that falls to 0; RandAugment stands in here.
         config.optim.warmup_epochs = 5
+
+
+def _fit_own(config, model):
+    """Fit videos of one's own, of which there are hundreds or thousands, and one device; the number of classes is that of the list."""
+    task = _TASKS["ssv2"]
+    frames, step = task["frames"]["vitl"]
+    config.protocol.update({"frames": frames, "frame_step": step, "num_segments": task["segments"], "num_views": task["views"]})
+    # Self-attention over 4096 tokens, for every probe, is what takes the memory.
+    config.model.depth = 1
+    config.data.update({"size": SIZES[model], "batch_size": 16})
+    # Of the official rates the lower ones, since the batch is a sixteenth.
+    config.optim.update({"lr": (1e-3, 3e-4, 1e-4), "weight_decay": (0.01, 0.4)})
 
 
 def heads_section():

@@ -8,6 +8,8 @@ over (time, row, column). Units: pixels, seconds, frames per second.
 
 import importlib
 
+__version__ = "0.1.0"
+
 # Public names and where they live. They are imported when first used, so that data workers and
 # `--help` stay free of JAX.
 _PUBLIC = {

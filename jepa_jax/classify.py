@@ -11,7 +11,7 @@ from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data import DataError
 from jepa_jax.data.copies import local_copy
 from jepa_jax.data.listing import IMAGE_SUFFIXES, VIDEO_SUFFIXES, list_items
-from jepa_jax.features.views import read_single_view, read_views
+from jepa_jax.features.views import read_single_view, read_views_and_indices
 from jepa_jax.training.checkpoint import CheckpointError
 from jepa_jax.weights import released
 from jepa_jax.weights.bundle import ENCODERS
@@ -49,12 +49,12 @@ def main(argv=None):
         for item in items:
             try:
                 with local_copy(item.path) as path:
-                    views = _read(path, model)
+                    views, indices = _read(path, model)
             except DataError as error:
                 sys.stderr.write(f"skipped, {error.reason}: {error}\n")
                 continue
             read += 1
-            _write(item.path, _rank(model, np.asarray(model.classify(params, views)), args.top), args.json)
+            _write(item.path, _rank(model, np.asarray(model.classify(params, views, indices)), args.top), args.json)
     except (ValueError, DataError, CheckpointError, OSError) as error:
         # Foreseen: the message says what to do, and a stack trace would bury it.
         sys.stderr.write(f"error: {error}\n")
@@ -76,8 +76,8 @@ def _describe_protocol(model):
 
 def _read(path, model):
     if model.protocol is None:
-        return read_single_view(path, model.preprocessing)
-    return read_views(path, model.protocol)
+        return read_single_view(path, model.preprocessing), None
+    return read_views_and_indices(path, model.protocol)
 
 
 def _rank(model, probabilities, top):

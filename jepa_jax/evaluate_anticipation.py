@@ -8,7 +8,7 @@ from tqdm import tqdm
 from jepa_jax.commandline import types
 from jepa_jax.commandline.skipped import too_many
 from jepa_jax.commandline.stdout import write_lines
-from jepa_jax.data.actions import LAYOUT, ORDERS, OUTPUTS, ActionSource, make_classes, read_annotations
+from jepa_jax.data.actions import LAYOUT, ORDERS, OUTPUTS, ActionSource, check_videos, make_classes, read_annotations
 from jepa_jax.data.anticipation import ANCHORS
 from jepa_jax.data.publish import check_folder, write_json
 from jepa_jax.evals import anticipation
@@ -56,6 +56,7 @@ def run(args):
     check_folder(args.output)
     bundle, seeing, classes = _read_bundle(args)
     source = ActionSource(args.annotations, read_annotations(args.annotations), classes, args.videos, args.layout)
+    check_videos(source, args.videos, what="--videos")
     total = min(len(source), args.samples or len(source))
     bundle = compute_in(bundle, args.dtype)
     scorer = anticipation.make_scorer(bundle, seeing, args.seconds)

@@ -3,11 +3,13 @@
 import dataclasses
 import os
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+import jepa_jax
 from jepa_jax.commandline import types
 from jepa_jax.commandline.skipped import too_many
 from jepa_jax.commandline.stdout import write_lines
@@ -15,11 +17,12 @@ from jepa_jax.data.errors import DataError
 from jepa_jax.data.labelled import ListSource, check_labels, open_labelled
 from jepa_jax.data.publish import check_folder, new_file, write_json
 from jepa_jax.data.reading import spread
-from jepa_jax.data.segments import read_views
+from jepa_jax.data.segments import read_views_and_indices
 from jepa_jax.evals import classification
+from jepa_jax.models.spec import describe
 from jepa_jax.viz import canvas
 from jepa_jax.viz import classification as pictures
-from jepa_jax.weights import released, store
+from jepa_jax.weights import released, settle, store
 from jepa_jax.weights.bundle import WeightsError, choose_encoder, keep_networks, network_sha256
 from jepa_jax.weights.load import compute_in
 
@@ -94,7 +97,10 @@ def _read_bundle(args):
     width = bundle.networks[encoder].module.width
     if wrong := [name for name in probes if bundle.networks[name].module.width != width]:
         raise WeightsError(f"{wrong[0]} takes tokens of width {bundle.networks[wrong[0]].module.width}, the encoder gives {width}")
-    return dataclasses.replace(keep_networks(bundle, [encoder, *probes]), protocol=protocol)
+    notes = (*bundle.notes, *settle.note_levels(protocol, bundle.networks[encoder].module))
+    bundle = dataclasses.replace(keep_networks(bundle, [encoder, *probes]), protocol=protocol, notes=notes)
+    settle.check_surroundings(bundle, args.model)
+    return bundle
 
 
 def _class_names(args, bundle, source, classes):
@@ -108,22 +114,37 @@ def _class_names(args, bundle, source, classes):
     return list(names)
 
 
+def _training_config(bundle):
+    """Return the config of the run that trained the probes; empty where it is not known."""
+    # Probes that were joined to an encoder keep their own provenance under a name of its own.
+    config = bundle.provenance.get("probe", bundle.provenance).get("config", {})
+    return config if config.get("task") in ("anticipate", "probe") else {}
+
+
 def probe_settings(bundle):
     """Say how every probe was trained, where that is known."""
-    section = bundle.provenance.get("config", {}).get("optim", {})
-    pairs = [(lr, decay) for lr in section.get("lr", ()) for decay in section.get("weight_decay", ())] if "epochs" in section else []
+    section = _training_config(bundle).get("optim", {})
+    pairs = [(lr, decay) for lr in section.get("lr", ()) for decay in section.get("weight_decay", ())]
     if len(pairs) != len(bundle.probes()):
         return [{} for _ in bundle.probes()]
     return [{"lr": lr, "weight_decay": decay} for lr, decay in pairs]
 
 
 def describe_run(bundle, args):
-    """Say with which weights, settings and versions probes were judged: a JSON-able dict."""
+    """Say with which weights, settings and versions probes were judged: a JSON-able dict.
+
+    `encoder_sha256` is that of the encoder that was used, whatever its name in `sha256`; `training_seed` is None where it is not known.
+    """
     hashes = {name: network.sha256 or network_sha256(network.params) for name, network in bundle.networks.items()}
     settings = {name: value for name, value in vars(args).items() if name not in ("run", "command")}
-    dtype = jnp.dtype(bundle.networks[bundle.probes()[0]].module.dtype).name
-    return {"sha256": hashes, "provenance": bundle.provenance, "settings": settings,
-            "versions": {"jax": jax.__version__, "backend": jax.default_backend(), "compute_dtype": dtype}}
+    head = bundle.networks[bundle.probes()[0]].module
+    return {"sha256": hashes, "encoder_sha256": hashes[choose_encoder(bundle.networks)], "architecture": describe(head),
+            "training_seed": _training_config(bundle).get("seed"), "provenance": bundle.provenance, "notes": list(bundle.notes),
+            "settings": settings, "versions": _versions() | {"backend": jax.default_backend(), "compute_dtype": jnp.dtype(head.dtype).name}}
+
+
+def _versions():
+    return {package.__name__: package.__version__ for package in (jepa_jax, jax, flax, np)}
 
 
 def describe_broken(probes):
@@ -133,7 +154,8 @@ def describe_broken(probes):
 
 
 def _describe(report, bundle, args):
-    lines = [f"protocol {bundle.protocol.describe()}", f"{report['n']} videos, {report['classes']} classes"]
+    lines = [f"protocol {bundle.protocol.describe()}", *(f"note: {note}" for note in bundle.notes),
+             f"{report['n']} videos, {report['classes']} classes"]
     if report["skipped"]:
         lines.append(f"{report['skipped']} videos could not be read and do not count; {REPORT} names them")
     lines += ["", f"{'probe':<10}{'lr':>9}{'decay':>9}{'top-1, %':>10}  {'95 %':<14}{'top-5, %':>9}{'class mean, %':>15}"]
@@ -162,9 +184,9 @@ def _draw(report, judged, bundle, source, names, args):
 def _draw_worst(best, judged, bundle, source, names, title, args):
     strips, captions = [], []
     for place in classification.worst(best, judged.labels, _EXAMPLES):
-        clips = _read_clips(source, bundle.protocol, judged.numbers[place], args.seed)
-        if clips is not None:
-            guess = int(best[place].argmax())
+        found = _read_clips(source, bundle.protocol, judged.numbers[place], args.seed)
+        if found is not None:
+            clips, guess = found[0], int(best[place].argmax())
             strips.append(clips[0, _shown(clips.shape[1])])
             captions.append(f"{names[judged.labels[place]]}, taken for {names[guess]} ({best[place][guess]:.0%})")
     figure = pictures.draw_worst(strips, captions, f"{title}: wrong with most confidence", "frames of the first segment, in order")
@@ -180,7 +202,8 @@ def _draw_attention(number, judged, bundle, source, names, title, args):
             guess, label = int(best[place].argmax()), judged.labels[place]
             captions.append(names[guess] if guess == label else f"{names[guess]}, but it is {names[label]}")
     strips, maps = [], []
-    for clip, shares in zip(clips, classification.locate(bundle, bundle.probes()[number], clips)):
+    clips, indices = zip(*clips) if clips else ((), ())
+    for clip, shares in zip(clips, classification.locate(bundle, bundle.probes()[number], clips, indices)):
         shown = _shown(clip.shape[1])
         strips.append(clip[0, shown])
         maps.append(shares.size * shares[0, shown * shares.shape[1] // clip.shape[1]])
@@ -199,11 +222,11 @@ def _shown(frames):
 
 
 def _read_clips(source, protocol, number, seed):
-    """Read the middle view of a video as the probe saw it: uint8 `[S, T, H, W, 3]`; None if it cannot be read any more."""
+    """Read the middle view of a video as the probe saw it: (uint8 `[S, T, H, W, 3]`, int32 `[S, T]`); None if it cannot be read any more."""
     uniforms = np.random.default_rng((seed, int(number))).random(protocol.num_segments)
     try:
-        views = read_views(source[int(number)], protocol, uniforms)
+        views, indices = read_views_and_indices(source[int(number)], protocol, uniforms)
     except DataError:
         # It could be read a minute ago; a picture is not worth the report.
         return None
-    return views[:, views.shape[1] // 2]
+    return views[:, views.shape[1] // 2], indices

@@ -7,11 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+import jepa_jax
 from compiling import fast_jit
 from configs import anticipate as configs
-from jepa_jax import evaluate
+from jepa_jax import convert, evaluate
 from jepa_jax.data import anticipation as clips
-from jepa_jax.data.actions import ActionSource, make_classes, read_annotations
+from jepa_jax.data.actions import OUTPUTS, ActionSource, Annotation, check_videos, make_classes, read_annotations
 from jepa_jax.data.errors import DataError
 from jepa_jax.data.listing import ListError
 from jepa_jax.data.skips import SkipCounter
@@ -23,10 +24,10 @@ from jepa_jax.tasks.losses import focal_loss
 from jepa_jax.training import loop, sharding
 from jepa_jax.weights import store
 from jepa_jax.weights.anticipation import Anticipation, from_json
-from jepa_jax.weights.bundle import Bundle, Preprocessing, WeightsError
+from jepa_jax.weights.bundle import Bundle, Preprocessing, WeightsError, network_sha256
 from media import read_number, write_video
 from test_classify import ENCODER
-from weight_bundles import random_network
+from weight_bundles import random_network, write_official_probes
 
 PREDICTOR = MaskedPredictor(24, 18, 1, 1, num_mask_tokens=2, table_grid=(2, 4, 4))
 PREPROCESSING = Preprocessing(crop_size=32, short_side=36, frames=4)
@@ -209,6 +210,8 @@ def test_from_a_list_to_recall_by_both_protocols(run, folder, tmp_path, capsys):
         assert found["probes"][1]["setting"] == {"lr": 0.001, "weight_decay": 0.1}
         assert "P02_09" in report["left_out"][anchor][0]["message"]
     assert report["segments"] == {"of_training_actions": 5, "of_other_actions": 1} and set(report["sha256"]) == {"encoder", "predictor", "probe_0", "probe_1"}
+    assert report["encoder_sha256"] == report["sha256"]["encoder"] and report["training_seed"] == configs.get_config("demo").seed
+    assert report["architecture"]["num_heads"] == 2 and report["versions"]["jepa_jax"] == jepa_jax.__version__
     assert "1 segments are of actions that training does not have" in out and "1 segments could not be read" in out
     assert evaluate.main([*command, "--protocol", "standard"]) == 1
 
@@ -244,13 +247,17 @@ def test_recall_is_of_classes_and_the_best_probe_of_each_output():
     ({"protocol.mask_index": 2}, ValueError, "mask_index is 2; this predictor has mask tokens 0 to 1"),
     ({"protocol.output_frames": 3}, ValueError, "output_frames is 3; it must be a multiple"),
     ({"protocol.output_frames": 8}, ValueError, "of at most 4 frames"),
-    ({"protocol.frames": 5}, ValueError, "frames of a clip is 5"),
+    ({"protocol.frames": 5}, ValueError, "protocol.frames does not suit this encoder: frames of a clip is 5"),
+    ({"data.size": 36}, ValueError, "data.size does not suit this encoder: height of a clip is 36"),
+    ({"model.num_heads": 5}, ValueError, "model.num_heads is 5, which does not divide the encoder's width, 24"),
     ({"protocol.fps": 0.0}, WeightsError, "impossible protocol"),
     ({"protocol.use_encoder": False, "protocol.use_predictor": False}, WeightsError, "are both off"),
     ({"data.anchor": "middle"}, ValueError, "anchor 'middle' is unknown; choose one of released, standard"),
     ({"data.seconds": (2.0, 1.0)}, ValueError, "anticipation times"),
     ({"data.points": (0.0, 1.5)}, ValueError, "parts of a segment between 0 and 1"),
     ({"data.class_order": "random"}, ValueError, "choose one of sorted, set"),
+    ({"data.videos": "nowhere"}, ListError, "data.videos is 'nowhere', and there is no such folder"),
+    ({"data.layout": "{video}.mp4"}, ListError, r"none of the 1 videos of .*train.csv lies there; tried were .*/P01_01.mp4\. Is it the right folder"),
     ({"data.layout": "{kitchen}/{video}"}, ValueError, "cannot be filled in"),
     ({"data.layout": "{participant}.mp4"}, ValueError, r"does not hold \{video\}"),
     ({"data.annotations": "missing.csv"}, ListError, "missing.csv cannot be read"),
@@ -265,6 +272,25 @@ def test_mistakes_are_named_before_anything_is_computed(folder, change, error, m
         section[last] = str(folder / value) if name == "encoder" and value else value
     with pytest.raises(error, match=message):
         task.make_task(config, sharding.make_mesh(1))
+
+
+def test_evaluation_without_videos_is_refused_before_it_compiles(run, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evals, "make_scorer", lambda *args: pytest.fail("it compiles"))
+    command = ["anticipate", str(folder / "val.csv"), "--model", str(run), "--output", str(tmp_path / "out"), "--videos"]
+    for videos, extra, message in ((tmp_path / "nowhere", [], "nowhere', and there is no such folder"),
+                                   (folder, ["--layout", "{video}.mp4"], f"none of the 2 videos of {folder}/val.csv lies there; tried were {folder}/P01_01.mp4 and so on")):
+        assert evaluate.main([*command, str(videos), *extra]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_videos_behind_urls_are_looked_for(memory):
+    rows = [Annotation("P01_01", 1, 2, 0, 0), Annotation("P01_02", 1, 2, 0, 0)]
+    source = ActionSource("list.csv", rows, make_classes(rows), "memory://kitchen", "{video}.mp4")
+    with pytest.raises(ListError, match="none of the 2 videos of list.csv lies there; tried were memory://kitchen/P01_01.mp4"):
+        check_videos(source, "memory://kitchen", what="--videos")
+    memory.pipe_file("/kitchen/P01_02.mp4", b"a video")
+    check_videos(source, "memory://kitchen", what="--videos")
 
 
 def test_what_evaluation_needs_is_asked_for(folder, tmp_path, capsys):
@@ -285,10 +311,35 @@ def test_what_evaluation_needs_is_asked_for(folder, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_converted_probes_are_evaluated_with_the_classes_of_a_training_list(folder, tmp_path, monkeypatch):
+    outputs = (("verb", 3), ("noun", 2), ("action", 4))
+    probe = random_network(AttentiveProbe(24, 2, 2, num_queries=3, outputs=outputs), 5)
+    source = write_official_probes(tmp_path / "ek100-vitl-256.pt", monkeypatch, probe)
+    assert convert.main([source, str(tmp_path / "model"), "--join", str(folder / "weights"), "--heads", "probe=2"]) == 0
+    command = ["anticipate", str(folder / "val.csv"), "--videos", str(folder), "--model", str(tmp_path / "model"), "--output", str(tmp_path / "out"),
+               "--train", str(folder / "train.csv"), "--class-order", "set", "--batch", "2", "--max-skip-fraction", "0.5"]
+    assert evaluate.main(command) == 0
+    report = json.loads((tmp_path / "out" / "anticipation.json").read_text())
+    # As released: 32 frames at 8 frames/s and the second mask token, in pictures of the encoder's size.
+    seeing = Anticipation(crop_size=32)
+    assert report["seeing"] == dataclasses.asdict(seeing) and report["sha256"]["probe_0"] == network_sha256(probe.params)
+    classes = make_classes(read_annotations(str(folder / "train.csv")), "set")
+    segments = ActionSource("val.csv", read_annotations(str(folder / "val.csv")), classes, str(folder))
+    scorer = evals.make_scorer(store.read(str(tmp_path / "model")), seeing, 1.0)
+    for anchor, found in report["protocols"].items():
+        assert (found["n"], found["skipped"], found["probes"][0]["setting"]) == (4, 1, {})
+        scores = scorer(np.stack([clips.read_before(segments[number], seeing, seconds=1.0, anchor=anchor) for number in range(4)]))
+        for place, output in enumerate(OUTPUTS):
+            right = scores[output][0].argmax(-1) == [segments[number].labels[place] for number in range(4)]
+            assert found["probes"][0][output]["top1"] == 100 * right.mean()
+
+
 def test_presets_are_as_released():
     config = configs.get_config("ek100,model=vitg384")
     assert task.make_protocol(config) == Anticipation("ek100-vitg384", crop_size=384)
     assert (config.data.batch_size, config.optim.epochs, config.data.flip, len(sweep.make_sweep(config.optim))) == (128, 20, 0.5, 20)
     assert (config.data.seconds, config.data.points, config.data.anchor) == ((0.25, 1.75), (0.0, 0.25), "released")
-    with pytest.raises(ValueError, match="choose one of vitl, vitg384"):
+    for model in ("vith", "vitg"):
+        assert task.make_protocol(configs.get_config(f"ek100,model={model}")) == Anticipation(f"ek100-{model}", crop_size=256)
+    with pytest.raises(ValueError, match="choose one of vitl, vith, vitg, vitg384"):
         configs.get_config("ek100,model=vitx")

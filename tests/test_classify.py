@@ -11,7 +11,7 @@ import pytest
 import jepa_jax
 from jepa_jax import classify
 from jepa_jax.data import sampling
-from jepa_jax.features.views import read_single_view, read_views
+from jepa_jax.features.views import read_single_view, read_views, read_views_and_indices
 from jepa_jax.models import AttentiveProbe, VideoEncoder, normalize_pixels
 from jepa_jax.models.spec import abstract_params
 from jepa_jax.weights import store
@@ -122,6 +122,17 @@ def test_command_prints_labels(classifier, video, tmp_path, capsys):
     assert [f"{entry['probability']:7.2%}  {entry['label']}" for entry in result["top"][:3]] == [
         line[2:] for line in lines[1:]
     ]
+
+
+def test_command_adds_the_times_of_frames_where_the_protocol_says_so(video, tmp_path, capsys):
+    protocol = dataclasses.replace(PROTOCOL, layers=(), use_pos_embed=True)
+    path = write_classifier(tmp_path / "model", protocol)
+    assert classify.main([video, "--model", path, "--json"]) == 0
+    model, params = jepa_jax.load(path)
+    found = json.loads(capsys.readouterr().out)["top"][0]["probability"]
+    views, indices = read_views_and_indices(video, protocol)
+    np.testing.assert_allclose(found, model.classify(params, views, indices).max(), atol=1e-6)
+    assert abs(found - model.classify(params, views, 0 * indices).max()) > 1e-4
 
 
 def test_command_without_protocol(video, tmp_path, capsys):

@@ -1,24 +1,31 @@
 """Probes on a frozen encoder: every one trained as if alone, from a list of videos to a confusion matrix."""
 
+import dataclasses
 import functools
 import json
 from types import SimpleNamespace
 
 import cv2
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 
+import jepa_jax
 from compiling import fast_jit
+from configs import pretrain
 from configs.probe import get_config
-from jepa_jax import evaluate
+from jepa_jax import evaluate, train
 from jepa_jax.data import DataError, labelled
 from jepa_jax.data.listing import ListError
-from jepa_jax.data.segments import read_augmented
+from jepa_jax.data.segments import make_row, read_augmented, read_views_and_indices
 from jepa_jax.evals import classification
-from jepa_jax.models import AttentiveProbe
+from jepa_jax.models import AttentiveProbe, make_encoder
+from jepa_jax.models.sincos import sincos_axis
+from jepa_jax.models.spec import abstract_params
 from jepa_jax.tasks import anticipate
 from jepa_jax.tasks import probe as task
 from jepa_jax.tasks import sweep
@@ -26,9 +33,10 @@ from jepa_jax.tasks import probe_tokens
 from jepa_jax.training import loop, sharding
 from jepa_jax.data.skips import SkipCounter
 from jepa_jax.weights import store
-from jepa_jax.weights.bundle import Bundle, Preprocessing, WeightsError
+from jepa_jax.weights.bundle import Bundle, Preprocessing, WeightsError, network_sha256
 from jepa_jax.weights.released import PROTOCOLS
-from media import write_video
+from jepa_jax.weights.settle import note_levels
+from media import read_number, write_video
 from parity.files import load
 from test_classify import ENCODER
 from weight_bundles import random_network
@@ -89,8 +97,35 @@ def test_from_a_list_to_a_confusion_matrix(run, videos, tmp_path, capsys):
     assert "broken.mp4" in report["left_out"][0]["message"]
     assert (tmp_path / "confusion.png").stat().st_size > 10_000 and (tmp_path / "worst.png").exists()
     assert (tmp_path / "attention.png").stat().st_size > 10_000
-    assert report["versions"]["compute_dtype"] == "float32" and report["probes"][0]["not_finite"] == 0
+    assert report["versions"] == {"jepa_jax": jepa_jax.__version__, "jax": jax.__version__, "flax": flax.__version__, "numpy": np.__version__,
+                                  "backend": "cpu", "compute_dtype": "float32"} and report["probes"][0]["not_finite"] == 0
+    assert {"depth": 2, "num_heads": 2, "norm_eps": 1e-5}.items() <= report["architecture"].items()
+    assert report["training_seed"] == get_config("demo").seed and report["encoder_sha256"] == network_sha256(random_network(ENCODER, 0).params)
     assert "1 videos could not be read" in capsys.readouterr().out
+
+
+def test_a_sweep_on_several_devices_is_that_on_one(encoder, videos):
+    # Wide enough that tensors are split; with an epsilon at which rounding does not decide how Adam moves what has hardly a gradient.
+    config = make_config(encoder, videos / "good.csv", weight_decay=(0.4,), eps=1e-3)
+    config.protocol.layers, config.model.mlp_ratio = (), 32.0
+    losses, params = [], []
+    for mesh in (sharding.make_mesh(1, jax.devices()[:1]), sharding.make_mesh(2, jax.devices()[:4])):
+        made = task.make_task(config, mesh)
+        shardings = sharding.state_sharding(jax.eval_shape(made.init_state, jax.random.key(0)), mesh)
+        assert any(own.spec for own in jax.tree.leaves(shardings)) == (mesh.size > 1)
+        with sharding.use_mesh(mesh):
+            state = fast_jit(made.init_state, out_shardings=shardings)(jax.random.key(0))
+            frozen = jax.device_put(made.frozen, sharding.state_sharding(made.frozen, mesh))
+            step = fast_jit(made.train_step, out_shardings=(shardings, sharding.replicated(mesh), None))
+            for number in range(2):
+                batch = sharding.put_batch(made.open_data.args[0].batch_at(number)[0], mesh)
+                state, metrics, _ = step(state, batch, frozen)
+                losses.append([float(metrics[f"train/loss/probe_{probe}"]) for probe in range(2)])
+        params.append(jax.device_get(state.params))
+    np.testing.assert_allclose(losses[2:], losses[:2], rtol=1e-4)
+    # The second losses are of probes that have been trained, each at its own rate.
+    assert np.ptp(losses[1]) > 1e-3
+    jax.tree.map(lambda several, one: np.testing.assert_allclose(several, one, atol=2e-4), params[1], params[0])
 
 
 def test_a_picture_that_fails_costs_no_report(run, videos, tmp_path, monkeypatch):
@@ -140,7 +175,7 @@ def test_a_set_is_encoded_once_and_then_read(encoder, videos, tmp_path, monkeypa
     network = store.read(encoder).networks["encoder"]
     for draw in range(2):
         seen = read_augmented(listed[number], protocol, crop, augment, np.random.default_rng((config.seed, number, draw)))
-        batch = {name: jnp.asarray(value)[None] for name, value in seen._asdict().items()}
+        batch = {name: jnp.asarray(value)[None] for name, value in make_row(seen, protocol, augment).items()}
         pre = Preprocessing(crop_size=32, short_side=36, frames=4)
         tokens = task.encode_batch(network.module, network.params, batch, layers=(0, 2), mean=pre.mean, std=pre.std, frames=4)
         np.testing.assert_allclose(np.float32(source[number].tokens[draw]), tokens[0], rtol=1e-2, atol=1e-2)
@@ -184,6 +219,43 @@ def test_a_set_is_encoded_once_and_then_read(encoder, videos, tmp_path, monkeypa
         config.encoder = str(other)
     with pytest.raises(ValueError, match="encoder_sha256: '.*' there, '.*' now"):
         task.make_task(config, mesh)
+
+
+def test_times_of_frames_are_added_in_training_and_in_evaluation(encoder, tmp_path):
+    long = write_video(tmp_path / "long.mp4", frames=60, height=32, width=48)
+    (tmp_path / "list.csv").write_text(f"{long} 0\n{long} 1\n{long} 2\n")
+    config = make_config(encoder, tmp_path / "list.csv").copy_and_resolve_references()
+    with config.unlocked():
+        config.protocol.update({"layers": (), "use_pos_embed": True})
+        config.data.update({"tokens": str(tmp_path / "tokens"), "crop_scale": (1.0, 1.0), "crop_aspect": (1.5, 1.5), "augment": {"rand_augment": "", "erase": 0.0}})
+    made, protocol = task.make_task(config, sharding.make_mesh(1)), task.make_protocol(config)
+    assert protocol.to_json()["use_pos_embed"] and "times of the frames" in protocol.describe() and made.model_card["protocol"]["use_pos_embed"]
+    assert "use_pos_embed" not in dataclasses.replace(protocol, use_pos_embed=False).to_json()
+    with pytest.raises(WeightsError, match=r"use_pos_embed is on and protocol.layers is \(0, 2\)"):
+        dataclasses.replace(protocol, layers=(0, 2))
+    (listed,), _, _ = task.open_data(config, "", config.data, None)
+    crop, augment = task._make_transforms(config.data)
+    network, pre = store.read(encoder).networks["encoder"], Preprocessing(crop_size=32, short_side=36, frames=4)
+    row = make_row(read_augmented(listed[1], protocol, crop, augment, np.random.default_rng((config.seed, 1, 0))), protocol, augment)
+    np.testing.assert_array_equal([[read_number(frame) for frame in segment] for segment in row["video"]], row["frame_indices"])
+    encode = functools.partial(task.encode_batch, network.module, network.params, layers=(), mean=pre.mean, std=pre.std, frames=4)
+    batch = {name: value[None] for name, value in row.items()}
+    plain, timed = encode({"video": batch["video"]}), encode(batch)
+    # Two tubelets of two frames in every segment; every one of the 16 tokens of a tubelet gets the row of its first frame.
+    table = np.repeat(sincos_axis(24, row["frame_indices"][:, ::2].reshape(-1)), 16, axis=0)
+    np.testing.assert_allclose(timed[0], plain[0] + table, atol=1e-4)
+    stored = np.float32(made.open_data.args[0]._mixture.sources[0][1].tokens[0])
+    np.testing.assert_allclose(stored, timed[0], rtol=2e-2, atol=2e-2)
+    # Evaluated, and classified by the loaded model, it is the same.
+    probe = random_network(AttentiveProbe(24, 1, 2, outputs=(("label", CLASSES),)), 3)
+    store.write(Bundle({"encoder": network, "probe_0": probe}, pre, protocol=protocol), tmp_path / "weights")
+    bundle, (model, params) = store.read(str(tmp_path / "weights")), jepa_jax.load(tmp_path / "weights")
+    judged = classification.judge(bundle, listed, batch_size=2, limit=1)
+    views, indices = read_views_and_indices(listed[0], protocol, np.random.default_rng((0, 0)).random(2))
+    np.testing.assert_allclose(judged.probabilities[0, 0], model.classify(params, views, indices), atol=1e-5)
+    assert np.abs(model.classify(params, views, indices + 20) - judged.probabilities[0, 0]).max() > 1e-3
+    with pytest.raises(ValueError, match="frame_indices are needed"):
+        model.classify(params, views)
 
 
 def test_stored_tokens_are_of_one_set_of_shards():
@@ -342,6 +414,59 @@ def test_bad_data_is_refused_before_anything_is_computed(encoder, videos, change
         task.make_task(config, sharding.make_mesh(1))
 
 
+@pytest.mark.parametrize("change, message", [
+    ({"model.num_heads": 5}, "model.num_heads is 5, which does not divide the encoder's width, 24; set --config.model.num_heads"),
+    ({"model.num_heads": 0}, "model.num_heads is 0"),
+    ({"protocol.frames": 5}, "protocol.frames does not suit this encoder: frames of a clip is 5; it must be a multiple of tubelet_size, 2"),
+    ({"data.size": 36}, "data.size does not suit this encoder: height of a clip is 36; it must be a multiple of patch_size, 8"),
+    ({"protocol.layers": (0, 3)}, r"protocol.layers does not suit this encoder: it takes blocks \(0, 3\); this encoder has 3"),
+    ({"protocol.layers": (-1,)}, r"protocol.layers does not suit this encoder: it takes blocks \(-1,\)"),
+])
+def test_what_does_not_suit_the_encoder_is_refused_before_anything_is_written(encoder, videos, tmp_path, change, message):
+    config = make_config(encoder, videos / "good.csv")
+    config.data.tokens = str(tmp_path / "tokens")
+    for name, value in change.items():
+        section, field = name.split(".")
+        config[section][field] = value
+    with pytest.raises(ValueError, match=message):
+        train._train(task.make_task, config, epath.Path(tmp_path / "run"), None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_preset_of_another_model_is_pointed_out(encoder, videos):
+    note = "protocol demo takes blocks 0, 1 and not the encoder's last, 2: is it that of another model?"
+    for layers, found in (((0, 1), True), ((0, 2), False), ((), False)):
+        config = make_config(encoder, videos / "good.csv")
+        config.protocol.layers = layers
+        assert (note in task.make_task(config, sharding.make_mesh(1)).summary) == found
+
+
+@pytest.mark.parametrize("size, argument", [
+    ("vit_large", "own"), ("vit_huge", "own"), ("vit_giant_xformers", "own"), ("vit_giant_xformers", "own,model=vitg384"), ("vit_base", "own"),
+])
+def test_presets_for_own_videos_suit_encoders_of_released_sizes(size, argument):
+    config, module = get_config(argument).lock(), make_encoder(size)
+    protocol = task.make_protocol(config)
+    task.check_encoder(module, protocol.frames, config.data.size, protocol.layers)
+    assert abstract_params(task.make_probe(config.model, module.width, ((task.OUTPUT, CLASSES),)))
+    assert dataclasses.replace(protocol, name="", crop_size=256) == dataclasses.replace(PROTOCOLS["ssv2-vitl"], name="")
+    assert (config.data.num_classes, config.model.depth, config.model.num_heads, len(sweep.make_sweep(config.optim))) == (0, 1, 16, 6)
+
+
+@pytest.mark.parametrize("name", ["own", "demo"])
+def test_the_encoder_of_the_demo_can_be_probed_as_documented(name, videos, tmp_path):
+    demo = pretrain.get_config("demo")
+    pre = Preprocessing(crop_size=demo.data.size, short_side=demo.data.size, frames=demo.data.groups.video.frames)
+    module = make_encoder(demo.model.size, patch_size=demo.model.patch_size, tubelet_size=demo.model.tubelet_size)
+    store.write(Bundle({"encoder": random_network(module, 0)}, pre), tmp_path / "weights")
+    config = get_config(name)
+    config.encoder, config.data.paths, config.optim.total_steps = str(tmp_path / "weights"), (str(videos / "good.csv"),), 2
+    if name == "demo":
+        config.data.size = demo.data.size
+    made = task.make_task(config.lock(), sharding.make_mesh(1))
+    assert made.model_card["networks"]["probe_0"]["outputs"] == [["label", CLASSES]] and f"{CLASSES} classes" in made.summary[0]
+
+
 def test_what_a_probe_needs_is_asked_for(videos, encoder, tmp_path):
     with pytest.raises(ValueError, match="encoder is not set"):
         task.make_task(make_config("", videos / "good.csv"), sharding.make_mesh(1))
@@ -372,7 +497,7 @@ def test_where_a_probe_looks_is_the_softmax_of_its_query():
 def test_attention_lies_where_its_segment_and_tubelet_are(run):
     bundle = store.read(str(run))
     clip = np.random.default_rng(0).integers(0, 256, (2, 4, 32, 32, 3), np.uint8)
-    (found,), (swapped,) = (classification.locate(bundle, "probe_1", [clips]) for clips in (clip, clip[::-1]))
+    (found,), (swapped,) = (classification.locate(bundle, "probe_1", [clips], [np.zeros((2, 4), np.int32)]) for clips in (clip, clip[::-1]))
     tubelet, patch = ENCODER.tubelet_size, ENCODER.patch_size
     assert found.shape == (2, 4 // tubelet, 32 // patch, 32 // patch) and found.sum() == pytest.approx(1, rel=1e-5)
     # Probes know no positions, so segments that change places take their attention with them.
@@ -381,7 +506,19 @@ def test_attention_lies_where_its_segment_and_tubelet_are(run):
 
 
 def test_every_preset_has_its_published_protocol():
-    for name in ("ssv2", "diving48", "jester", "k400", "coin"):
+    for name in ("ssv2", "diving48", "jester", "k400", "coin", "imagenet"):
         for model in ("vitl", "vitg384"):
             assert task.make_protocol(get_config(f"{name},model={model}")) == PROTOCOLS[f"{name}-{model}"]
     assert len(sweep.make_sweep(get_config("ssv2").optim)) == 20
+
+
+@pytest.mark.parametrize("model, size, levels", [("vith", "vit_huge", (25, 27, 29, 31)), ("vitg", "vit_giant_xformers", (24, 29, 34, 39))])
+def test_models_without_an_official_config_take_that_of_vitl(model, size, levels):
+    for name in ("ssv2", "diving48", "jester", "k400", "coin", "imagenet"):
+        config, large = get_config(f"{name},model={model}"), get_config(name)
+        found, wanted = (task.make_protocol(one) for one in (config, large))
+        layers = levels if wanted.layers else ()
+        assert found == dataclasses.replace(wanted, name=f"{name}-{model}", layers=layers)
+        assert not note_levels(found, make_encoder(size))
+        task.check_encoder(make_encoder(size), found.frames, found.crop_size, found.layers)
+        assert config.data == large.data and config.optim == large.optim

@@ -1,5 +1,6 @@
 """Bad weights and bad destinations: an error that says what is wrong, and nothing written."""
 
+import dataclasses
 import json
 import pickle
 import re
@@ -27,6 +28,7 @@ import jepa_jax
 from jepa_jax import convert
 from jepa_jax.weights import inference, store, tensors
 from jepa_jax.weights.bundle import WeightsError
+from jepa_jax.weights.released import PROTOCOLS
 
 
 def test_formats_refuse_what_they_would_compute_differently(tmp_path):
@@ -39,6 +41,11 @@ def test_formats_refuse_what_they_would_compute_differently(tmp_path):
             "probe: num_heads 3, transformers gives it 2\n.*probe: norm_eps 1e-05",
         ),
         (make_bundle(encoder=ENCODER), "huggingface", "needs a predictor"),
+        (
+            dataclasses.replace(BUNDLES["classifier"], protocol=dataclasses.replace(PROTOCOLS["ssv2-vitl"], use_pos_embed=True)),
+            "huggingface",
+            r"it takes times of frames \(use_pos_embed\), transformers gives it none",
+        ),
     ]
     try:
         import torch  # noqa: F401

@@ -10,7 +10,7 @@ import pytest
 from jepa_jax import convert
 from jepa_jax.models import ActionPredictor, AttentiveProbe, MaskedPredictor, VideoEncoder
 from jepa_jax.models.spec import abstract_params
-from jepa_jax.weights import inference, tensors
+from jepa_jax.weights import inference, official, tensors
 from jepa_jax.weights.bundle import Bundle, Network, Preprocessing, network_sha256
 from jepa_jax.weights.hints import Hints
 
@@ -75,6 +75,15 @@ def assert_same(found, wanted):
 def official_state(module):
     """Make the tensors of a network under official names, without memory."""
     return {name: np.broadcast_to(np.float32(0), shape) for name, shape in inference.official_shapes(module).items()}
+
+
+def write_official_probes(path, monkeypatch, *probes):
+    """Make `path` read as a file of official probes, `Network`s, also where there is no PyTorch; returns it as text."""
+    states = [{f"module.{key}": value for key, value in inference.to_official(probe.module, probe.params).items()} for probe in probes]
+    path.write_bytes(b"weights of the official code")
+    monkeypatch.setattr(official, "read_torch", lambda _: {"classifiers": states, "epoch": 20})
+    monkeypatch.setattr(official, "to_numpy", np.asarray)
+    return str(path)
 
 
 def edit_json(path, **changes):

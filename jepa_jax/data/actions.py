@@ -156,6 +156,27 @@ class ActionSource:
         return checksum(f"{segment.path.rpartition('/')[2]} {segment[1:]}" for segment in self._segments)
 
 
+def check_videos(source: ActionSource, videos: str, *, what: str) -> None:
+    """Check that videos are where a list and a layout say, before anything is computed; that some are missing is no mistake.
+
+    Args:
+        source: the segments.
+        videos: folder of the videos, or a URL, as given to the source.
+        what: names that folder in messages.
+
+    Raises:
+        ListError: there is no such folder, or none of the videos; the message says which path was tried.
+        UrlError, DataError: as `remote.is_file`.
+    """
+    # Behind URLs there may be files without folders.
+    if videos and not remote.is_remote(videos) and not remote.is_folder(videos):
+        raise ListError(f"{what} is {videos!r}, and there is no such folder")
+    paths = list(dict.fromkeys(source[index].path for index in range(len(source))))
+    if not any(remote.is_file(path) for path in paths):
+        raise ListError(f"{what} is {videos!r}, and none of the {len(paths)} videos of {source.files[0]} lies there; tried were {paths[0]}"
+                        f"{' and so on' if len(paths) > 1 else ''}. Is it the right folder, and the right layout?")
+
+
 def _place(video: str, videos: str, layout: str) -> str:
     try:
         name = layout.format(participant=video.split("_")[0], video=video)

@@ -9,7 +9,7 @@ import numpy as np
 from jepa_jax.data.labelled import LabelledFile, ListSource, class_of
 from jepa_jax.data.mixing import Mixture, RowPipeline
 from jepa_jax.data.records import ClipRecord, ShardSource
-from jepa_jax.data.segments import Seeing, read_augmented
+from jepa_jax.data.segments import Seeing, make_row, read_augmented
 from jepa_jax.data.skips import MAX_BAD_FRACTION
 from jepa_jax.data.specs import AugmentSpec, CropSpec, GroupSpec, check_process, check_specs
 
@@ -18,7 +18,7 @@ class LabelledPipeline(RowPipeline):
     """Make the batches of one process out of labelled videos or images.
 
     A batch is `{'video': uint8 [b, S, T, H, W, 3] (T is 1 if `still`), 'label': int32 [b]}`, with erasing also 'erase_boxes' int32 `[b, S, 4]`
-    and 'erase_seeds' uint32 `[b, S]`.
+    and 'erase_seeds' uint32 `[b, S]`, where `seeing` uses times also 'frame_indices' int32 `[b, S, frames]`.
 
     Args:
         group: frames, step, batch size and names of the sources.
@@ -68,7 +68,4 @@ class _RowMaker:
     def __call__(self, record: ClipRecord | LabelledFile, rng: np.random.Generator) -> dict[str, np.ndarray]:
         label = class_of(record, self._num_classes)
         found = read_augmented(record, self._seeing, self._crop, self._augment, rng, self._still)
-        row = {"video": found.video, "label": np.int32(label)}
-        if self._augment.erase:
-            row |= {"erase_boxes": found.erase_boxes, "erase_seeds": found.erase_seeds}
-        return row
+        return make_row(found, self._seeing, self._augment) | {"label": np.int32(label)}

@@ -22,6 +22,7 @@ class Seeing(Protocol):
     num_segments: int
     num_views: int
     crop_size: int
+    use_pos_embed: bool
 
 
 class Augmented(NamedTuple):
@@ -31,14 +32,31 @@ class Augmented(NamedTuple):
         video: uint8 `[S, T, H, W, 3]`.
         erase_boxes: int32 `[S, 4]`, see `models.pixels.erase_boxes`.
         erase_seeds: uint32 `[S]`.
+        frame_indices: int32 `[S, T]`, the frames as counted in the video; of a still all that it will be repeated for.
     """
 
     video: np.ndarray
     erase_boxes: np.ndarray
     erase_seeds: np.ndarray
+    frame_indices: np.ndarray
+
+
+def make_row(found: Augmented, seeing: Seeing, augment: AugmentSpec) -> dict[str, np.ndarray]:
+    """Return what of a video goes to the device, without its class: a row of the batches of `LabelledPipeline`."""
+    row = {"video": found.video}
+    if augment.erase:
+        row |= {"erase_boxes": found.erase_boxes, "erase_seeds": found.erase_seeds}
+    if seeing.use_pos_embed:
+        row["frame_indices"] = found.frame_indices
+    return row
 
 
 def read_views(record: ClipRecord | LabelledFile, protocol: Seeing, uniforms: np.ndarray) -> np.ndarray:
+    """Return the views of `read_views_and_indices` alone."""
+    return read_views_and_indices(record, protocol, uniforms)[0]
+
+
+def read_views_and_indices(record: ClipRecord | LabelledFile, protocol: Seeing, uniforms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Read the segments and views of a video as evaluations do.
 
     Args:
@@ -47,7 +65,7 @@ def read_views(record: ClipRecord | LabelledFile, protocol: Seeing, uniforms: np
         uniforms: float `[S]` in [0, 1), where the window of every segment lies in its part of the video.
 
     Returns:
-        uint8 `[S, V, T, H, W, 3]`.
+        (uint8 `[S, V, T, H, W, 3]`, int32 `[S, T]`): the views, and which frames of the video they show.
 
     Raises:
         DataError: it cannot be read.
@@ -62,9 +80,9 @@ def read_views(record: ClipRecord | LabelledFile, protocol: Seeing, uniforms: np
     check_shapes(record, frames)
     if footage.num_frames == 1:
         still = _views(frames[0][None], protocol)
-        return np.broadcast_to(still, (protocol.num_segments, len(still), protocol.frames, *still.shape[2:]))
+        return np.broadcast_to(still, (protocol.num_segments, len(still), protocol.frames, *still.shape[2:])), indices.astype(np.int32)
     segments = [np.stack([frames[index] for index in segment]) for segment in indices]
-    return np.stack([_views(segment, protocol) for segment in segments])
+    return np.stack([_views(segment, protocol) for segment in segments]), indices.astype(np.int32)
 
 
 def read_augmented(
@@ -92,11 +110,12 @@ def read_augmented(
     with open_footage(record) as footage:
         if still and footage.num_frames > 1:
             raise DataError("not an image", f"{record.source_id} has {footage.num_frames} frames, but data.still says that all are images")
-        indices = _choose(footage, protocol, uniforms)[:, : 1 if still else None]
+        indices = _choose(footage, protocol, uniforms)
         needed = np.unique(indices)
         frames = dict(zip(needed, footage.read(needed)))
     check_shapes(record, frames)
-    return augment_segments(frames, indices, drawn, crop)
+    found = augment_segments(frames, indices[:, : 1 if still else None], drawn, crop)
+    return found._replace(frame_indices=indices.astype(np.int32))
 
 
 class Drawn(NamedTuple):
@@ -136,7 +155,7 @@ def augment_segments(frames: Mapping[int, np.ndarray], indices: np.ndarray, draw
             transforms.flip_in_place(clip)
         video.append(clip[order])
     boxes = np.array([draw.erase_box for draw in drawn], np.int32)
-    return Augmented(np.stack(video), boxes, np.array([draw.erase_seed for draw in drawn], np.uint32))
+    return Augmented(np.stack(video), boxes, np.array([draw.erase_seed for draw in drawn], np.uint32), indices.astype(np.int32))
 
 
 def _choose(footage: Footage, protocol: Seeing, uniforms: np.ndarray) -> np.ndarray:

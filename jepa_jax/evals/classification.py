@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jepa_jax.data.labelled import class_of
-from jepa_jax.data.segments import read_views
+from jepa_jax.data.segments import read_views_and_indices
 from jepa_jax.evals.intervals import wilson
 from jepa_jax.data.reading import Skipped, read_batches, check_found, spread
 from jepa_jax.models import normalize_pixels, token_grid
@@ -53,7 +53,7 @@ def judge(bundle, source, *, batch_size=4, seed=0, limit=None, on_videos=lambda 
     (encoder,) = (network for name, network in bundle.networks.items() if name not in names)
     probe, pre = bundle.networks[names[0]].module, bundle.preprocessing
     classes = probe.outputs[0][1]
-    run = jax.jit(functools.partial(_probabilities, encoder.module, probe, protocol.layers, np.float32(pre.mean), np.float32(pre.std)))
+    run = jax.jit(functools.partial(_probabilities, encoder.module, probe, protocol, np.float32(pre.mean), np.float32(pre.std)))
     params = jax.device_put(({"encoder": encoder.params}, {name: bundle.networks[name].params for name in names}))
     numbers = spread(len(source), limit)
     read = functools.partial(_read, protocol, classes, seed)
@@ -62,8 +62,8 @@ def judge(bundle, source, *, batch_size=4, seed=0, limit=None, on_videos=lambda 
         skipped += bad
         if good:
             # The last batch is filled up, so that all have one shape.
-            views = np.stack([good[min(at, len(good) - 1)][2] for at in range(batch_size)])
-            probabilities = np.asarray(run(*params, views))[:, : len(good)]
+            views, indices = (np.stack([good[min(at, len(good) - 1)][place] for at in range(batch_size)]) for place in (2, 3))
+            probabilities = np.asarray(run(*params, views, indices))[:, : len(good)]
             found.append((probabilities, [row[1] for row in good], [row[0] for row in good]))
         on_videos(len(good) + len(bad))
     check_found(found, numbers, skipped)
@@ -72,45 +72,49 @@ def judge(bundle, source, *, batch_size=4, seed=0, limit=None, on_videos=lambda 
 
 
 def _read(protocol, classes, seed, number, record):
-    """Read one video: (number, label, views)."""
+    """Read one video: (number, label, views, indices of its frames)."""
     label = class_of(record, classes)
     uniforms = np.random.default_rng((seed, number)).random(protocol.num_segments)
-    return number, label, read_views(record, protocol, uniforms)
+    return number, label, *read_views_and_indices(record, protocol, uniforms)
 
 
-def _probabilities(encoder, probe, layers, mean, std, frozen, params, views):
-    """Turn views uint8 `[B, S, V, T, H, W, 3]` into `[P, B, C]`."""
+def _probabilities(encoder, probe, protocol, mean, std, frozen, params, views, indices):
+    """Turn views uint8 `[B, S, V, T, H, W, 3]` of the frames `[B, S, T]` into `[P, B, C]`."""
+    times = indices if protocol.use_pos_embed else None
+
     def one(view):
-        tokens = encode_segments(encoder, frozen["encoder"], normalize_pixels(view, mean, std), layers)
+        tokens = encode_segments(encoder, frozen["encoder"], normalize_pixels(view, mean, std), protocol.layers, times)
         return jax.nn.softmax(score(probe, params, tokens, at_once=False))
 
     return jax.lax.map(one, jnp.moveaxis(views, 2, 0)).mean(0)
 
 
-def locate(bundle, name, clips):
+def locate(bundle, name, clips, indices):
     """Say where a probe looks.
 
     Args:
       bundle: as `judge` takes.
       name: of the probe.
       clips: list of uint8 `[S, T, H, W, 3]`, one view of the segments of each video; they are computed one by one.
+      indices: list of int32 `[S, T]`, which frames of its video each shows.
 
     Returns:
       list of float32 `[S, t, h, w]`: the part of its attention that the query gives to every token, summed over layers where
       the protocol has several; 1 in all for every video.
     """
     (encoder,) = (network for other, network in bundle.networks.items() if other not in bundle.probes())
-    probe, pre, layers = bundle.networks[name], bundle.preprocessing, bundle.protocol.layers
+    probe, pre, protocol = bundle.networks[name], bundle.preprocessing, bundle.protocol
 
     @jax.jit
-    def run(params, probe_params, clip):
+    def run(params, probe_params, clip, shown):
         video = normalize_pixels(clip[None], np.float32(pre.mean), np.float32(pre.std))
-        weights = probe.module.apply({"params": probe_params}, encode_segments(encoder.module, params, video, layers), method="weigh")
+        tokens = encode_segments(encoder.module, params, video, protocol.layers, shown[None] if protocol.use_pos_embed else None)
+        weights = probe.module.apply({"params": probe_params}, tokens, method="weigh")
         grid = token_grid(*clip.shape[1:4], encoder.module.patch_size, encoder.module.tubelet_size)
-        return weights[0, 0].reshape(len(clip), max(1, len(layers)), *grid).sum(1)
+        return weights[0, 0].reshape(len(clip), max(1, len(protocol.layers)), *grid).sum(1)
 
     params = jax.device_put((encoder.params, probe.params))
-    return [np.asarray(run(*params, clip)) for clip in clips]
+    return [np.asarray(run(*params, clip, shown)) for clip, shown in zip(clips, indices, strict=True)]
 
 
 def summarize(judged, settings):

@@ -7,6 +7,11 @@ from jepa_jax.data.labelled import LabelledFile
 
 
 def read_views(path, protocol):
+    """Return the views of `read_views_and_indices` alone."""
+    return read_views_and_indices(path, protocol)[0]
+
+
+def read_views_and_indices(path, protocol):
     """Read the segments and views of a video.
 
     Windows are centred in their part of the video, where training draws them at random.
@@ -16,12 +21,12 @@ def read_views(path, protocol):
       protocol: `jepa_jax.weights.bundle.Protocol`.
 
     Returns:
-      uint8 `[S, V, T, H, W, 3]`.
+      (uint8 `[S, V, T, H, W, 3]`, int32 `[S, T]`): the views, and which frames of the video they show.
 
     Raises:
       DataError: if the file cannot be read.
     """
-    return segments.read_views(LabelledFile(path, None), protocol, np.full(protocol.num_segments, 0.5))
+    return segments.read_views_and_indices(LabelledFile(path, None), protocol, np.full(protocol.num_segments, 0.5))
 
 
 def read_single_view(path, preprocessing):

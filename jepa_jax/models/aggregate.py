@@ -4,7 +4,7 @@ import einops
 import jax.numpy as jnp
 import numpy as np
 
-from jepa_jax.models.sincos import sincos_axis
+from jepa_jax.models.sincos import sincos_frequencies
 
 
 def join_levels(tokens):
@@ -26,16 +26,18 @@ def time_table(width, frame_indices, tubelet_size):
 
     Args:
       width: channels D of the tokens, even.
-      frame_indices: int `[S, B, T]`, the frames of S segments as counted in the video; numpy.
+      frame_indices: int `[S, B, T]`, the frames of S segments as counted in the video.
       tubelet_size: frames per token.
 
     Returns:
-      float32 `[S, B, t, D]` numpy, the sine/cosine row of the first frame of every tubelet.
+      float32 `[S, B, t, D]`, the sine/cosine row of the first frame of every tubelet, to 1e-3 at frame 10,000. Parity: the
+      official table ends at a number of frames that is set, 128 by default.
 
     Source: evals/video_classification_frozen/modelcustom/vit_encoder_multiclip.py.
     """
-    first = np.asarray(frame_indices)[..., ::tubelet_size]
-    return sincos_axis(width, first.reshape(-1)).reshape(*first.shape, width).astype(np.float32)
+    first = jnp.asarray(frame_indices)[..., ::tubelet_size, None]
+    angles = first.astype(jnp.float32) * np.float32(sincos_frequencies(width))
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
 def join_segments(tokens, times=None):

@@ -7,10 +7,14 @@ while tracing and never appear among the parameters.
 import numpy as np
 
 
+def sincos_frequencies(dim):
+    """Return the frequencies of `dim` channels, float64 `[dim // 2]`, radians per position."""
+    return 1.0 / 10000.0 ** (np.arange(dim // 2, dtype=np.float64) / (dim / 2.0))
+
+
 def sincos_axis(dim, positions):
     """Build float64 `[len(positions), dim]` (dim even): the sines of all frequencies, then the cosines."""
-    frequencies = 1.0 / 10000.0 ** (np.arange(dim // 2, dtype=np.float64) / (dim / 2.0))
-    angles = np.outer(positions, frequencies)
+    angles = np.outer(positions, sincos_frequencies(dim))
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jepa_jax.data.actions import OUTPUTS, ActionSource, make_classes, read_annotations
+from jepa_jax.data.actions import OUTPUTS, ActionSource, check_videos, make_classes, read_annotations
 from jepa_jax.data.anticipation import AnticipationPipeline, TimingSpec
 from jepa_jax.data.iterate import make_iterator
 from jepa_jax.data.specs import CropSpec, GroupSpec, SourceSpec
@@ -17,7 +17,7 @@ from jepa_jax.models.flops import encoder_flops, predictor_flops
 from jepa_jax.models.spec import abstract_params
 from jepa_jax.tasks.losses import focal_loss
 from jepa_jax.tasks.pretrain import make_augment
-from jepa_jax.tasks.probe import check_card, init_probes, make_probe, probe_flops, read_frozen, refuse_weights, score_outputs
+from jepa_jax.tasks.probe import check_card, check_encoder, init_probes, make_probe, probe_flops, read_frozen, refuse_weights, score_outputs
 from jepa_jax.tasks.step import make_train_step, sample_latents
 from jepa_jax.tasks.sweep import describe_sweep, make_optimizer, make_schedules, make_sweep, settle_lengths
 from jepa_jax.training import optim, sharding
@@ -112,13 +112,15 @@ def open_data(config):
     """Read the list of a config; returns (`ActionSource`, its classes).
 
     Raises:
-      ListError: if the list cannot be used.
+      ListError: if the list cannot be used, or none of its videos is there.
       ValueError: if the layout or the order of classes is impossible.
     """
     data = config.data
     rows = read_annotations(data.annotations)
     classes = make_classes(rows, data.class_order)
-    return ActionSource(data.annotations, rows, classes, data.videos, data.layout), classes
+    source = ActionSource(data.annotations, rows, classes, data.videos, data.layout)
+    check_videos(source, data.videos, what="data.videos")
+    return source, classes
 
 
 def make_pipeline(config, source, seeing, timing, process_index=0, process_count=1):
@@ -145,7 +147,7 @@ def make_task(config, mesh):
     Raises:
       ValueError: if a setting is impossible; nothing has been compiled then.
       WeightsError: if encoder or predictor cannot be read.
-      ListError: if the list of segments cannot be used.
+      ListError: if the list of segments cannot be used, or none of its videos is there.
     """
     data, section = config.data, config.optim
     sharding.check_batch_size(GROUP, data.batch_size, mesh, section.accumulate)
@@ -154,6 +156,7 @@ def make_task(config, mesh):
     settle_lengths(section, len(source), data.batch_size)
     frozen, chosen, sha256 = read_frozen(config.encoder, seeing.roles())
     pre, networks = frozen.preprocessing, _run_as(config.model, {role: frozen.networks[name].module for role, name in chosen.items()})
+    check_encoder(networks["encoder"], seeing.frames, seeing.crop_size)
     grid = check_networks(networks, seeing, timing.seconds[1])
     probe = make_probe(config.model, networks["encoder"].width, tuple((output, len(classes[output])) for output in OUTPUTS))
     names = [f"{weights.PROBE}{number}" for number in range(len(sweep))]

@@ -13,7 +13,7 @@ from jepa_jax.data.labelled import ListSource, align_classes, check_examples, ch
 from jepa_jax.data.labelled_pipeline import LabelledPipeline
 from jepa_jax.data.probe_tokens import TokenPipeline
 from jepa_jax.data.specs import CropSpec, GroupSpec, check_specs
-from jepa_jax.models import AttentiveProbe, erase_boxes, join_levels, join_segments, normalize_pixels, token_grid
+from jepa_jax.models import AttentiveProbe, erase_boxes, join_levels, join_segments, normalize_pixels, time_table, token_grid
 from jepa_jax.models.flops import encoder_flops, stack_flops
 from jepa_jax.models.spec import abstract_params
 from jepa_jax.tasks import probe_tokens
@@ -25,19 +25,22 @@ from jepa_jax.training import optim, sharding
 from jepa_jax.training.state import create_state, tensor_names
 from jepa_jax.training.task import Task
 from jepa_jax.weights import bundle as weights
-from jepa_jax.weights import runs, start, store
+from jepa_jax.weights import runs, settle, start, store
 
 GROUP = "labelled"
 OUTPUT = "label"
+# Where a config says what `settle.find_misfits` asks about.
+_FIELDS = {"layers": "protocol.layers", "frames": "protocol.frames", "crop_size": "data.size"}
 
 
-def encode_segments(encoder, params, video, layers):
+def encode_segments(encoder, params, video, layers, frame_indices=None):
     """Compute the tokens of all segments of a batch, as a probe gets them.
 
     Args:
       encoder, params: the frozen `VideoEncoder`.
       video: float32 `[B, S, T, H, W, 3]`, normalised.
       layers: see `Protocol`.
+      frame_indices: int `[B, S, T]`, the frames as counted in their video, whose times are added to the tokens; None to add none.
 
     Returns:
       `[B, S*N, D]`, all tokens of the first segment first; with layers `[B, S*L*N, D]`. No gradient.
@@ -51,11 +54,12 @@ def encode_segments(encoder, params, video, layers):
 
     # Segment by segment: an encoder needs far more memory than its tokens.
     tokens = jax.lax.map(encode, jnp.swapaxes(video, 0, 1))
-    return jax.lax.stop_gradient(join_segments(tokens[:, None])[0])
+    times = None if frame_indices is None else time_table(encoder.width, jnp.swapaxes(frame_indices, 0, 1), encoder.tubelet_size)
+    return jax.lax.stop_gradient(join_segments(tokens[:, None], times)[0])
 
 
 def encode_batch(encoder, params, batch, *, layers, mean, std, frames):
-    """Compute the tokens of a batch as `LabelledPipeline.batch_at` makes it: `[B, S*N, D]` as `encode_segments`, with its erasing.
+    """Compute the tokens of a batch as `LabelledPipeline.batch_at` makes it: `[B, S*N, D]` as `encode_segments`, with its erasing and times.
 
     A still is repeated for `frames` frames, after its erasing.
     """
@@ -66,7 +70,7 @@ def encode_batch(encoder, params, batch, *, layers, mean, std, frames):
         video = erased.reshape(video.shape)
     if video.shape[2] == 1:
         video = jnp.repeat(video, frames, axis=2)
-    return encode_segments(encoder, params, video, layers)
+    return encode_segments(encoder, params, video, layers, batch.get("frame_indices"))
 
 
 def score_outputs(probe, params, tokens, at_once=True):
@@ -123,7 +127,7 @@ def make_protocol(config):
     """Build the `Protocol` of a config: how a video is seen in training and evaluation."""
     section = config.protocol
     return weights.Protocol(section.name, section.frames, section.frame_step, section.num_segments, section.num_views,
-                            config.data.size, tuple(section.layers))
+                            config.data.size, tuple(section.layers), section.use_pos_embed)
 
 
 def open_data(config, root, paths, cache):
@@ -196,6 +200,7 @@ def make_task(config, mesh):
     frozen, chosen, sha256 = read_frozen(config.encoder)
     network = frozen.networks[chosen["encoder"]]
     model, pre = config.model, frozen.preprocessing
+    check_encoder(network.module, protocol.frames, data.size, protocol.layers)
     encoder = network.module.clone(attention=model.attention, dtype=jnp.dtype(model.dtype),
                                    residual_dtype=jnp.dtype(model.encoder_residual_dtype))
     probe = make_probe(model, encoder.width, ((OUTPUT, num_classes),))
@@ -222,14 +227,34 @@ def make_task(config, mesh):
         model_card=card,
         check_card=functools.partial(check_card, card=card),
         read_weights=refuse_weights,
-        summary=_summarize(protocol, sweep, abstract, num_classes, section, sha256["encoder"]) + pipeline.describe(),
+        summary=[*_summarize(protocol, sweep, abstract, num_classes, section, sha256["encoder"]), *settle.note_levels(protocol, encoder),
+                 *pipeline.describe()],
         frozen={} if data.tokens else {"encoder": network.params},
         write_frozen=functools.partial(runs.write_frozen, frozen),
     )
 
 
+def check_encoder(encoder, frames, size, layers=()):
+    """Raise ValueError, which names the field of the config, where a frozen encoder cannot take what is asked of it.
+
+    Args:
+      encoder: `VideoEncoder`.
+      frames, layers: see `Protocol`.
+      size: of the crop, pixels.
+    """
+    for name, problem in settle.find_misfits(encoder, frames, size, layers):
+        raise ValueError(f"{_FIELDS[name]} does not suit this encoder: {problem}")
+
+
 def make_probe(model, width, outputs):
-    """Build the `AttentiveProbe` of a config's `model` section; `outputs` as there, a query for each."""
+    """Build the `AttentiveProbe` of a config's `model` section; `outputs` as there, a query for each.
+
+    Raises:
+      ValueError: if its heads do not divide the width.
+    """
+    if model.num_heads < 1 or width % model.num_heads:
+        raise ValueError(f"model.num_heads is {model.num_heads}, which does not divide the encoder's width, {width}; set "
+                         "--config.model.num_heads (16, as officially, divides that of every released encoder)")
     return AttentiveProbe(
         width=width, depth=model.depth, num_heads=model.num_heads, mlp_ratio=model.mlp_ratio, num_queries=len(outputs), outputs=outputs,
         norm_eps=model.norm_eps, attention=model.attention, remat=model.remat, dtype=jnp.dtype(model.dtype),

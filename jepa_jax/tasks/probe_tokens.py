@@ -15,7 +15,7 @@ from jepa_jax.data.errors import DataError
 from jepa_jax.data.labelled import ListSource, class_of
 from jepa_jax.data.probe_tokens import TokenSource, TokenStore
 from jepa_jax.data.reading import read_batches, spread
-from jepa_jax.data.segments import read_augmented
+from jepa_jax.data.segments import make_row, read_augmented
 from jepa_jax.training import sharding
 
 # Records of shards that tell one set from another.
@@ -88,7 +88,7 @@ def _read(seeing, seed, draws, still, number, record):
     label, rows = class_of(record, classes), []
     for draw in range(draws):
         seen = read_augmented(record, protocol, crop, augment, np.random.default_rng((seed, number, draw)), still)
-        rows.append({"video": seen.video} | ({"erase_boxes": seen.erase_boxes, "erase_seeds": seen.erase_seeds} if augment.erase else {}))
+        rows.append(make_row(seen, protocol, augment))
     return number, label, rows
 
 

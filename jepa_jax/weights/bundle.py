@@ -87,6 +87,11 @@ class Protocol:
       crop_size: side of a view, pixels.
       layers: 0-based blocks whose outputs the probe gets, joined along the tokens;
         empty for the output of the encoder.
+      use_pos_embed: add to the tokens when their frames are shown in the video, see `models.time_table`. Off in all released
+        configs; for tokens of a single layer.
+
+    Raises:
+      WeightsError: if times are to be added to several layers.
     """
 
     name: str
@@ -96,17 +101,25 @@ class Protocol:
     num_views: int
     crop_size: int
     layers: tuple[int, ...] = ()
+    use_pos_embed: bool = False
+
+    def __post_init__(self):
+        if self.use_pos_embed and self.layers:
+            raise WeightsError(f"protocol.use_pos_embed is on and protocol.layers is {self.layers}; times are added to the encoder's output only: "
+                               "leave protocol.layers empty")
 
     def describe(self):
         """Say it in words."""
         segments = f"{self.num_segments} segment{'s' * (self.num_segments != 1)} of {self.frames} frames every {self.frame_step}"
         views = f"{self.num_views} view{'s' * (self.num_views != 1)} of {self.crop_size}"
         levels = f", layers {', '.join(map(str, self.layers))}" if self.layers else ""
-        return f"{self.name}: {segments}, {views}{levels}"
+        times = ", times of the frames added" if self.use_pos_embed else ""
+        return f"{self.name}: {segments}, {views}{levels}{times}"
 
     def to_json(self):
-        """Return the fields as JSON-able dict."""
-        return dataclasses.asdict(self) | {"layers": list(self.layers)}
+        """Return the fields as JSON-able dict; `use_pos_embed` only where it is on, so that what was written before there was one is equal."""
+        fields = dataclasses.asdict(self) | {"layers": list(self.layers)}
+        return fields if self.use_pos_embed else {name: value for name, value in fields.items() if name != "use_pos_embed"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -209,6 +209,8 @@ def _refuse_foreign(bundle, encoder, predictor, probe):
             problems.append(f"probe: {len(probe.outputs)} outputs, transformers has one")
         if bundle.protocol and bundle.protocol.layers:
             problems.append(f"probe: it takes layers {bundle.protocol.layers}, transformers gives it the last one only")
+        if bundle.protocol and bundle.protocol.use_pos_embed:
+            problems.append("probe: it takes times of frames (use_pos_embed), transformers gives it none")
     if problems:
         raise WeightsError("transformers would compute something else than these networks:\n  " + "\n  ".join(problems))
 

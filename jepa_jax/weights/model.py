@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jepa_jax.models import VideoEncoder, join_levels, join_segments, normalize_pixels, token_grid
+from jepa_jax.models import VideoEncoder, join_levels, join_segments, normalize_pixels, time_table, token_grid
 from jepa_jax.weights.bundle import Preprocessing, Protocol, WeightsError, choose_probe
 
 
@@ -118,12 +118,13 @@ class Model:
             )
         return probe
 
-    def classify(self, params, views):
+    def classify(self, params, views, frame_indices=None):
         """Compute class probabilities of one video.
 
         Args:
           params: as returned by `load`.
           views: uint8 `[S, V, T, H, W, 3]`: S segments in time, V square views.
+          frame_indices: int `[S, T]`, which frames of the video they show; needed only where the protocol adds their times.
 
         Returns:
           float32 `[classes]`: the probe sees the tokens of all segments at once; the softmax is
@@ -131,16 +132,22 @@ class Model:
 
         Raises:
           WeightsError: if these weights have no probe, or one that does not classify.
+          ValueError: if the frames are needed and not given.
 
         Source: evals/video_classification_frozen/eval.py.
         """
         probe = self.check_classifier()
-        layers = self.protocol.layers if self.protocol else ()
+        layers, times = self.protocol.layers if self.protocol else (), None
+        if self.protocol and self.protocol.use_pos_embed:
+            if frame_indices is None:
+                raise ValueError("this probe takes the times of frames (use_pos_embed): frame_indices are needed, int [S, T], as "
+                                 "features.views.read_views_and_indices returns them")
+            times = time_table(self.encoder.width, np.asarray(frame_indices)[:, None], self.encoder.tubelet_size)
         total = 0.0
         for view in np.swapaxes(views, 0, 1):
             # Clip by clip and view by view: both networks need far more memory than what is kept.
             tokens = [self.encode(params, clip, layers).tokens for clip in view]
-            total += _classify(probe, params["probe"], tokens, bool(layers))
+            total += _classify(probe, params["probe"], tokens, bool(layers), times)
         return total / views.shape[1]
 
 
@@ -170,11 +177,11 @@ def _encode(encoder, params, clip, layers, mean, std):
 
 
 @functools.partial(jax.jit, static_argnames=("probe", "several_layers"))
-def _classify(probe, params, tokens, several_layers):
-    """Turn the tokens of the segments of one view, `[1, N, D]` or `[L, 1, N, D]` each, into probabilities."""
+def _classify(probe, params, tokens, several_layers, times):
+    """Turn the tokens of the segments of one view, `[1, N, D]` or `[L, 1, N, D]` each, and their times, if any, into probabilities."""
     if several_layers:
         tokens = [join_levels(segment) for segment in tokens]
-    joined = join_segments(jnp.stack(tokens)[:, None])[0]
+    joined = join_segments(jnp.stack(tokens)[:, None], times)[0]
     (logits,) = probe.apply({"params": params}, joined).values()
     return jax.nn.softmax(logits[0])
 

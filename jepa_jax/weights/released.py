@@ -51,19 +51,21 @@ _LEVELS = {"vitl": (17, 19, 21, 23), "vitg384": (24, 29, 34, 39)}
 
 
 def _protocols():
-    # name: (frames, step for ViT-L), (frames, step for ViT-g at 384), segments, several levels.
+    # name: (frames, step for ViT-L), (frames, step for ViT-g at 384), segments, views, several levels.
     tasks = {
-        "ssv2": ((16, 4), (64, 2), 2, False),
-        "k400": ((16, 4), (16, 4), 8, False),
-        "coin": ((16, 4), (16, 4), 8, False),
-        "diving48": ((32, 2), (32, 2), 4, True),
-        "jester": ((32, 2), (32, 2), 4, True),
+        "ssv2": ((16, 4), (64, 2), 2, 3, False),
+        "k400": ((16, 4), (16, 4), 8, 3, False),
+        "coin": ((16, 4), (16, 4), 8, 3, False),
+        "diving48": ((32, 2), (32, 2), 4, 3, True),
+        "jester": ((32, 2), (32, 2), 4, 3, True),
+        # Pictures, repeated for so many frames.
+        "imagenet": ((16, 1), (18, 1), 1, 1, False),
     }
     protocols = {}
-    for task, (large, giant, segments, levels) in tasks.items():
+    for task, (large, giant, segments, views, levels) in tasks.items():
         for model, crop, (frames, step) in (("vitl", 256, large), ("vitg384", 384, giant)):
             name = f"{task}-{model}"
-            protocols[name] = Protocol(name, frames, step, segments, 3, crop, _LEVELS[model] if levels else ())
+            protocols[name] = Protocol(name, frames, step, segments, views, crop, _LEVELS[model] if levels else ())
     return protocols
 
 

@@ -84,10 +84,36 @@ def check_surroundings(bundle, what):
     encoders = [bundle.networks[name].module for name in ENCODERS if name in bundle.networks]
     if bundle.protocol is None or not encoders:
         return
-    protocol, encoder = bundle.protocol, encoders[0]
-    if protocol.layers and max(protocol.layers) >= encoder.depth:
-        raise WeightsError(f"protocol {protocol.name} takes blocks {protocol.layers}; this encoder has {encoder.depth}")
-    try:
-        token_grid(protocol.frames, protocol.crop_size, protocol.crop_size, encoder.patch_size, encoder.tubelet_size)
-    except ValueError as error:
-        raise WeightsError(f"protocol {protocol.name} does not suit this encoder: {error}") from error
+    protocol = bundle.protocol
+    for _, problem in find_misfits(encoders[0], protocol.frames, protocol.crop_size, protocol.layers):
+        raise WeightsError(f"protocol {protocol.name} does not suit this encoder: {problem}")
+
+
+def find_misfits(encoder, frames, crop_size, layers=()):
+    """List what an encoder cannot take of what it is asked for.
+
+    Args:
+      encoder: `VideoEncoder`.
+      frames, crop_size, layers: see `Protocol`.
+
+    Returns:
+      list of (name of the argument, what is wrong with it); empty where all fits.
+    """
+    found = []
+    if any(not 0 <= layer < encoder.depth for layer in layers):
+        found.append(("layers", f"it takes blocks {tuple(layers)}; this encoder has {encoder.depth}, counted from 0"))
+    patch, tubelet = encoder.patch_size, encoder.tubelet_size
+    for name, clip in (("frames", (frames, patch, patch)), ("crop_size", (tubelet, crop_size, crop_size))):
+        try:
+            token_grid(*clip, patch, tubelet)
+        except ValueError as error:
+            found.append((name, str(error)))
+    return found
+
+
+def note_levels(protocol, encoder):
+    """Return a line for people, in a tuple, where a probe does not get the encoder's last block; an empty tuple where it does."""
+    if not protocol.layers or max(protocol.layers) == encoder.depth - 1:
+        return ()
+    return (f"protocol {protocol.name} takes blocks {', '.join(map(str, protocol.layers))} and not the encoder's last, {encoder.depth - 1}: "
+            "is it that of another model?",)
