@@ -64,10 +64,13 @@ def make_spec(robot, preset="icem", *, low=None, high=None, **changes):
     fields |= changes
     if not fields.get("iterations") and "iterations" not in changes and (unused := [name for name in ("samples", "elites", "keep") if name in changes]):
         raise ValueError(f"planner {preset!r} draws no candidates, so {', '.join(unused)} would do nothing; leave it out, or give iterations")
-    alike = [(dim, low) for dim, (low, high) in enumerate(zip(fields["low"], fields["high"])) if low == high]
-    spec = PlanSpec(**(fields | {"fixed": (*as_tuple(fields.get("fixed", ())), *alike)}))
+    fixed = as_tuple(fields.get("fixed", ()))
+    stated = {entry[0] for entry in fixed if isinstance(entry, (tuple, list)) and entry}
+    alike = [(dim, low) for dim, (low, high) in enumerate(zip(fields["low"], fields["high"])) if low == high and dim not in stated]
+    spec = PlanSpec(**(fields | {"fixed": (*fixed, *alike)}))
     for dim, value in spec.fixed:
-        if not spec.low[dim] <= value <= spec.high[dim]:
+        # A number that never changed in the data has no bounds, only a value.
+        if spec.low[dim] < spec.high[dim] and not spec.low[dim] <= value <= spec.high[dim]:
             raise ValueError(f"planner: {robot.action_names[robot.planned_dims[dim]]} is fixed to {value:g}; its bounds allow {spec.low[dim]:g} "
                              f"to {spec.high[dim]:g}")
     return spec
