@@ -11,7 +11,7 @@ from jepa_jax.commandline.stdout import write_lines
 from jepa_jax.data import DataError
 from jepa_jax.data.copies import local_copy
 from jepa_jax.data.listing import IMAGE_SUFFIXES, VIDEO_SUFFIXES, list_items
-from jepa_jax.features.views import read_single_view, read_views_and_indices
+from jepa_jax.features.views import read_single_view, read_views
 from jepa_jax.training.checkpoint import CheckpointError
 from jepa_jax.weights import released
 from jepa_jax.weights.bundle import ENCODERS
@@ -77,7 +77,7 @@ def _describe_protocol(model):
 def _read(path, model):
     if model.protocol is None:
         return read_single_view(path, model.preprocessing), None
-    return read_views_and_indices(path, model.protocol)
+    return read_views(path, model.protocol)
 
 
 def _rank(model, probabilities, top):

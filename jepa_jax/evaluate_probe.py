@@ -17,7 +17,7 @@ from jepa_jax.data.errors import DataError
 from jepa_jax.data.labelled import ListSource, check_labels, open_labelled
 from jepa_jax.data.publish import check_folder, new_file, write_json
 from jepa_jax.data.reading import spread
-from jepa_jax.data.segments import read_views_and_indices
+from jepa_jax.data.segments import read_views
 from jepa_jax.evals import classification
 from jepa_jax.models.spec import describe
 from jepa_jax.viz import canvas
@@ -118,7 +118,8 @@ def _training_config(bundle):
     """Return the config of the run that trained the probes; empty where it is not known."""
     # Probes that were joined to an encoder keep their own provenance under a name of its own.
     config = bundle.provenance.get("probe", bundle.provenance).get("config", {})
-    return config if config.get("task") in ("anticipate", "probe") else {}
+    # Those of the official code name no task, and those of an encoder's own training name another one.
+    return config if "task" in config and config["task"] in ("anticipate", "probe") else {}
 
 
 def probe_settings(bundle):
@@ -225,7 +226,7 @@ def _read_clips(source, protocol, number, seed):
     """Read the middle view of a video as the probe saw it: (uint8 `[S, T, H, W, 3]`, int32 `[S, T]`); None if it cannot be read any more."""
     uniforms = np.random.default_rng((seed, int(number))).random(protocol.num_segments)
     try:
-        views, indices = read_views_and_indices(source[int(number)], protocol, uniforms)
+        views, indices = read_views(source[int(number)], protocol, uniforms)
     except DataError:
         # It could be read a minute ago; a picture is not worth the report.
         return None

@@ -11,7 +11,7 @@ import pytest
 import jepa_jax
 from jepa_jax import classify
 from jepa_jax.data import sampling
-from jepa_jax.features.views import read_single_view, read_views, read_views_and_indices
+from jepa_jax.features.views import read_single_view, read_views
 from jepa_jax.models import AttentiveProbe, VideoEncoder, normalize_pixels
 from jepa_jax.models.spec import abstract_params
 from jepa_jax.weights import store
@@ -50,7 +50,7 @@ def video(tmp_path_factory):
 
 
 def test_segments_and_views(video):
-    views = read_views(video, PROTOCOL)
+    views, _ = read_views(video, PROTOCOL)
     assert views.shape == (2, 3, 4, 32, 32, 3) and views.dtype == np.uint8
     wanted = sampling.sample_frame_indices(
         60, 30.0, frames=4, num_clips=2, step=3, allow_overlap=True, uniforms=np.full(2, 0.5)
@@ -63,7 +63,7 @@ def test_segments_and_views(video):
 
 
 def test_one_view_is_the_central_crop(video):
-    views = read_views(video, dataclasses.replace(PROTOCOL, num_views=1))
+    views, _ = read_views(video, dataclasses.replace(PROTOCOL, num_views=1))
     assert views.shape == (2, 1, 4, 32, 32, 3)
     indices = sampling.sample_frame_indices(
         60, 30.0, frames=4, num_clips=2, step=3, allow_overlap=True, uniforms=np.full(2, 0.5)
@@ -74,12 +74,12 @@ def test_one_view_is_the_central_crop(video):
 
 def test_short_videos_and_images(tmp_path):
     short = write_video(tmp_path / "short.mp4", frames=5, height=64, width=64)
-    views = read_views(short, PROTOCOL)
+    views, _ = read_views(short, PROTOCOL)
     assert views.shape == (2, 3, 4, 32, 32, 3)
     # Five frames are no window of twelve: both segments are the same, and end in repetition.
     np.testing.assert_array_equal(views[0], views[1])
     image = write_image(tmp_path / "image.png", 64, 96)
-    views = read_views(image, PROTOCOL)
+    views, _ = read_views(image, PROTOCOL)
     assert views.shape == (2, 3, 4, 32, 32, 3) and (views[0, 0, 0] == views[1, 0, 3]).all()
     assert read_single_view(image, Preprocessing(crop_size=32, short_side=36, frames=4)).shape == (1, 1, 4, 32, 32, 3)
 
@@ -87,7 +87,7 @@ def test_short_videos_and_images(tmp_path):
 def test_probabilities_are_those_of_the_protocol(classifier, video):
     """Levels and segments are joined along the tokens, views are averaged after the softmax."""
     model, params = jepa_jax.load(classifier)
-    views = read_views(video, PROTOCOL)
+    views, _ = read_views(video, PROTOCOL)
     found = model.classify(params, views)
     wanted = []
     for view in range(3):
@@ -114,7 +114,7 @@ def test_command_prints_labels(classifier, video, tmp_path, capsys):
     assert classify.main([video, "--model", classifier, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     model, params = jepa_jax.load(classifier)
-    probabilities = np.asarray(model.classify(params, read_views(video, PROTOCOL)))
+    probabilities = np.asarray(model.classify(params, read_views(video, PROTOCOL)[0]))
     assert [entry["label"] for entry in result["top"]] == [LABELS[i] for i in np.argsort(-probabilities)[:5]]
     np.testing.assert_allclose(
         [entry["probability"] for entry in result["top"]], np.sort(probabilities)[::-1][:5], atol=1e-6
@@ -130,7 +130,7 @@ def test_command_adds_the_times_of_frames_where_the_protocol_says_so(video, tmp_
     assert classify.main([video, "--model", path, "--json"]) == 0
     model, params = jepa_jax.load(path)
     found = json.loads(capsys.readouterr().out)["top"][0]["probability"]
-    views, indices = read_views_and_indices(video, protocol)
+    views, indices = read_views(video, protocol)
     np.testing.assert_allclose(found, model.classify(params, views, indices).max(), atol=1e-6)
     assert abs(found - model.classify(params, views, 0 * indices).max()) > 1e-4
 

@@ -50,7 +50,7 @@ def test_converted_probes_are_evaluated_by_a_published_protocol(videos, tmp_path
     protocol = PROTOCOLS["diving48-vitl"]
     answers = []
     for number in range(3):
-        views = read_views(LabelledFile(videos[number], None), protocol, np.random.default_rng((0, number)).random(protocol.num_segments))
+        views, _ = read_views(LabelledFile(videos[number], None), protocol, np.random.default_rng((0, number)).random(protocol.num_segments))
         for probe in range(2):
             model, params = jepa_jax.load(tmp_path / "model", probe=probe)
             model = dataclasses.replace(model, protocol=protocol)

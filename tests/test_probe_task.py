@@ -1,4 +1,4 @@
-"""Probes on a frozen encoder: every one trained as if alone, from a list of videos to a confusion matrix."""
+"""Probes on a frozen encoder, from a list of videos to a confusion matrix."""
 
 import dataclasses
 import functools
@@ -10,7 +10,6 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from etils import epath
 
@@ -21,23 +20,17 @@ from configs.probe import get_config
 from jepa_jax import evaluate, train
 from jepa_jax.data import DataError, labelled
 from jepa_jax.data.listing import ListError
-from jepa_jax.data.segments import make_row, read_augmented, read_views_and_indices
+from jepa_jax.data.segments import make_row, read_augmented, read_views
 from jepa_jax.evals import classification
 from jepa_jax.models import AttentiveProbe, make_encoder
 from jepa_jax.models.sincos import sincos_axis
-from jepa_jax.models.spec import abstract_params
-from jepa_jax.tasks import anticipate
 from jepa_jax.tasks import probe as task
-from jepa_jax.tasks import sweep
 from jepa_jax.tasks import probe_tokens
 from jepa_jax.training import loop, sharding
 from jepa_jax.data.skips import SkipCounter
 from jepa_jax.weights import store
 from jepa_jax.weights.bundle import Bundle, Preprocessing, WeightsError, network_sha256
-from jepa_jax.weights.released import PROTOCOLS
-from jepa_jax.weights.settle import note_levels
 from media import read_number, write_video
-from parity.files import load
 from test_classify import ENCODER
 from weight_bundles import random_network
 
@@ -251,7 +244,7 @@ def test_times_of_frames_are_added_in_training_and_in_evaluation(encoder, tmp_pa
     store.write(Bundle({"encoder": network, "probe_0": probe}, pre, protocol=protocol), tmp_path / "weights")
     bundle, (model, params) = store.read(str(tmp_path / "weights")), jepa_jax.load(tmp_path / "weights")
     judged = classification.judge(bundle, listed, batch_size=2, limit=1)
-    views, indices = read_views_and_indices(listed[0], protocol, np.random.default_rng((0, 0)).random(2))
+    views, indices = read_views(listed[0], protocol, np.random.default_rng((0, 0)).random(2))
     np.testing.assert_allclose(judged.probabilities[0, 0], model.classify(params, views, indices), atol=1e-5)
     assert np.abs(model.classify(params, views, indices + 20) - judged.probabilities[0, 0]).max() > 1e-3
     with pytest.raises(ValueError, match="frame_indices are needed"):
@@ -295,112 +288,6 @@ def test_a_run_is_a_classifier(run):
     assert bundle.protocol.describe() == "demo: 2 segments of 4 frames every 2, 1 view of 32, layers 0, 2"
 
 
-def test_every_probe_is_trained_as_if_it_were_alone():
-    module = AttentiveProbe(12, 2, 2, outputs=(("label", CLASSES),))
-    config = make_config("none", "none", start_lr=0.02, warmup_steps=2, total_steps=6)
-    settings = sweep.make_sweep(config.optim)
-    names = [f"probe_{i}" for i in range(len(settings))]
-    rng = np.random.default_rng(0)
-    tokens, labels = rng.normal(size=(6, 4, 5, 12)).astype(np.float32), rng.integers(CLASSES, size=(6, 4))
-    initial = {name: module.init(jax.random.key(i), tokens[0])["params"] for i, name in enumerate(names)}
-    optimizer, schedules = sweep.make_optimizer(config.optim), sweep.make_schedules(config.optim, settings)
-
-    def cross_entropy(logits, labels):
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(-1)
-
-    @fast_jit
-    def together(params, state, tokens, labels, k):
-        loss, grads = jax.value_and_grad(lambda p: cross_entropy(task.score(module, p, tokens), labels[None]).sum())(params)
-        updates, state = optimizer.update(grads, state, params, learning_rate=schedules.learning_rate(k), weight_decay=schedules.weight_decay(k))
-        return optax.apply_updates(params, updates), state
-
-    params, state = initial, optimizer.init(initial)
-    for k in range(6):
-        params, state = together(params, state, tokens[k], labels[k], k + 1)
-    for number in (0, 3):
-        rates = jnp.stack([schedules.learning_rate(k + 1)[number] for k in range(6)])
-        reference = optax.adamw(lambda count: rates[count], weight_decay=settings[number]["weight_decay"])
-        alone = initial[names[number]]
-        state = reference.init(alone)
-        step = fast_jit(lambda p, s, x, y: _alone(module, reference, cross_entropy, p, s, x, y))
-        for k in range(6):
-            alone, state = step(alone, state, tokens[k], labels[k])
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), alone, params[names[number]])
-
-
-def _alone(module, optimizer, loss, params, state, tokens, labels):
-    grads = jax.grad(lambda p: loss(module.apply({"params": p}, tokens)["label"], labels))(params)
-    updates, state = optimizer.update(grads, state, params)
-    return optax.apply_updates(params, updates), state
-
-
-def test_schedules_of_a_sweep_are_those_of_the_golden_arrays(golden):
-    arrays, config = load(golden, "schedules")
-    for number in (0, 1):
-        s = config[f"probe_{number}"]
-        section = make_config("none", "none", lr=(s["mc_ref_lr"],), weight_decay=(s["mc_final_wd"],), start_lr=s["mc_start_lr"],
-                              final_lr=s["mc_final_lr"], warmup_steps=s["mc_warmup_steps"], total_steps=s["T_max"]).optim
-        rate = sweep.make_schedules(section, sweep.make_sweep(section)).learning_rate
-        expected = arrays[f"out/probe_lr_{number}"][: s["T_max"]]
-        np.testing.assert_allclose([rate(k + 1)[0] for k in range(0, s["T_max"], 7)], expected[::7], rtol=1e-4, atol=1e-9)
-
-
-def test_metrics_are_those_of_the_golden_arrays(golden):
-    arrays, _ = load(golden, "metrics")
-    logits = arrays["in/logits"].reshape(-1, arrays["in/logits"].shape[-1])
-    labels = arrays["in/labels"].reshape(-1).astype(np.int64)
-    for k in (1, 5):
-        np.testing.assert_allclose(100 * np.nanmean(classification.class_recall(logits, labels, k)), arrays[f"out/recall{k}_all"][-1], rtol=1e-5)
-        np.testing.assert_allclose(100 * (classification.ranks(logits, labels) < k).mean(), arrays[f"out/accuracy{k}_all"][-1], rtol=1e-5)
-    views = np.asarray(jax.nn.softmax(arrays["in/view_logits"])).mean(0)
-    np.testing.assert_allclose(views, arrays["out/view_prob"], rtol=1e-5)
-    hits = classification.ranks(views, arrays["in/labels"][0].astype(np.int64)) < 1
-    np.testing.assert_allclose(100 * hits.mean(), arrays["out/view_top1"], rtol=1e-5)
-
-
-def test_what_is_no_number_is_no_right_answer():
-    probabilities = np.array([[np.nan] * 3, [0.5, 0.3, 0.2], [0.2, 0.2, 0.6]], np.float32)
-    assert classification.ranks(probabilities, np.array([2, 0, 1])).tolist() == [3, 0, 2]
-    judged = classification.Judged(probabilities[None], np.array([2, 0, 1]), np.arange(3), [])
-    (row,) = classification.summarize(judged, [{}])["probes"]
-    assert row["not_finite"] == 1 and row["top1"] == pytest.approx(33.33)
-    assert anticipate._among_first(jnp.full((1, 6), jnp.nan), jnp.array([0])) == 0
-
-
-def test_probes_one_by_one_are_those_at_once():
-    module = AttentiveProbe(12, 2, 2, outputs=(("label", CLASSES),))
-    tokens = jax.random.normal(jax.random.key(0), (2, 5, 12))
-    params = task.init_probes(module, ["probe_0", "probe_1"], jax.random.key(1))
-    np.testing.assert_allclose(task.score(module, params, tokens, at_once=False), task.score(module, params, tokens), atol=1e-6)
-
-
-def test_probes_one_by_one_take_the_memory_of_one():
-    module, count = AttentiveProbe(12, 2, 2, outputs=(("label", CLASSES),)), 8
-    params = task.init_probes(module, [f"probe_{number}" for number in range(count)], jax.random.key(1))
-    one, all_ = (jax.jit(functools.partial(task.score, module, at_once=at_once)).lower(params, jnp.zeros((2, 256, 12))).compile()
-                 .memory_analysis().temp_size_in_bytes for at_once in (False, True))
-    assert one < all_ / (count / 2)
-
-
-def test_epochs_become_steps():
-    section = get_config("imagenet").optim
-    sweep.settle_lengths(section, 126_000, 1024)
-    assert (section.total_steps, section.warmup_steps) == (20 * 123, 5 * 123)
-    with pytest.raises(ValueError, match="only 200 samples, so that no batch is full"):
-        sweep.settle_lengths(get_config("ssv2").optim, 200, 256)
-    section.total_steps = 600
-    with pytest.raises(ValueError, match="warmup_steps is 615 of optim.total_steps 600"):
-        sweep.settle_lengths(section, 126_000, 1024)
-
-
-def test_confusion_counts_what_is_taken_for_what():
-    probabilities = np.array([[0.9, 0.1, 0.0], [0.2, 0.5, 0.3], [0.4, 0.35, 0.25]], np.float32)
-    labels = np.array([0, 2, 2])
-    assert classification.confusion(probabilities, labels).tolist() == [[1, 0, 0], [0, 0, 0], [1, 1, 0]]
-    assert classification.worst(probabilities, labels, 5).tolist() == [1, 2]
-    assert np.isnan(classification.class_recall(probabilities, labels)[1])
-
-
 @pytest.mark.parametrize("change, error, message", [
     ({"num_classes": 2}, ListError, "2 of 6 labels outside of 0 to 1"),
     ({"num_classes": 5}, ListError, r"no example of 2 of 5 classes \(3, 4\)"),
@@ -441,18 +328,6 @@ def test_a_preset_of_another_model_is_pointed_out(encoder, videos):
         assert (note in task.make_task(config, sharding.make_mesh(1)).summary) == found
 
 
-@pytest.mark.parametrize("size, argument", [
-    ("vit_large", "own"), ("vit_huge", "own"), ("vit_giant_xformers", "own"), ("vit_giant_xformers", "own,model=vitg384"), ("vit_base", "own"),
-])
-def test_presets_for_own_videos_suit_encoders_of_released_sizes(size, argument):
-    config, module = get_config(argument).lock(), make_encoder(size)
-    protocol = task.make_protocol(config)
-    task.check_encoder(module, protocol.frames, config.data.size, protocol.layers)
-    assert abstract_params(task.make_probe(config.model, module.width, ((task.OUTPUT, CLASSES),)))
-    assert dataclasses.replace(protocol, name="", crop_size=256) == dataclasses.replace(PROTOCOLS["ssv2-vitl"], name="")
-    assert (config.data.num_classes, config.model.depth, config.model.num_heads, len(sweep.make_sweep(config.optim))) == (0, 1, 16, 6)
-
-
 @pytest.mark.parametrize("name", ["own", "demo"])
 def test_the_encoder_of_the_demo_can_be_probed_as_documented(name, videos, tmp_path):
     demo = pretrain.get_config("demo")
@@ -482,18 +357,6 @@ def test_a_probe_of_another_width_is_refused(videos, tmp_path):
         evaluate.evaluate_probe.run(evaluate._parser().parse_args(["probe", str(videos / "good.csv"), "--model", str(tmp_path / "w"), "--output", str(tmp_path)]))
 
 
-def test_where_a_probe_looks_is_the_softmax_of_its_query():
-    probe = AttentiveProbe(8, 1, 1, outputs=(("label", CLASSES),))
-    tokens = jax.random.normal(jax.random.key(0), (2, 5, 8))
-    params = jax.tree.map(lambda leaf: 3 * leaf, probe.init(jax.random.key(1), tokens)["params"])
-    cross = params["cross"]
-    normal = (tokens - tokens.mean(-1, keepdims=True)) / np.sqrt(tokens.var(-1, keepdims=True) + probe.norm_eps)
-    keys = (normal * cross["norm1"]["scale"] + cross["norm1"]["bias"]) @ cross["kv"]["kernel"][:, :8] + cross["kv"]["bias"][:8]
-    query = params["query_tokens"][0] @ cross["q"]["kernel"] + cross["q"]["bias"]
-    expected = jax.nn.softmax(keys @ query / np.sqrt(8))
-    np.testing.assert_allclose(probe.apply({"params": params}, tokens, method="weigh")[:, 0], expected, rtol=1e-4)
-
-
 def test_attention_lies_where_its_segment_and_tubelet_are(run):
     bundle = store.read(str(run))
     clip = np.random.default_rng(0).integers(0, 256, (2, 4, 32, 32, 3), np.uint8)
@@ -503,22 +366,3 @@ def test_attention_lies_where_its_segment_and_tubelet_are(run):
     # Probes know no positions, so segments that change places take their attention with them.
     np.testing.assert_allclose(swapped, found[::-1], rtol=1e-4)
     assert np.abs(found[0] - found[1]).max() > 1e-6
-
-
-def test_every_preset_has_its_published_protocol():
-    for name in ("ssv2", "diving48", "jester", "k400", "coin", "imagenet"):
-        for model in ("vitl", "vitg384"):
-            assert task.make_protocol(get_config(f"{name},model={model}")) == PROTOCOLS[f"{name}-{model}"]
-    assert len(sweep.make_sweep(get_config("ssv2").optim)) == 20
-
-
-@pytest.mark.parametrize("model, size, levels", [("vith", "vit_huge", (25, 27, 29, 31)), ("vitg", "vit_giant_xformers", (24, 29, 34, 39))])
-def test_models_without_an_official_config_take_that_of_vitl(model, size, levels):
-    for name in ("ssv2", "diving48", "jester", "k400", "coin", "imagenet"):
-        config, large = get_config(f"{name},model={model}"), get_config(name)
-        found, wanted = (task.make_protocol(one) for one in (config, large))
-        layers = levels if wanted.layers else ()
-        assert found == dataclasses.replace(wanted, name=f"{name}-{model}", layers=layers)
-        assert not note_levels(found, make_encoder(size))
-        task.check_encoder(make_encoder(size), found.frames, found.crop_size, found.layers)
-        assert config.data == large.data and config.optim == large.optim

@@ -51,12 +51,7 @@ def make_row(found: Augmented, seeing: Seeing, augment: AugmentSpec) -> dict[str
     return row
 
 
-def read_views(record: ClipRecord | LabelledFile, protocol: Seeing, uniforms: np.ndarray) -> np.ndarray:
-    """Return the views of `read_views_and_indices` alone."""
-    return read_views_and_indices(record, protocol, uniforms)[0]
-
-
-def read_views_and_indices(record: ClipRecord | LabelledFile, protocol: Seeing, uniforms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def read_views(record: ClipRecord | LabelledFile, protocol: Seeing, uniforms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Read the segments and views of a video as evaluations do.
 
     Args:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jepa_jax.data.labelled import class_of
-from jepa_jax.data.segments import read_views_and_indices
+from jepa_jax.data.segments import read_views
 from jepa_jax.evals.intervals import wilson
 from jepa_jax.data.reading import Skipped, read_batches, check_found, spread
 from jepa_jax.models import normalize_pixels, token_grid
@@ -75,7 +75,7 @@ def _read(protocol, classes, seed, number, record):
     """Read one video: (number, label, views, indices of its frames)."""
     label = class_of(record, classes)
     uniforms = np.random.default_rng((seed, number)).random(protocol.num_segments)
-    return number, label, *read_views_and_indices(record, protocol, uniforms)
+    return number, label, *read_views(record, protocol, uniforms)
 
 
 def _probabilities(encoder, probe, protocol, mean, std, frozen, params, views, indices):

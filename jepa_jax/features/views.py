@@ -7,11 +7,6 @@ from jepa_jax.data.labelled import LabelledFile
 
 
 def read_views(path, protocol):
-    """Return the views of `read_views_and_indices` alone."""
-    return read_views_and_indices(path, protocol)[0]
-
-
-def read_views_and_indices(path, protocol):
     """Read the segments and views of a video.
 
     Windows are centred in their part of the video, where training draws them at random.
@@ -26,7 +21,7 @@ def read_views_and_indices(path, protocol):
     Raises:
       DataError: if the file cannot be read.
     """
-    return segments.read_views_and_indices(LabelledFile(path, None), protocol, np.full(protocol.num_segments, 0.5))
+    return segments.read_views(LabelledFile(path, None), protocol, np.full(protocol.num_segments, 0.5))
 
 
 def read_single_view(path, preprocessing):

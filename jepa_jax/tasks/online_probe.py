@@ -102,7 +102,7 @@ def _read(source, path, protocol, samples, max_bad_fraction):
 def _read_clip(protocol, number, record):
     if record.label is None or record.label < 0:
         raise DataError("no label", f"{record.source_id}: entry {number} has no label; prepare it from a list 'path label'")
-    return read_views(record, protocol, _MIDDLE)[0, 0], record.label
+    return read_views(record, protocol, _MIDDLE)[0][0, 0], record.label
 
 
 def _encode(encoder, params, clips):

@@ -141,7 +141,7 @@ class Model:
         if self.protocol and self.protocol.use_pos_embed:
             if frame_indices is None:
                 raise ValueError("this probe takes the times of frames (use_pos_embed): frame_indices are needed, int [S, T], as "
-                                 "features.views.read_views_and_indices returns them")
+                                 "features.views.read_views returns them")
             times = time_table(self.encoder.width, np.asarray(frame_indices)[:, None], self.encoder.tubelet_size)
         total = 0.0
         for view in np.swapaxes(views, 0, 1):
