@@ -164,7 +164,8 @@ def _plan(args):
         seed, counts = args.seed or 0, {name: value for name in ("states", "apart") if (value := getattr(args, name))}
         record = measure_planners(args.model, args.shards, encoder=args.encoder, distance_head=args.distance_head, horizon=horizon,
                                   seed=seed, **counts)
-        return record, f"planners-{os.path.basename(os.path.normpath(args.model))}-h{horizon}-seed{seed}-{device.device_kind}"
+        name, energy = os.path.basename(os.path.normpath(args.model)), "-learned" if args.distance_head else ""
+        return record, f"planners-{name}{energy}-h{horizon}-seed{seed}-{device.device_kind}"
     if given := [name for name in ("encoder", "shards", "states", "seed", "apart", "distance_head") if getattr(args, name) is not None]:
         raise ValueError(f"--{', --'.join(given).replace('_', '-')}: for --model, which compares planners; without it plans of random weights are timed")
     from jepa_jax.bench.planning import measure_planning

@@ -57,13 +57,14 @@ def make_spec(robot, preset="icem", *, low=None, high=None, **changes):
         raise ValueError(f"a planner has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}")
     fields = _official(robot, preset) if preset in OFFICIAL else dict(GENERAL[preset])
     fields |= _bounds(robot, fields, low, high)
-    if isinstance(changes.get("samples"), int) and "elites" not in changes and fields.get("iterations"):
+    if isinstance(changes.get("samples"), int) and "elites" not in changes and fields["iterations"]:
         # Path integrals weight all candidates; others cannot have more elites than candidates.
         every = fields["elites"] == fields["samples"]
         fields["elites"] = changes["samples"] if every else min(fields["elites"], changes["samples"])
-    fields |= changes
-    if not fields.get("iterations") and "iterations" not in changes and (unused := [name for name in ("samples", "elites", "keep") if name in changes]):
+    draws = fields["iterations"] or "iterations" in changes
+    if not draws and (unused := [name for name in ("samples", "elites", "keep") if name in changes]):
         raise ValueError(f"planner {preset!r} draws no candidates, so {', '.join(unused)} would do nothing; leave it out, or give iterations")
+    fields |= changes
     fixed = as_tuple(fields.get("fixed", ()))
     stated = {entry[0] for entry in fixed if isinstance(entry, (tuple, list)) and entry}
     alike = [(dim, low) for dim, (low, high) in enumerate(zip(fields["low"], fields["high"])) if low == high and dim not in stated]

@@ -124,7 +124,7 @@ def make_picture(args, output):
 
 def _record(landscape, robot, now):
     """Return a landscape as plain data; actions are planned numbers in the robot's units."""
-    fields = {name: np.asarray(value).tolist() if isinstance(value, np.ndarray) else value for name, value in landscape._asdict().items()}
+    fields = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in landscape._asdict().items()}
     names = [robot.action_names[at] for at in robot.planned_dims]
     return fields | {
         "names": names, "units": [robot.action_units[at] for at in robot.planned_dims], "dims": [names[dim] for dim in landscape.dims],
