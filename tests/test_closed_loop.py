@@ -272,6 +272,21 @@ def test_goals_change_when_they_look_near_enough():
         plan_with_poses(environment, timer=(1, 2, 3))
 
 
+def test_a_plan_for_one_goal_is_no_start_for_the_next():
+    environment, settings = Point(), trials.Settings(changes=(("samples", 16), ("iterations", 2), ("horizon", 2)))
+    policy = trials.make_planner(planners.POSES, environment, SIGHT, settings)[0]
+    act, keys = fast_jit(policy.act), jax.random.split(jax.random.key(0), 2)
+    state, seen, goals, _ = environment.reset(0, range(2))
+    memory, warm = policy.begin(policy.params, goals), []
+    for _ in range(6):
+        pursued, means = memory
+        cold, _ = act(policy.params, (pursued, jnp.zeros_like(means)), keys, seen)
+        choice, memory = act(policy.params, memory, keys, seen)
+        warm.append(not np.array_equal(choice.actions, cold.actions))
+        state, seen = environment.step(state, choice.actions)
+    assert choice.goal.tolist() == [1, 1] and warm == [False, True, True, True, False, True]
+
+
 def test_goals_change_when_few_steps_are_left():
     """The learnt distance of pictures plans for a simulator outside JAX, and says when the first goal is reached."""
     rng, environment = np.random.default_rng(0), Point()

@@ -147,7 +147,7 @@ def planner_policy(pursuit, dynamics, spec, *, warm, robots_at_once):
       pursuit: `Pursuit`.
       dynamics: `Dynamics`.
       spec: `planning.PlanSpec`.
-      warm: start from the previous plan, less its first action.
+      warm: start from the previous plan, less its first action, as long as the goal is the same.
       robots_at_once: plans made side by side.
 
     Returns:
@@ -155,13 +155,17 @@ def planner_policy(pursuit, dynamics, spec, *, warm, robots_at_once):
     """
     robot = dynamics.robot
 
+    cold = lambda count: jnp.broadcast_to(jnp.float32(spec.start), (count, spec.horizon, spec.dims))
+
     def begin(params, goals):
-        mean = jnp.broadcast_to(jnp.float32(spec.start), (len(goals.frames), spec.horizon, spec.dims))
-        return pursuit.begin(params["sight"], goals), mean
+        return pursuit.begin(params["sight"], goals), cold(len(goals.frames))
 
     def act(params, memory, keys, seen):
-        pursued, means = memory
-        now, goal, pose, energy, pursued = pursuit.look(params["sight"], pursued, seen)
+        before, means = memory
+        now, goal, pose, energy, pursued = pursuit.look(params["sight"], before, seen)
+        # What was planned for one goal leads away from the next.
+        anew = pursued.progress.goal != before.progress.goal
+        means = jnp.where(anew[:, None, None], cold(len(now)), means)
 
         def one(robot):
             key, *parts = robot
