@@ -80,6 +80,7 @@ def _model_section():
             "width": 1024, "depth": 24, "num_heads": 16, "mlp_ratio": 4.0,
             "use_extrinsics": False,  # tell the camera's pose in every frame
             "conditioning": "tokens",  # tokens (released weights) | adaln
+            "merge": 1,  # squares of so many tokens a side become one inside the predictor: for small patches
             "predicts_change": False,  # of the latents, from none at all: short runs need not learn to copy
         },
         "rope_layout": "tiled",

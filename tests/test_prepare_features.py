@@ -25,6 +25,7 @@ from jepa_jax.data import DataError, ShardSource
 from jepa_jax.data.records import WRITER_OPTIONS, encode_record
 from jepa_jax.features.spread import SpreadModel
 from jepa_jax.models import VideoEncoder
+from jepa_jax.models.spec import init_params
 from jepa_jax.robots.world import WorldModel
 from jepa_jax.tasks import robot_data, world_model
 from jepa_jax.training import sharding
@@ -142,7 +143,7 @@ def test_losses_agree(videos, stored, encoder):
         frozen = {"encoder": features.bundle.networks["target_encoder"].params} if module else {}
         loss_fn = world_model.make_loss(WorldModel(predictor, robot, module), config.rollout, frames_at_once=4,
                                         loss_exponent=1.0, monitor_tokens=64)
-        params = fast_jit(functools.partial(world_model.init_params, predictor))(jax.random.key(0))
+        params = {"action_predictor": fast_jit(functools.partial(init_params, predictor))(jax.random.key(0))}
         batch, _ = world_model.make_pipeline(config, robot, features).batch_at(0)
         losses.append(float(fast_jit(loss_fn)(params, frozen, batch)[0]))
     assert losses[1] == pytest.approx(losses[0], rel=2e-3)

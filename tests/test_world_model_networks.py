@@ -157,6 +157,28 @@ def test_another_grid_than_built_for():
     assert not np.allclose(run(grid=(4, 2)), run(grid=(2, 4)), atol=1e-3)
 
 
+@pytest.mark.parametrize("conditioning", ["tokens", "adaln"])
+def test_merged_tokens_are_one_token_of_the_blocks(conditioning):
+    """Squares of 2 x 2 tokens, and a predictor of wider tokens on a grid of half the sides, are the same."""
+    merging = TOKENS.copy(conditioning=conditioning, merge=2, grid=(4, 6))
+    wider = TOKENS.copy(conditioning=conditioning, output_dim=4 * WIDTH)
+    params, (latents, *told) = _random_params(merging), _inputs(merging, 3, 3, grid=(4, 6))
+    chex.assert_trees_all_equal_shapes(params, _random_params(wider))
+    squares = latents.reshape(2, 3, 2, 2, 3, 2, WIDTH).swapaxes(4, 3).reshape(2, 3 * PATCHES, 4 * WIDTH)
+    out = fast_jit(merging.apply)({"params": params}, latents.reshape(2, -1, WIDTH), *told)
+    expected = fast_jit(wider.apply)({"params": params}, squares, *told)
+    squares = out.reshape(2, 3, 2, 2, 3, 2, WIDTH).swapaxes(4, 3).reshape(expected.shape)
+    np.testing.assert_allclose(squares, expected, atol=1e-5)
+    # Keys and values that are kept are those of the blocks' tokens.
+    run = lambda cached: fast_jit(functools.partial(rollout, merging, cached=cached))(params, latents[:, :1], *told)
+    np.testing.assert_allclose(run(True), run(False), atol=2e-5)
+    assert action_predictor_flops(merging, 24, 3) == action_predictor_flops(wider, 6, 3)
+    for merge, grid in ((3, (4, 6)), (0, (4, 6)), (2, (2, 3))):
+        with pytest.raises(ValueError, match=f"merge is {merge}; it must be at least 1, and divide both sides of the grid of {grid[0]} x"):
+            inputs = _inputs(merging, 1, 1, grid=grid)
+            merging.copy(merge=merge).apply({"params": params}, inputs[0][:, 0], *inputs[1:], grid=grid)
+
+
 def test_detached_steps_are_teacher_forced_on_constants():
     """Without gradient through the latents, a step is one on frames that happen to be the predictions."""
     params, (latents, actions, states) = _random_params(TOKENS), _inputs(TOKENS, 1, 2)

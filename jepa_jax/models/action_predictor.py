@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+from einops import rearrange
 
 from jepa_jax.models.layers import BlockStack, dense, head_dim, mlp_hidden_dim
 from jepa_jax.models.norms import LayerNorm
@@ -27,6 +28,8 @@ class ActionPredictor(nn.Module):
       grid: (h, w) for which the predictor was built.
       conditioning: how actions, states and extrinsics come in: "tokens" (released weights) or
         "adaln". With the latter, a predictor that was just initialised does not depend on them.
+      merge: squares of merge x merge patch tokens become one token of the blocks, and come apart again behind them: for
+        more and smaller patches at the cost of few. Released weights have 1.
       predicts_change: add what comes out to the features that went in, so that a new predictor starts
         as a copy of the frame. Released weights predict the features themselves.
       rope_layout, norm_eps, attention, remat, dtype, param_dtype, residual_dtype: as in
@@ -46,6 +49,7 @@ class ActionPredictor(nn.Module):
     use_extrinsics: bool = False
     grid: tuple[int, int] = (16, 16)
     conditioning: str = "tokens"
+    merge: int = 1
     predicts_change: bool = False
     rope_layout: str = "tiled"
     norm_eps: float = 1e-6
@@ -80,12 +84,14 @@ class ActionPredictor(nn.Module):
         """
         h, w = grid or self.grid
         conditions = self._conditions(actions, states, extrinsics)
-        frames = self._check(tokens, conditions, h * w)
-        num_conditions = len(conditions) if self.conditioning == "tokens" else 0
-        per_frame = num_conditions + h * w
+        frames = self._check(tokens, conditions, h, w)
+        per_frame, side = self.tokens_per_frame(h * w), self.merge
+        h, w = h // side, w // side
+        num_conditions = per_frame - h * w
         first = self._past_frames(past, len(tokens), per_frame)
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = dense(self.width, "embed", **types)(tokens).reshape(-1, frames, h * w, self.width)
+        merged = rearrange(tokens, "b (t h p w q) d -> b t (h w) (p q d)", t=frames, h=h, p=side, q=side)
+        x = dense(self.width, "embed", **types)(merged)
         embedded = [dense(self.width, name, **types)(value) for name, value in conditions.items()]
         modulation = None
         if self.conditioning == "tokens":
@@ -105,10 +111,16 @@ class ActionPredictor(nn.Module):
         )(x.reshape(-1, frames * per_frame, self.width), angles[None], past=past, modulation=modulation, keep=keep)
         x = x.reshape(-1, frames, per_frame, self.width)[:, :, num_conditions:]
         x = LayerNorm(self.norm_eps, name="norm", **types)(x.reshape(-1, frames * h * w, self.width))
-        x = dense(self.output_dim, "proj", init_scale=0.0 if self.predicts_change else 1.0, **types)(x)
+        x = dense(side**2 * self.output_dim, "proj", init_scale=0.0 if self.predicts_change else 1.0, **types)(x)
+        x = rearrange(x, "b (t h w) (p q d) -> b (t h p w q) d", t=frames, h=h, p=side, q=side)
         if self.predicts_change:
             x = tokens.astype(x.dtype) + x
         return (x, cache) if keep else x
+
+    def tokens_per_frame(self, patches):
+        """Count the tokens that the blocks see of a frame of so many patches, those of its conditions included."""
+        told = 2 + self.use_extrinsics if self.conditioning == "tokens" else 0
+        return told + patches // self.merge**2
 
     def _conditions(self, actions, states, extrinsics):
         """Return what conditions a frame, by name and in the order of the sequence."""
@@ -121,9 +133,12 @@ class ActionPredictor(nn.Module):
             raise ValueError("extrinsics were given to a predictor with use_extrinsics=False")
         return conditions
 
-    def _check(self, tokens, conditions, patches):
+    def _check(self, tokens, conditions, h, w):
         """Return the number of frames."""
         batch, length, width = tokens.shape
+        if self.merge < 1 or h % self.merge or w % self.merge:
+            raise ValueError(f"merge is {self.merge}; it must be at least 1, and divide both sides of the grid of {h} x {w} tokens")
+        patches = h * w
         if width != self.output_dim:
             raise ValueError(f"this predictor takes features of width {self.output_dim}, not {width}")
         if not length or length % patches:
@@ -154,7 +169,8 @@ class ActionPredictor(nn.Module):
         """Return float32 `[T * (A + h*w), 3]`: the position of every token, of frames that start at step `first`."""
         cells = grid_positions(first * h * w + jnp.arange(frames * h * w), (frames, h, w)).astype(jnp.float32)
         # Parity: columns too are spread over the height of the grid the predictor was built for.
-        cells = cells * jnp.array([1.0, self.grid[0] / h, self.grid[0] / w])
+        height = self.grid[0] // self.merge
+        cells = cells * jnp.array([1.0, height / h, height / w])
         # Tokens that are not patches turn with time only: position 0 does not rotate.
         times = jnp.zeros((frames, num_conditions, 3)).at[..., 0].set(first + jnp.arange(frames)[:, None])
         return jnp.concatenate([times, cells.reshape(frames, h * w, 3)], axis=1).reshape(-1, 3)

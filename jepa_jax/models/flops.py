@@ -101,7 +101,6 @@ def action_predictor_flops(predictor, patches, frames, past=0):
 
 def action_tokens(predictor, patches, frames, past=0):
     """Count the tokens of a clip, and the pairs of a token and one it attends to; arguments as `action_predictor_flops`."""
-    told = 2 + predictor.use_extrinsics if predictor.conditioning == "tokens" else 0
-    per_frame = patches + told
+    per_frame = predictor.tokens_per_frame(patches)
     # Frame by frame, to itself and all before it.
     return frames * per_frame, per_frame**2 * sum(past + number for number in range(1, frames + 1))

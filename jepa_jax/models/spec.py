@@ -28,12 +28,13 @@ def _action_predictor_inputs(predictor):
         return jnp.zeros((1, 1, size))
 
     extrinsics = per_frame(predictor.extrinsics_dim) if predictor.use_extrinsics else None
+    side = predictor.merge
     return (
-        per_frame(predictor.output_dim),
+        jnp.zeros((1, side**2, predictor.output_dim)),
         per_frame(predictor.action_dim),
         per_frame(predictor.state_dim),
         extrinsics,
-        (1, 1),
+        (side, side),
     )
 
 
@@ -92,12 +93,12 @@ def build(spec, **runtime):
 
 def abstract_params(network):
     """Return the parameters of a network as nested dict of `jax.ShapeDtypeStruct`; nothing is computed."""
-    inputs = _NETWORKS[type(network).__name__][1](network)
+    return jax.eval_shape(lambda rng: init_params(network, rng), jax.random.key(0))
 
-    def init(rng):
-        return network.init(rng, *inputs)["params"]
 
-    return jax.eval_shape(init, jax.random.key(0))
+def init_params(network, rng):
+    """Draw the parameters of a network, which do not depend on how large its inputs are."""
+    return network.init(rng, *_NETWORKS[type(network).__name__][1](network))["params"]
 
 
 def _fields(network):

@@ -73,7 +73,7 @@ def bind(world: WorldModel, spec: PlanSpec, energy: Energy | Callable[..., Any] 
     energy = Energy() if energy is None else energy
     if isinstance(energy, (Energy, LearnedEnergy)):
         energy.check_grid(grid)
-    per_frame = grid[0] * grid[1] + (2 + world.predictor.use_extrinsics) * (world.predictor.conditioning == "tokens")
+    per_frame = world.predictor.tokens_per_frame(grid[0] * grid[1])
 
     def dynamics_fn(params, state, action):
         action = full_actions(robot, state.pose, action)

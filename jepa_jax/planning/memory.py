@@ -30,7 +30,7 @@ def candidate_bytes(world, spec, *, slopes=False):
     """
     model = world.predictor
     patches = model.grid[0] * model.grid[1]
-    tokens = patches + (2 + model.use_extrinsics) * (model.conditioning == "tokens")
+    tokens = model.tokens_per_frame(patches)
     item, wide = jnp.dtype(model.dtype).itemsize, jnp.dtype(model.residual_dtype).itemsize
     hidden = int(model.width * model.mlp_ratio)
     residual = tokens * 2 * model.width * wide

@@ -12,7 +12,7 @@ from jepa_jax.data.trajectory_pipeline import TrajectoryPipeline
 from jepa_jax.models import ActionPredictor, token_grid
 from jepa_jax.models.flops import Pass, action_predictor_flops, action_tokens, attention_flops, encoder_flops, total_flops
 from jepa_jax.models.norms import normalize_latents
-from jepa_jax.models.spec import abstract_params
+from jepa_jax.models.spec import abstract_params, init_params
 from jepa_jax.robots.conditions import ConditionMaker
 from jepa_jax.robots.presets import make_spec
 from jepa_jax.robots.world import WorldModel
@@ -121,17 +121,6 @@ def make_predictor(model, features, robot):
     )
 
 
-def init_params(predictor, rng):
-    """Initialise the predictor: `{"action_predictor": ...}`; the number of frames does not matter."""
-    per_frame = lambda size: jnp.zeros((1, 1, size))
-    extrinsics = per_frame(predictor.extrinsics_dim) if predictor.use_extrinsics else None
-    params = predictor.init(
-        rng, per_frame(predictor.output_dim), per_frame(predictor.action_dim), per_frame(predictor.state_dim),
-        extrinsics, (1, 1),
-    )["params"]
-    return {"action_predictor": params}
-
-
 def make_pipeline(config, robot, features, process_index=0, process_count=1):
     """Build the `TrajectoryPipeline` of one process."""
     data, views = config.data, tuple(config.data.views) or None
@@ -188,13 +177,13 @@ def make_program(config, robot, features, encoder, pixels, mesh):
                          "that these cannot be computed; unset it, or, if they are, set --config.robot.action_layout=states")
     sharding.check_batch_size(GROUP, config.data.batch_size, mesh, section.accumulate)
     predictor = make_predictor(config.model, features, robot)
-    abstract = jax.eval_shape(lambda: init_params(predictor, jax.random.key(0)))
+    abstract = {"action_predictor": abstract_params(predictor)}
     optimizer = make_optimizer(section, abstract, predictor.use_extrinsics)
     loss_fn = make_loss(WorldModel(predictor, robot, encoder, **pixels), config.rollout, frames_at_once=config.model.frames_at_once,
                         loss_exponent=section.loss_exponent, monitor_tokens=config.log.monitor_tokens)
     train_step = make_train_step(loss_fn, optimizer, make_schedules(section, with_ema=False),
                                  accumulate=section.accumulate, spike_factor=config.guard.spike_factor)
-    return Program({"action_predictor": predictor}, lambda rng: create_state(init_params(predictor, rng), {}, optimizer), train_step,
+    return Program({"action_predictor": predictor}, lambda rng: create_state({"action_predictor": init_params(predictor, rng)}, {}, optimizer), train_step,
                    tensor_names(abstract), step_passes(predictor, encoder, features, config))
 
 

@@ -10,7 +10,7 @@ from jepa_jax.weights.hints import CROP_SIZE, FRAMES, decide_heads, decide_size,
 
 # What the official code can be told, by field; anything else it computes differently.
 _OFFICIAL = {"rope_layout": ("tiled",), "rope_grid": (None,), "conditioning": ("tokens",),
-             "predicts_change": (False,)}
+             "predicts_change": (False,), "merge": (1,)}
 _OFFICIAL_EPS = {"probe": 1e-5}
 
 
