@@ -39,6 +39,8 @@ def get_config(argument="droid_vitg"):
         "reduce": "mean",  # mean | sum over the steps of the rollout
         "cached": True,  # keep keys and values instead of computing all frames again; the result is the same
     })
+    # A learned distance (`evaluate distance` on the encoder): predictions are compared as a planner will read them, too.
+    config.energy = ml_collections.ConfigDict({"distance_head": "", "weight": 0.002})
     config.data = _data_section()
     config.optim = _optim_section()
     if name == "droid_vitg":

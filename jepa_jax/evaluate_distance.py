@@ -12,11 +12,11 @@ from jepa_jax.data.trajectories import KIND
 from jepa_jax.evals import learned_distance, samples
 from jepa_jax.evals.closed_loop import sight
 from jepa_jax.planning import Energy, LearnedEnergy, save_learned
-from jepa_jax.planning.learned import MEASURES
 from jepa_jax.robots.conditions import ConditionMaker
 from jepa_jax.robots.presets import PRESETS, make_spec
 from jepa_jax.robots.world import bind_model
 from jepa_jax.weights import tensors
+from jepa_jax.weights.learned_energy import MEASURES
 from jepa_jax.weights.load import load, load_with_encoder
 
 DESCRIPTION = """Learn from recorded trajectories how far any two frames of a clip are apart, as a planner's energy that falls all the way

@@ -16,11 +16,11 @@ from jepa_jax import evaluate, evaluate_distance, plan, planning, prepare
 from jepa_jax.evals import learned_distance
 from jepa_jax.evals.closed_loop import sight
 from jepa_jax.models import ActionPredictor, VideoEncoder
-from jepa_jax.planning.learned import MEASURES, init_points
 from jepa_jax.robots.presets import DROID, generic
 from jepa_jax.robots.world import WorldModel
 from jepa_jax.weights import load, native, tensors
 from jepa_jax.weights.bundle import Bundle, Preprocessing, WeightsError, network_sha256
+from jepa_jax.weights.learned_energy import MEASURES, init_points
 
 GRID, WIDTH, FRAMES = (1, 16), 8, 12
 ENCODER = VideoEncoder(width=24, depth=2, num_heads=2, patch_size=8)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from jepa_jax.models.norms import normalize_latents
-from jepa_jax.planning.learned import init_points, point_distance, read_points
+from jepa_jax.weights.learned_energy import init_points, point_distance, read_points
 
 # Clips of a batch, and frames of each: a frame is read once for all its pairs.
 _CLIPS, _FRAMES = 16, 10
@@ -69,7 +69,7 @@ def fit_points(latents, apart, *, detours, steps=1500, noise=0.1, seed=0, on_ste
       on_steps: called with the number of steps done since the last call.
 
     Returns:
-      Parameters of `planning.learned.read_points`, whose `point_distance` is what was measured.
+      Parameters of `weights.learned_energy.read_points`, whose `point_distance` is what was measured.
 
     Raises:
       ValueError: clips of one frame, or the fit has diverged.

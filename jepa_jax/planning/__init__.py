@@ -4,12 +4,12 @@ from jepa_jax.planning.calibration import Calibration, calibrate, exploratory_mo
 from jepa_jax.planning.energy import Energy
 from jepa_jax.planning.goals import Progress, next_goal, start_goals
 from jepa_jax.planning.latent import LatentState, Planner, bind, full_actions, make_root
-from jepa_jax.planning.learned import LearnedEnergy, load_learned, save_learned
 from jepa_jax.planning.memory import fit_memory
 from jepa_jax.planning.observations import Scene, read_picture, see
 from jepa_jax.planning.presets import PRESETS, make_spec
 from jepa_jax.planning.search import plan, warm_start
 from jepa_jax.planning.spec import PlanOutput, PlanSpec, Root, Trace
+from jepa_jax.weights.learned_energy import LearnedEnergy, load_learned, save_learned
 
 __all__ = [
     "PRESETS", "Calibration", "Energy", "LatentState", "LearnedEnergy", "PlanOutput", "PlanSpec", "Planner", "Progress", "Root", "Scene",

@@ -8,9 +8,9 @@ import numpy as np
 
 from jepa_jax.commandline import types
 from jepa_jax.planning.energy import DISTANCES, Energy
-from jepa_jax.planning.learned import load_learned
 from jepa_jax.robots import presets
 from jepa_jax.robots.world import bind_model
+from jepa_jax.weights.learned_energy import load_learned
 from jepa_jax.weights.load import load_with_encoder
 
 LEARNED = "learned"

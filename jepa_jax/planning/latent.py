@@ -11,12 +11,12 @@ import jax.numpy as jnp
 
 from jepa_jax.models import FrameCache
 from jepa_jax.planning.energy import Energy
-from jepa_jax.planning.learned import LearnedEnergy
 from jepa_jax.planning.search import plan
 from jepa_jax.planning.spec import PlanSpec, Root
 from jepa_jax.robots.algebra import derive_actions
 from jepa_jax.robots.spec import RobotSpec
 from jepa_jax.robots.world import WorldModel
+from jepa_jax.weights.learned_energy import LearnedEnergy
 
 
 class LatentState(NamedTuple):

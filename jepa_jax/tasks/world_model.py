@@ -26,17 +26,21 @@ from jepa_jax.training import optim, sharding
 from jepa_jax.training.state import create_state, tensor_names
 from jepa_jax.training.task import Program, Task
 from jepa_jax.weights import runs, start
+from jepa_jax.weights.learned_energy import load_learned
 
 REDUCTIONS = ("mean", "sum")
 
 
-def make_loss(world, rollout, *, frames_at_once, loss_exponent, monitor_tokens):
+def make_loss(world, rollout, *, frames_at_once, loss_exponent, monitor_tokens, energy=None, energy_weight=0.0):
     """Build the loss of the action-conditioned predictor.
 
     Args:
       world: `WorldModel`.
       rollout: section of a config: auto_steps, detach, integrate_states, reduce, cached.
       frames_at_once: frames of a clip that are encoded at once.
+      energy: `LearnedEnergy`, or None. Most of a frame stands still or is nuisance, so a predictor learns late, or never, what changes
+        few tokens, such as what fingers do; with it, what a planner will read counts too.
+      energy_weight: of the squared error of its points, steps squared, of teacher forcing and of the rollout.
 
     Returns:
       Function (params, frozen, batch) -> (loss, aux) as in `step.make_train_step`; `params` has the
@@ -65,6 +69,10 @@ def make_loss(world, rollout, *, frames_at_once, loss_exponent, monitor_tokens):
         }
         if rollout.reduce == "sum":
             losses["train/loss/rollout"] *= rollout.auto_steps
+        if energy is not None:
+            misread = lambda predictions, targets: energy.misread(predictions, targets).mean()
+            losses["train/loss/energy"] = energy_weight * (
+                misread(forced, latents[:, 1:]) + misread(steps, latents[:, 1 : 1 + rollout.auto_steps]))
         total = sum(losses.values())
         # What is reached by predicting no change at all.
         losses["train/copy_last"] = distance(latents[:, :-1], latents[:, 1:])
@@ -180,11 +188,29 @@ def make_program(config, robot, features, encoder, pixels, mesh):
     abstract = {"action_predictor": abstract_params(predictor)}
     optimizer = make_optimizer(section, abstract, predictor.use_extrinsics)
     loss_fn = make_loss(WorldModel(predictor, robot, encoder, **pixels), config.rollout, frames_at_once=config.model.frames_at_once,
-                        loss_exponent=section.loss_exponent, monitor_tokens=config.log.monitor_tokens)
+                        loss_exponent=section.loss_exponent, monitor_tokens=config.log.monitor_tokens,
+                        energy=_read_energy(config.energy, features), energy_weight=config.energy.weight)
     train_step = make_train_step(loss_fn, optimizer, make_schedules(section, with_ema=False),
                                  accumulate=section.accumulate, spike_factor=config.guard.spike_factor)
     return Program({"action_predictor": predictor}, lambda rng: create_state({"action_predictor": init_params(predictor, rng)}, {}, optimizer), train_step,
                    tensor_names(abstract), step_passes(predictor, encoder, features, config))
+
+
+def _read_energy(section, features):
+    """Return the `LearnedEnergy` that predictions are compared by, or None.
+
+    Raises:
+      ValueError: its weight is negative, or it was fitted on another encoder or grid.
+      WeightsError: it cannot be read.
+    """
+    if section.weight < 0:
+        raise ValueError(f"energy.weight is {section.weight:g}; it must be at least 0")
+    if not section.distance_head:
+        return None
+    energy = load_learned(section.distance_head)
+    energy.check_grid(features.grid)
+    energy.check_encoder(features.sha256, "the world model")
+    return energy
 
 
 def abstract_batch(config, robot, features):

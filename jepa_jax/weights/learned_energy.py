@@ -54,6 +54,13 @@ class LearnedEnergy:
         self.check_grid(grid)
         return sum(point_distance(read_points(one, latents), read_points(one, goal)) for one in self.params.values())
 
+    def misread(self, latents, targets):
+        """Return float32 `[...]`, steps squared: how far points of latents `[..., h*w, D]` are from where they should be, those of targets.
+
+        Unlike the energy of one to the other it is the same in all directions, and has a slope everywhere.
+        """
+        return sum(((read_points(one, latents) - read_points(one, targets)) ** 2).sum(-1) for one in self.params.values())
+
     def check_grid(self, grid):
         """Raise ValueError unless a grid (h, w) is that of the fit."""
         if tuple(grid) != tuple(self.grid):
