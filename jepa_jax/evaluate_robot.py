@@ -16,7 +16,7 @@ from jepa_jax.data.movies import write_mp4
 from jepa_jax.data.publish import check_folder, new_file, write_json
 from jepa_jax.data.trajectories import KIND
 from jepa_jax.evals import samples
-from jepa_jax.evals.closed_loop import cloning, report, sight, trials
+from jepa_jax.evals.closed_loop import cloning, report, response, sight, trials
 from jepa_jax.evals.closed_loop.episodes import Runner
 from jepa_jax.evals.closed_loop.panda import Panda
 from jepa_jax.evals.closed_loop.planners import MODEL, POSES
@@ -125,6 +125,7 @@ def run(args):
     for name in args.task:
         found = [row for row in rows if row["task"] == name]
         lines += ["", f"{name}: {report.describe_starts(found[0])}", *report.describe(found)]
+        lines += [response.describe_response(row["response"]) for row in found if "response" in row]
     write_lines([*lines, "", *(f"wrote {file}" for file in [path, *written])])
     return 0
 
@@ -210,6 +211,8 @@ def _maker(args, environment, kind, eyes, trained, params):
     else:
         policy, spec = trials.make_planner(kind, environment, eyes, settings, trained, params, at_once=_at_once(args))
         made = policy, {"spec": dataclasses.asdict(spec), "evaluations": spec.evaluations}
+    if kind == MODEL:
+        return lambda: (made[0], made[1] | {"response": trials.response_of(environment, eyes, settings, trained, params, args.seeds[0])})
     return lambda: made
 
 
@@ -228,6 +231,7 @@ def _run_row(args, row):
     """Run one policy on one task: (row of the report, files written)."""
     environment, kind, eyes = row.environment, row.kind, row.eyes
     policy, known = row.make()
+    answer = {"response": known.pop("response")} if known.get("response") else {}
     known = {"camera": environment.camera, "pixels": environment.size, **known}
     looks = kind not in _EYELESS
     label = " ".join([row.task, kind, eyes.name] if looks else [row.task, kind])
@@ -235,7 +239,7 @@ def _run_row(args, row):
     with tqdm(total=args.episodes * len(args.seeds), desc=f"{label} (compiles first)", unit=" episodes", dynamic_ncols=True) as bar:
         found = runner.run(args.seeds, args.episodes, bar.update)
     wait = runner.milliseconds_per_plan() if kind in (MODEL, trials.CLONING) else None
-    counted = report.summarize(found, kind, eyes.name if looks else "", wait, known)
+    counted = report.summarize(found, kind, eyes.name if looks else "", wait, known) | answer
     return counted, _draw(args, environment, found, counted, label) if args.films else []
 
 

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from jepa_jax import evaluate, evaluate_robot
-from jepa_jax.evals.closed_loop import trials
+from jepa_jax import evaluate, evaluate_robot, planning
+from jepa_jax.evals.closed_loop import planners, response, trials
 from jepa_jax.evals.closed_loop.episodes import Runner
 from jepa_jax.evals.closed_loop.sight import patch_sight
 from jepa_jax.evals.closed_loop.tabletop import Tabletop
@@ -41,6 +41,21 @@ def test_the_simulator_itself_is_a_perfect_model():
     first = jax.tree.map(lambda part: part[0, :1], trial)
     shown = environment.draw(jax.tree.map(lambda part: part[:, 0], first.goals), first.scene)
     np.testing.assert_array_equal(shown[0], planned.film["goals"][0, 0])
+
+
+def test_a_response_says_which_numbers_a_model_does_not_know():
+    environment, sight = Tabletop(dataclasses.replace(TASKS["grasp-box"], steps=4), size=SIZE), patch_sight(SIZE, 8)
+    oracle = planners.oracle_dynamics(environment, sight, planning.Energy())
+    numb = oracle._replace(dynamics_fn=lambda params, state, action: oracle.dynamics_fn(params, state, action.at[:, 3].set(0.0)))
+    spec = planners.planner_spec(environment, environment.robot)
+    found = response.measure_response(environment, sight, numb, oracle, spec, seed=3, episodes=3)
+    assert [row["name"] for row in found] == ["x", "y", "z", "gripper"] and all(row["true"] > 0 for row in found)
+    assert found[3]["slope"] == found[3]["correlation"] == 0
+    # The gripper stays as it is in all of the model's candidates, which hardly matters to what the others do.
+    assert all(row["slope"] == pytest.approx(1, abs=0.1) and row["correlation"] > 0.95 for row in found[:3])
+    said = response.describe_response(found)
+    assert "gripper 0 % (0.00)" in said and said.startswith("changes of the energy that are foreseen (correlation): x 1")
+    assert response.describe_response([{"name": "x", "slope": None, "correlation": None}]).endswith("x -")
 
 
 def test_the_command_counts_films_and_reports(tmp_path, capsys):

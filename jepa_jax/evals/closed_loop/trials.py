@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jepa_jax import planning
-from jepa_jax.evals.closed_loop import baselines, planners
+from jepa_jax.evals.closed_loop import baselines, planners, response
 from jepa_jax.evals.closed_loop.pursuit import Pursuit
 from jepa_jax.planning.presets import OFFICIAL
 
@@ -81,3 +81,22 @@ def make_planner(kind, environment, sight, settings=Settings(), trained=None, pa
     warm = settings.preset not in OFFICIAL and spec.horizon > 1
     pursuit = make_pursuit(environment, sight, settings)
     return planners.planner_policy(pursuit, dynamics, spec, warm=warm, robots_at_once=together), spec
+
+
+def response_of(environment, sight, settings, trained, params, seed=0):
+    """Measure how much of what actions do a world model foresees; see `response.measure_response`.
+
+    Args:
+      environment, sight, settings, trained, params: as in `make_planner`.
+      seed: which starts.
+
+    Returns:
+      list of dicts; None where there is nothing to compare with: the simulator cannot be planned with, or other numbers are planned.
+    """
+    robot = trained.world.robot
+    if not environment.pure or robot.planned_dims != environment.robot.planned_dims:
+        return None
+    spec = planners.planner_spec(environment, robot)
+    model = planners.model_dynamics(environment, trained.world, params, spec, settings.energy)
+    oracle = planners.oracle_dynamics(environment, sight, settings.energy)
+    return response.measure_response(environment, sight, model, oracle, spec, seed=seed)
