@@ -49,6 +49,8 @@ the split 'test'; goals were reached by a scripted expert in the same scene; sta
 left out. DIR gets robot.json, and for every row of the table a film (mp4) and a picture of some episodes.
 Policies: model (plans with the model), oracle (plans with the simulator itself, sees like the model), poses (plans with what the
 robot reports, sees nothing: the limit of such a planner), cloning (imitates recorded actions), expert, random, zero.
+On the table-top, a line below the table says how much of what each number of an action does to the energy the model foresees: a number that
+it does not know is chosen at random.
 Tasks: {', '.join(TASKS)}."""
 REPORT = "robot.json"
 _FILM_PIXELS = 256

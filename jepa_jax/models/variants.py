@@ -16,6 +16,7 @@ _SIZES = {
     "vit_gigantic_xformers": (1664, 48, 26, 4.0),
     # Ours, for demos and tests on a CPU.
     "vit_micro": (192, 6, 3, 4.0),
+    "vit_nano": (128, 4, 2, 4.0),
 }
 _ROPE = "_rope"
 NAMES = tuple(_SIZES) + tuple(name + _ROPE for name in _SIZES)
