@@ -17,7 +17,7 @@ from jepa_jax.robots.world import bind_model
 from jepa_jax.training.checkpoint import CheckpointError
 from jepa_jax.weights.load import load_with_encoder
 
-# Energies that differ by less are alike; those above 1, as of learned distances, by this part of them: they are of float32.
+# Energies that differ by less are alike.
 _ALIKE = 1e-6
 
 
@@ -118,15 +118,9 @@ def compare_planners(world, params, roots, *, energy=None, horizon=1, names=tupl
     other = rows[reference]
     for row in rows.values():
         for share, known in (("share_no_worse", "final"), ("share_no_worse_than_lowest", "lowest")):
-            row[share] = share_no_worse(row["final"], other[known])
+            row[share] = float(np.mean(np.array(row["final"]) <= np.array(other[known]) + _ALIKE))
         row["evaluations_over_reference"] = row["evaluations_per_plan"] / other["evaluations_per_plan"]
     return {"reference": reference, "states": len(roots.goal), "horizon": horizon, "planners": rows}
-
-
-def share_no_worse(energies, others):
-    """Return on which share of the states energies `[N]` are at most others, or alike."""
-    others = np.asarray(others)
-    return float(np.mean(np.asarray(energies) <= others + _ALIKE * np.maximum(1.0, np.abs(others))))
 
 
 def _take(tree, at):

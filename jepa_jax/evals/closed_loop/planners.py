@@ -154,7 +154,6 @@ def planner_policy(pursuit, dynamics, spec, *, warm, robots_at_once):
       `Policy`.
     """
     robot = dynamics.robot
-
     cold = lambda count: jnp.broadcast_to(jnp.float32(spec.start), (count, spec.horizon, spec.dims))
 
     def begin(params, goals):
