@@ -182,13 +182,17 @@ def _energy(args, kind, eyes):
 
 
 class _Row(NamedTuple):
-    """What a row of the report is about; `make` returns its policy, and a dict of what is to be known about it."""
+    """What a row of the report is about; `make` returns its policy, and a dict of what is to be known about it.
+
+    `respond` measures what the policy's model knows of actions (`response.measure_response`); None where it has none to compare.
+    """
 
     task: str
     environment: Any
     kind: str
     eyes: sight.Sight
     make: Callable
+    respond: Callable | None = None
 
 
 def _list_rows(args, model, params, trained):
@@ -198,7 +202,10 @@ def _list_rows(args, model, params, trained):
         environment = _environment(args, name, model, trained)
         for kind in args.policy:
             for eyes in _sights(args, kind, model, params):
-                rows.append(_Row(name, environment, kind, eyes, _maker(args, environment, kind, eyes, trained, params)))
+                make, respond = _maker(args, environment, kind, eyes, trained, params), None
+                if kind == MODEL and trials.can_respond(environment, trained):
+                    respond = functools.partial(trials.response_of, environment, eyes, _energy(args, kind, eyes), trained, params, args.seeds[0])
+                rows.append(_Row(name, environment, kind, eyes, make, respond))
     return rows
 
 
@@ -213,8 +220,6 @@ def _maker(args, environment, kind, eyes, trained, params):
     else:
         policy, spec = trials.make_planner(kind, environment, eyes, settings, trained, params, at_once=_at_once(args))
         made = policy, {"spec": dataclasses.asdict(spec), "evaluations": spec.evaluations}
-    if kind == MODEL:
-        return lambda: (made[0], made[1] | {"response": trials.response_of(environment, eyes, settings, trained, params, args.seeds[0])})
     return lambda: made
 
 
@@ -233,7 +238,6 @@ def _run_row(args, row):
     """Run one policy on one task: (row of the report, files written)."""
     environment, kind, eyes = row.environment, row.kind, row.eyes
     policy, known = row.make()
-    answer = {"response": known.pop("response")} if known.get("response") else {}
     known = {"camera": environment.camera, "pixels": environment.size, **known}
     looks = kind not in _EYELESS
     label = " ".join([row.task, kind, eyes.name] if looks else [row.task, kind])
@@ -241,7 +245,11 @@ def _run_row(args, row):
     with tqdm(total=args.episodes * len(args.seeds), desc=f"{label} (compiles first)", unit=" episodes", dynamic_ncols=True) as bar:
         found = runner.run(args.seeds, args.episodes, bar.update)
     wait = runner.milliseconds_per_plan() if kind in (MODEL, trials.CLONING) else None
-    counted = report.summarize(found, kind, eyes.name if looks else "", wait, known) | answer
+    counted = report.summarize(found, kind, eyes.name if looks else "", wait, known)
+    if row.respond:
+        with tqdm(total=1, desc=f"{label}, what actions are known to do (compiles first)", dynamic_ncols=True) as bar:
+            counted |= {"response": row.respond()}
+            bar.update()
     return counted, _draw(args, environment, found, counted, label) if args.films else []
 
 

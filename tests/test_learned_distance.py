@@ -12,15 +12,20 @@ import robots
 from compiling import fast_options
 from weight_bundles import random_network
 
+from configs import world_model as configs
 from jepa_jax import evaluate, evaluate_distance, plan, planning, prepare
 from jepa_jax.evals import learned_distance
 from jepa_jax.evals.closed_loop import sight
 from jepa_jax.models import ActionPredictor, VideoEncoder
+from jepa_jax.models.norms import normalize_latents
 from jepa_jax.robots.presets import DROID, generic
 from jepa_jax.robots.world import WorldModel
+from jepa_jax.tasks import world_model
+from jepa_jax.tasks.latents import Features
+from jepa_jax.training import sharding
 from jepa_jax.weights import load, native, tensors
 from jepa_jax.weights.bundle import Bundle, Preprocessing, WeightsError, network_sha256
-from jepa_jax.weights.learned_energy import MEASURES, init_points
+from jepa_jax.weights.learned_energy import MEASURES, init_points, read_points
 
 GRID, WIDTH, FRAMES = (1, 16), 8, 12
 ENCODER = VideoEncoder(width=24, depth=2, num_heads=2, patch_size=8)
@@ -160,6 +165,51 @@ def test_gradients_lead_to_the_goal_and_do_not_break_there(learnt):
     assert planning.bind(world, planning.make_spec(DROID, "cem"), learnt).cost_fn
     with pytest.raises(ValueError, match="fitted on a grid of 1 x 16 tokens, used on one of 2 x 8"):
         planning.bind(dataclasses.replace(world, predictor=world.predictor.clone(grid=(2, 8))), planning.make_spec(DROID, "cem"), learnt)
+
+
+@pytest.mark.parametrize("reduce, summed", [("mean", 1), ("sum", 2)])
+def test_predictions_are_compared_as_a_planner_reads_them(reduce, summed):
+    config = configs.get_config("demo")
+    config.rollout.update({"auto_steps": 2, "reduce": reduce})
+    network = random_network(ActionPredictor(WIDTH, 24, 2, 2, grid=GRID), 1)
+    energy, rng = new_energy(), np.random.default_rng(0)
+    batch = {"latents": rng.normal(size=(2, 4, GRID[1], WIDTH)), "actions": rng.normal(size=(2, 3, 7)), "states": rng.normal(size=(2, 4, 7))}
+    batch = {name: np.float32(value) for name, value in batch.items()}
+    world = WorldModel(network.module, DROID)
+
+    def losses(**options):
+        loss_fn = world_model.make_loss(world, config.rollout, frames_at_once=4, loss_exponent=2.0, monitor_tokens=8, **options)
+        total, aux = jax.jit(loss_fn)({"action_predictor": network.params}, {}, batch)
+        found = {name: float(value) for name, value in aux["losses"].items()}
+        assert float(total) == pytest.approx(sum(found[f"train/loss/{part}"] for part in parts), rel=1e-5)
+        return found
+
+    parts = ("teacher_forcing", "rollout")
+    plain = losses()
+    assert "train/loss/energy" not in plain
+    parts += ("energy",)
+    found = losses(energy=energy, energy_weight=0.01)
+    assert all(found[name] == pytest.approx(plain[name], rel=1e-5) for name in plain)
+    # By hand: points of what is predicted, from true frames and in a rollout, against those of what came.
+    latents = normalize_latents(jnp.asarray(batch["latents"]))
+    params, told = {"action_predictor": network.params}, (batch["actions"], batch["states"][:, :-1])
+    forced = world.predict_next(params, latents[:, :-1], *told)
+    rolled = world.rollout(params, latents[:, :1], *(value[:, :2] for value in told))
+    misread = lambda seen, true: sum(((read_points(one, seen) - read_points(one, true)) ** 2).sum(-1).mean() for one in energy.params.values())
+    expected = misread(forced, latents[:, 1:]) + summed * misread(rolled, latents[:, 1:3])
+    assert found["train/loss/energy"] == pytest.approx(0.01 * float(expected), rel=1e-3)
+
+
+@pytest.mark.parametrize("sha256, grid, message", [
+    ("f" * 64, GRID, "encoder with sha256 aaaaaaaaaaaa.*the world model sees with the one with sha256 ffffffffffff"),
+    ("a" * 64, (2, 8), "fitted on a grid of 1 x 16 tokens, used on one of 2 x 8"),
+])
+def test_a_distance_of_other_latents_is_no_loss(sha256, grid, message, tmp_path):
+    planning.save_learned(new_energy(), tmp_path / "head.safetensors")
+    config = configs.get_config("demo")
+    config.energy.distance_head = str(tmp_path / "head.safetensors")
+    with pytest.raises(ValueError, match=message):
+        world_model.make_program(config, DROID, Features(None, sha256, None, grid, WIDTH), None, {}, sharding.make_mesh(1))
 
 
 class TestFile:

@@ -1,7 +1,6 @@
 """Action-conditioned training end to end: raw robot data through prepare, train, resume and load."""
 
 import dataclasses
-import functools
 import json
 
 import jax
@@ -24,8 +23,7 @@ from jepa_jax.training import loop, sharding
 from jepa_jax.viz import __main__ as viz
 from jepa_jax.viz import curves
 from jepa_jax.weights import native, store
-from jepa_jax.weights.bundle import Bundle, Preprocessing, WeightsError, network_sha256
-from jepa_jax.weights.learned_energy import MEASURES, LearnedEnergy, init_points, read_points, save_learned
+from jepa_jax.weights.bundle import Bundle, Preprocessing, WeightsError
 
 STEPS = 4
 SMALL = {
@@ -284,6 +282,9 @@ def test_clip_among_trajectories_is_skipped(config, shards, tmp_path):
     ({"data__frames": 20}, r"raw/0: 30 frames at 15/s; 20 frames at 5/s .* need more than 60 \(data.frames, data.fps\)"),
     ({"data__fps": 20.0}, r"raw/0: 15 frames per second were recorded, 20 are wanted.*\(data.frames, data.fps\)"),
     ({"model__predictor__conditioning": "film"}, "conditioning 'film' is unknown"),
+    ({"model__predictor__merge": 3}, "merge is 3; it must be at least 1, and divide both sides of the grid of 4 x 4 tokens"),
+    ({"energy__weight": -1.0}, "energy.weight is -1; it must be at least 0"),
+    ({"energy__distance_head": "nowhere.safetensors"}, "nowhere.safetensors does not exist"),
 ])
 def test_bad_settings_are_refused_before_anything_is_compiled(config, fields, message):
     with pytest.raises((ValueError, DataError), match=message):
@@ -354,30 +355,6 @@ def test_sources_without_records_are_refused(config, shards, tmp_path, place):
 def test_options_train(config, fields):
     metrics = one_step(changed(config, **fields))
     assert np.isfinite(metrics["train/loss"]) and metrics["guard/applied"]
-
-
-def test_predictions_are_compared_as_a_planner_reads_them(config, encoder, tmp_path):
-    sha256 = network_sha256(random_network(ENCODER, 0).params)
-    params = {name: init_points(jax.random.key(seed), 16, ENCODER.width) for seed, name in enumerate(MEASURES)}
-    energy = LearnedEnergy(params, (4, 4), sha256, 5.0, 4)
-    rng = np.random.default_rng(0)
-    seen, wanted = np.float32(rng.normal(size=(2, 3, 16, ENCODER.width)))
-    gaps = [read_points(one, seen) - read_points(one, wanted) for one in params.values()]
-    np.testing.assert_allclose(energy.misread(seen, wanted), sum((gap**2).sum(-1) for gap in gaps), rtol=1e-5)
-    assert not energy.misread(wanted, wanted).any()
-    save_learned(energy, tmp_path / "head.safetensors")
-    save_learned(dataclasses.replace(energy, encoder_sha256="f" * 64), tmp_path / "other.safetensors")
-    read = functools.partial(changed, config, energy__distance_head=str(tmp_path / "head.safetensors"))
-    parts = ("teacher_forcing", "rollout", "energy")
-    light, heavy = (one_step(read(energy__weight=weight)) for weight in (0.01, 0.02))
-    assert light["train/loss"] == pytest.approx(sum(light[f"train/loss/{part}"] for part in parts), rel=1e-5)
-    assert heavy["train/loss/energy"] == pytest.approx(2 * light["train/loss/energy"], rel=1e-4) and light["train/loss/energy"] > 0
-    assert "train/loss/energy" not in one_step(config)
-    for fields, message in (({"energy__weight": -1.0}, "energy.weight is -1; it must be at least 0"),
-                            ({"energy__distance_head": str(tmp_path / "other.safetensors")}, "encoder with sha256 ffffffffffff.*the world model"),
-                            ({"energy__distance_head": "nowhere.safetensors"}, "nowhere.safetensors does not exist")):
-        with pytest.raises((ValueError, WeightsError), match=message):
-            make_task(changed(config, **fields))
 
 
 def test_bad_trajectories_are_named_and_replaced(config, tmp_path):

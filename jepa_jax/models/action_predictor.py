@@ -122,6 +122,12 @@ class ActionPredictor(nn.Module):
         told = 2 + self.use_extrinsics if self.conditioning == "tokens" else 0
         return told + patches // self.merge**2
 
+    def check_grid(self, grid):
+        """Raise ValueError unless a grid (h, w) is made of whole squares of `merge` x `merge` tokens."""
+        h, w = grid
+        if self.merge < 1 or h % self.merge or w % self.merge:
+            raise ValueError(f"merge is {self.merge}; it must be at least 1, and divide both sides of the grid of {h} x {w} tokens")
+
     def _conditions(self, actions, states, extrinsics):
         """Return what conditions a frame, by name and in the order of the sequence."""
         if self.conditioning not in CONDITIONING:
@@ -136,8 +142,7 @@ class ActionPredictor(nn.Module):
     def _check(self, tokens, conditions, h, w):
         """Return the number of frames."""
         batch, length, width = tokens.shape
-        if self.merge < 1 or h % self.merge or w % self.merge:
-            raise ValueError(f"merge is {self.merge}; it must be at least 1, and divide both sides of the grid of {h} x {w} tokens")
+        self.check_grid((h, w))
         patches = h * w
         if width != self.output_dim:
             raise ValueError(f"this predictor takes features of width {self.output_dim}, not {width}")

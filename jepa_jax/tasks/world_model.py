@@ -63,16 +63,11 @@ def make_loss(world, rollout, *, frames_at_once, loss_exponent, monitor_tokens, 
             told.append(batch["extrinsics"][:, :-1])
         forced = world.predict_next(params, latents[:, :-1], *told)
         steps = _rollout_predictions(world, rollout, params, latents, forced, told)
-        losses = {
-            "train/loss/teacher_forcing": distance(forced, latents[:, 1:]),
-            "train/loss/rollout": distance(steps, latents[:, 1 : 1 + rollout.auto_steps]),
-        }
-        if rollout.reduce == "sum":
-            losses["train/loss/rollout"] *= rollout.auto_steps
+        summed = rollout.auto_steps if rollout.reduce == "sum" else 1
+        compare = lambda distance: (distance(forced, latents[:, 1:]), summed * distance(steps, latents[:, 1 : 1 + rollout.auto_steps]))
+        losses = dict(zip(("train/loss/teacher_forcing", "train/loss/rollout"), compare(distance)))
         if energy is not None:
-            misread = lambda predictions, targets: energy.misread(predictions, targets).mean()
-            losses["train/loss/energy"] = energy_weight * (
-                misread(forced, latents[:, 1:]) + misread(steps, latents[:, 1 : 1 + rollout.auto_steps]))
+            losses["train/loss/energy"] = energy_weight * sum(compare(lambda *both: energy.misread(*both).mean()))
         total = sum(losses.values())
         # What is reached by predicting no change at all.
         losses["train/copy_last"] = distance(latents[:, :-1], latents[:, 1:])
@@ -185,6 +180,7 @@ def make_program(config, robot, features, encoder, pixels, mesh):
                          "that these cannot be computed; unset it, or, if they are, set --config.robot.action_layout=states")
     sharding.check_batch_size(GROUP, config.data.batch_size, mesh, section.accumulate)
     predictor = make_predictor(config.model, features, robot)
+    predictor.check_grid(features.grid)
     abstract = {"action_predictor": abstract_params(predictor)}
     optimizer = make_optimizer(section, abstract, predictor.use_extrinsics)
     loss_fn = make_loss(WorldModel(predictor, robot, encoder, **pixels), config.rollout, frames_at_once=config.model.frames_at_once,
@@ -192,8 +188,9 @@ def make_program(config, robot, features, encoder, pixels, mesh):
                         energy=_read_energy(config.energy, features), energy_weight=config.energy.weight)
     train_step = make_train_step(loss_fn, optimizer, make_schedules(section, with_ema=False),
                                  accumulate=section.accumulate, spike_factor=config.guard.spike_factor)
-    return Program({"action_predictor": predictor}, lambda rng: create_state({"action_predictor": init_params(predictor, rng)}, {}, optimizer), train_step,
-                   tensor_names(abstract), step_passes(predictor, encoder, features, config))
+    init_state = lambda rng: create_state({"action_predictor": init_params(predictor, rng)}, {}, optimizer)
+    return Program({"action_predictor": predictor}, init_state, train_step, tensor_names(abstract),
+                   step_passes(predictor, encoder, features, config))
 
 
 def _read_energy(section, features):

@@ -83,20 +83,25 @@ def make_planner(kind, environment, sight, settings=Settings(), trained=None, pa
     return planners.planner_policy(pursuit, dynamics, spec, warm=warm, robots_at_once=together), spec
 
 
-def response_of(environment, sight, settings, trained, params, seed=0):
+def can_respond(environment, trained):
+    """Say whether `response_of` has something to compare with: a simulator that can be planned with, and the same numbers."""
+    return environment.pure and trained.world.robot.planned_dims == environment.robot.planned_dims
+
+
+def response_of(environment, sight, energy, trained, params, seed=0):
     """Measure how much of what actions do a world model foresees; see `response.measure_response`.
 
     Args:
-      environment, sight, settings, trained, params: as in `make_planner`.
+      environment: one of which `can_respond` holds.
+      sight: `Sight` of the model.
+      energy: as in `planning.bind`.
+      trained, params: as in `make_planner`.
       seed: which starts.
 
     Returns:
-      list of dicts; None where there is nothing to compare with: the simulator cannot be planned with, or other numbers are planned.
+      list of dicts.
     """
-    robot = trained.world.robot
-    if not environment.pure or robot.planned_dims != environment.robot.planned_dims:
-        return None
-    spec = planners.planner_spec(environment, robot)
-    model = planners.model_dynamics(environment, trained.world, params, spec, settings.energy)
-    oracle = planners.oracle_dynamics(environment, sight, settings.energy)
+    spec = planners.planner_spec(environment, trained.world.robot)
+    model = planners.model_dynamics(environment, trained.world, params, spec, energy)
+    oracle = planners.oracle_dynamics(environment, sight, energy)
     return response.measure_response(environment, sight, model, oracle, spec, seed=seed)
