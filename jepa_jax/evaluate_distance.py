@@ -16,13 +16,15 @@ from jepa_jax.robots.conditions import ConditionMaker
 from jepa_jax.robots.presets import PRESETS, make_spec
 from jepa_jax.robots.world import bind_model
 from jepa_jax.weights import tensors
-from jepa_jax.weights.learned_energy import MEASURES
+from jepa_jax.weights.learned_energy import DISTANCES, GRIPPER, MEASURES
 from jepa_jax.weights.load import load, load_with_encoder
 
 DESCRIPTION = """Learn from recorded trajectories how far any two frames of a clip are apart, as a planner's energy that falls all the way
-to the goal: --distance learned --distance-head FILE of `plan`, `viz energy` and `evaluate robot`. Measured are the steps
-between them, and how much position and gripper of the robot differ (all of its state, where it has no position) in units of what
-they usually change in one step; the energy is the sum. It holds for the encoder of --model only.
+to the goal: --distance learned --distance-head FILE of `plan`, `viz energy` and `evaluate robot`. Distances that can be learned: the
+steps between them (steps); how much position and gripper of the robot differ, or all of its state where it has no position, in units
+of what they usually change in one step (states); how many steps its tool has to go (position). Their sum is the energy. gripper reads
+from the goal how far the gripper is to be closed, and compares it with what the robot reports: where that takes longer, it is the
+energy. Position and gripper go together best for robots that have both. It holds for the encoder of --model only.
 At the end it is compared with the L1 energy on trajectories that were held out: how well each orders the frames of a clip by
 the steps, and by the way of the robot, that are left to a goal (rank correlation), how often it changes in the right
 direction when the robot comes nearer or goes away, and how well it tells a gripper that is open from one that is closed at the same
@@ -30,6 +32,8 @@ place (1 is perfect, 0.5 chance). All clips are held in memory; take fewer where
 EXAMPLES = """examples:
   python -m jepa_jax.evaluate distance shards/tabletop --model runs/ac --output distance.safetensors
   python -m jepa_jax.evaluate robot --model runs/ac --distance learned --distance-head distance.safetensors --output reports/learned"""
+# Fingers are small: reading them takes so many times as many steps of training.
+_MORE = 2
 # Frames per second where no world model says it.
 _FPS = 4.0
 # Distances between which moves are judged, m.
@@ -47,15 +51,15 @@ def add_arguments(parser):
     add("--model", required=True, metavar="PATH", help="run or weights of a world model, or of an encoder alone")
     add("--encoder", metavar="PATH", help="weights of the frozen encoder, where PATH of --model lacks them")
     add("--output", required=True, metavar="FILE", help="file to write, FILE.safetensors; must not exist")
-    add("--of", type=types.names(MEASURES), metavar="NAME[,NAME]", help=f"what is measured: {', '.join(MEASURES)} (default: both; steps "
-        "for an encoder alone and no --robot)")
+    add("--of", type=types.names(MEASURES), metavar="NAME[,NAME]", help=f"what is measured: {', '.join(MEASURES)} (default: position,gripper "
+        "for robots with both, else steps,states; steps for an encoder alone and no --robot)")
     add("--robot", choices=PRESETS, help="for weights that name no robot, to know its states (default: none for an encoder alone)")
     add("--fps", type=types.positive_float, help=f"frames per second: what a step is (default: as trained; {_FPS:g} for an encoder alone)")
     add("--view", type=types.names(), metavar="NAME[,NAME]", help="cameras (default: as trained)")
     add("--samples", type=types.positive, default=1500, help="clips, of as many trajectories as there are (default %(default)s)")
     add("--frames", type=types.positive, default=21, help="of a clip; no goals are farther away (default %(default)s)")
     add("--held-out", type=types.fraction, default=0.1, metavar="X", help="share of the trajectories to test on (default %(default)s)")
-    add("--steps", type=types.positive, default=1500, help="of training (default %(default)s)")
+    add("--steps", type=types.positive, default=1500, help=f"of training, of the gripper {_MORE} times as many (default %(default)s)")
     add("--noise", type=types.non_negative_float, default=0.1, metavar="X",
         help="added to latents at most, in deviations, as a planner looks at predicted ones (default %(default)s)")
     add("--seed", type=types.count, default=0, help="of clips, split and training (default %(default)s)")
@@ -73,22 +77,37 @@ def run(args):
     robot = make_spec({"preset": args.robot}, record) if args.robot else None
     trained = bind_model(model, robot, args.fps) if "action_predictor" in model.networks else None
     robot = trained.world.robot if trained else robot
-    measures = args.of or (MEASURES if robot else MEASURES[:1])
-    if "states" in measures and robot is None:
-        raise ValueError("--of states: these weights name no robot; say with --robot what its states mean")
+    measures = _measures(args.of, robot)
     found, origin = _read(args, source, record, model, trained, robot)
     latents, grid, sha256 = _latents(found, origin, model, params)
     held = learned_distance.hold_out(found.trajectory, args.held_out, args.seed)
-    points = _fit(measures, args, latents[~held], found.arrays["states"][~held], robot)
+    points, gripper = _fit(measures, args, latents[~held], found.arrays["states"][~held], robot)
     fps = 1 / float(np.median(found.step_seconds))
     energy = LearnedEnergy(points, grid, sha256, fps, args.frames, {"clips": int((~held).sum()), "noise": args.noise, "seed": args.seed,
-                                                                    "steps": args.steps})
+                                                                    "steps": args.steps}, gripper)
     lines = [f"{len(found)} clips of {found.trajectories} trajectories, {args.frames} frames at {fps:.3g}/s; {int(held.sum())} clips are held out"]
     lines += list_reasons(found.skips)
     lines += _judge({"learned": energy, "l1": Energy()}, latents[held], grid, robot, found.arrays["states"][held])
     save_learned(energy, args.output)
     write_lines([*lines, "", f"wrote {args.output}"])
     return 0
+
+
+def _measures(asked, robot):
+    """Return what is to be measured; ValueError where a robot does not have it."""
+    position, gripper = (robot and robot.part(kind) for kind in ("position", "gripper"))
+    # Which way fingers close is known with their range only.
+    gripper = gripper and robot.gripper_range and robot.integrable
+    measures = asked or ((DISTANCES[0],) if robot is None else ("position", GRIPPER) if position and gripper else ("steps", "states"))
+    if missing := [name for name in measures if name != "steps" and robot is None]:
+        raise ValueError(f"--of {missing[0]}: these weights name no robot; say with --robot what its states mean")
+    if "position" in measures and not position:
+        raise ValueError(f"--of position: robot {robot.name!r} has none")
+    if GRIPPER in measures and not gripper:
+        raise ValueError(f"--of {GRIPPER}: robot {robot.name!r} has none of a known range, or its states do not follow from its actions")
+    if not set(measures) & set(DISTANCES):
+        raise ValueError(f"--of {GRIPPER} alone leads no arm anywhere; add one of {', '.join(DISTANCES)}")
+    return measures
 
 
 def _read(args, source, record, model, trained, robot):
@@ -128,15 +147,20 @@ def _latents(found, origin, model, params):
 
 
 def _fit(measures, args, latents, states, robot):
-    """Fit one network for each measure; returns their parameters by its name."""
-    points = {}
+    """Fit one network for each measure; returns their parameters by its name, and the gripper as `LearnedEnergy` has it."""
+    apart = {"steps": lambda: learned_distance.steps_apart(*latents.shape[:2]), "states": lambda: learned_distance.states_apart(robot, states),
+             "position": lambda: learned_distance.positions_apart(robot, states)}
+    points, gripper = {}, None
     for measure in measures:
-        steps = measure == "steps"
-        apart = learned_distance.steps_apart(*latents.shape[:2]) if steps else learned_distance.states_apart(robot, states)
-        with tqdm(total=args.steps, desc=f"fitting {measure} (compiles first)", unit=" steps", dynamic_ncols=True) as bar:
-            points[measure] = learned_distance.fit_points(latents, apart, detours=steps, steps=args.steps, noise=args.noise, seed=args.seed,
-                                                          on_steps=bar.update)
-    return points
+        steps = args.steps * (_MORE if measure == GRIPPER else 1)
+        with tqdm(total=steps, desc=f"fitting {measure} (compiles first)", unit=" steps", dynamic_ncols=True) as bar:
+            how = {"steps": steps, "noise": args.noise, "seed": args.seed, "on_steps": bar.update}
+            if measure == GRIPPER:
+                closed, unit = learned_distance.gripper_steps(robot, states)
+                points[measure], gripper = learned_distance.fit_reading(latents, closed, **how), (robot.gripper, unit)
+            else:
+                points[measure] = learned_distance.fit_points(latents, apart[measure](), detours=measure == "steps", **how)
+    return points, gripper
 
 
 def _judge(energies, latents, grid, robot, states):
@@ -158,7 +182,7 @@ def _judge(energies, latents, grid, robot, states):
         titles.append("open and closed grippers told apart")
     columns = [titles]
     for name, energy in energies.items():
-        found = learned_distance.clip_energies(energy, latents, grid)
+        found = learned_distance.clip_energies(energy, latents, grid, states)
         columns.append([name, f"{learned_distance.rank_correlation(found, steps):.3f}"])
         if place:
             shares = learned_distance.right_way(found, metres, _EDGES)

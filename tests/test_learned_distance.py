@@ -25,7 +25,7 @@ from jepa_jax.tasks.latents import Features
 from jepa_jax.training import sharding
 from jepa_jax.weights import load, native, tensors
 from jepa_jax.weights.bundle import Bundle, Preprocessing, WeightsError, network_sha256
-from jepa_jax.weights.learned_energy import MEASURES, init_points, read_points
+from jepa_jax.weights.learned_energy import init_points, read_points
 
 GRID, WIDTH, FRAMES = (1, 16), 8, 12
 ENCODER = VideoEncoder(width=24, depth=2, num_heads=2, patch_size=8)
@@ -58,9 +58,13 @@ def wander(count, seed):
     return np.clip(rng.uniform(3, 13, (count, 1)) + np.cumsum(steps, 1), 0, GRID[1] - 1)
 
 
-def new_energy(sha256="a" * 64, grid=GRID, width=WIDTH, seed=0, measures=MEASURES):
+def new_energy(sha256="a" * 64, grid=GRID, width=WIDTH, seed=0, measures=("steps", "states")):
     params = {name: init_points(jax.random.key(seed + n), grid[0] * grid[1], width) for n, name in enumerate(measures)}
     return planning.LearnedEnergy(params, grid, sha256, 4.0, FRAMES, {"clips": 3})
+
+
+def measure(energy, latents):
+    return learned_distance.clip_energies(energy, latents, GRID, np.zeros((*latents.shape[:2], 7)))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +79,7 @@ def learnt():
 def test_the_distance_follows_the_way_of_things_in_clips_that_were_held_out(learnt):
     places = wander(20, 1)
     latents, way = slide(places, 1), np.abs(places[:, :, None] - places[:, None])
-    found, plain = (learned_distance.clip_energies(energy, latents, GRID) for energy in (learnt, planning.Energy()))
+    found, plain = (measure(energy, latents) for energy in (learnt, planning.Energy()))
     assert found.shape == (20, FRAMES, FRAMES) and np.abs(np.diagonal(found, axis1=1, axis2=2)).max() < 0.02
     assert learned_distance.rank_correlation(found, way) > max(0.9, 0.02 + learned_distance.rank_correlation(plain, way))
     # Where the patterns no longer overlap, only the learnt one still knows the way.
@@ -134,7 +138,7 @@ def test_a_distance_of_states_knows_both_directions_of_an_error():
     params = learned_distance.fit_points(slide(places, 0), way, detours=False, steps=250)
     energy = dataclasses.replace(new_energy(), params={"states": params})
     others = wander(20, 1)
-    found, truth = learned_distance.clip_energies(energy, slide(others, 1), GRID), np.abs(others[:, :, None] - others[:, None])
+    found, truth = measure(energy, slide(others, 1)), np.abs(others[:, :, None] - others[:, None])
     far = truth > 2
     assert np.median(np.abs(found - truth)) < 0.5 and abs(np.median(found[far] / truth[far]) - 1) < 0.15
     # Energies of several measures add up.
@@ -293,7 +297,7 @@ class TestCommand:
         assert "the way of the robot" not in capsys.readouterr().out
         other = planning.load_learned(tmp_path / "encoder.safetensors")
         # Without a robot, its states mean nothing.
-        assert plan_fields(other) == plan_fields(energy) and set(energy.params) == {"steps", "states"} and set(other.params) == {"steps"}
+        assert plan_fields(other) == plan_fields(energy) and set(energy.params) == {"position", "gripper"} and set(other.params) == {"steps"}
 
     def test_refusals(self, files, head, tmp_path, capsys):
         def said(status, words):

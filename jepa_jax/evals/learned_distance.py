@@ -16,6 +16,10 @@ _CLIPS, _FRAMES = 16, 10
 _RATE, _DECAY, _WARMUP = 3e-3, 0.05, 100
 # Of the logarithm of distances: larger errors count linearly.
 _HUBER = 0.3
+# A step counts as a move where it is at least this part of the largest one, and of all moves so many are no faster than a usual one.
+_MOVES, _USUAL = 0.05, 0.95
+# What is read of a number is above it in so many pictures: fingers that close too little hold nothing.
+_CLOSED_SIDE = 0.65
 # A move that is counted: so many steps, and so much of the distance at least, m.
 _MOVE, _LEAST_CHANGE = 2, 0.03
 # Robots take detours, so the time between two frames is only the most that is needed: distances above it count fully,
@@ -56,6 +60,48 @@ def states_apart(robot, states):
     return np.linalg.norm(states[:, :, None] - states[:, None], axis=-1).astype(np.float32)
 
 
+def positions_apart(robot, states):
+    """Measure how many steps a robot's positions are apart, if it goes straight and as fast as it usually moves.
+
+    Args:
+      robot: `RobotSpec` with a position.
+      states: `[M, F, S]` of M clips.
+
+    Returns:
+      float32 `[M, F, F]`.
+
+    Raises:
+      ValueError: it never moves.
+    """
+    places = np.asarray(states, np.float64)[..., robot.part("position").where]
+    usual = _usual_moves(robot, places)
+    places = places[..., usual > 0] / usual[usual > 0]
+    return np.linalg.norm(places[:, :, None] - places[:, None], axis=-1).astype(np.float32)
+
+
+def gripper_steps(robot, states):
+    """Return a robot's gripper float32 `[M, F]` in units of how much it changes in a step when it moves, and that unit.
+
+    Args:
+      robot: `RobotSpec` with a gripper.
+      states: `[M, F, S]` of M clips.
+
+    Raises:
+      ValueError: it never moves.
+    """
+    closed = np.asarray(states, np.float64)[..., robot.part("gripper").where]
+    step = float(_usual_moves(robot, closed)[0])
+    return (closed[..., 0] / step).astype(np.float32), step
+
+
+def _usual_moves(robot, values):
+    """Return for each of the numbers `[M, F, K]` how much it changes in a step of a usual fast move, `[K]`; 0 if it never does."""
+    changes = np.abs(np.diff(values, axis=1)).reshape(-1, values.shape[-1])
+    if not changes.any():
+        raise ValueError(f"robot {robot.name!r} never moves in these clips, so that its states tell no distance")
+    return np.float64([np.quantile(change[change >= _MOVES * change.max()], _USUAL) for change in changes.T])
+
+
 def fit_points(latents, apart, *, detours, steps=1500, noise=0.1, seed=0, on_steps=lambda count: None):
     """Fit a network that reads frames as points, as far apart as frames of a clip are by some measure.
 
@@ -74,38 +120,67 @@ def fit_points(latents, apart, *, detours, steps=1500, noise=0.1, seed=0, on_ste
     Raises:
       ValueError: clips of one frame, or the fit has diverged.
     """
-    count, frames = latents.shape[:2]
-    if frames < 2:
-        raise ValueError(f"clips of {frames} frame; a distance is fitted on at least 2")
+    if latents.shape[1] < 2:
+        raise ValueError(f"clips of {latents.shape[1]} frame; a distance is fitted on at least 2")
+    below = _BELOW if detours else 1.0
+
+    def loss(points, pairs):
+        errors = jnp.log1p(point_distance(points[:, :, None], points[:, None])) - jnp.log1p(pairs)
+        return (jnp.where(errors > 0, 1.0, below) * optax.huber_loss(errors, delta=_HUBER)).mean()
+
+    pairs = lambda clips, times: apart[clips[..., None], times[:, :, None], times[:, None]]
     params = init_points(jax.random.key(seed), *latents.shape[2:])
+    return _fit(params, latents, pairs, loss, steps=steps, noise=noise, seed=seed, on_steps=on_steps)
+
+
+def fit_reading(latents, values, *, steps=3000, noise=0.1, seed=0, on_steps=lambda count: None):
+    """Fit a network that reads a number from a frame, such as how far a gripper is closed; rather too much than too little.
+
+    Args:
+      latents: float `[M, F, N, D]` of M clips of F frames; normalised before use.
+      values: float32 `[M, F]`.
+      steps, noise, seed, on_steps: as in `fit_points`.
+
+    Returns:
+      Parameters of `weights.learned_energy.read_points`, whose points have one number.
+
+    Raises:
+      ValueError: the fit has diverged.
+    """
+    params = init_points(jax.random.key(seed), *latents.shape[2:], 1)
+    params["out_bias"] = jnp.full(1, values.mean(), jnp.float32)
+
+    def loss(points, values):
+        errors = values - points[..., 0]
+        return 2 * jnp.maximum(_CLOSED_SIDE * errors, (_CLOSED_SIDE - 1) * errors).mean()
+
+    return _fit(params, latents, lambda clips, times: values[clips, times], loss, steps=steps, noise=noise, seed=seed, on_steps=on_steps)
+
+
+def _fit(params, latents, targets, loss, *, steps, noise, seed, on_steps):
+    """Fit what is read from frames of clips: `targets` of (clips, times) is what `loss` compares the points with."""
+    count, frames = latents.shape[:2]
     schedule = optax.warmup_cosine_decay_schedule(0.0, _RATE, min(_WARMUP, steps // 2), steps)
     optimizer = optax.adamw(schedule, weight_decay=_DECAY)
     state, rng, key = optimizer.init(params), np.random.default_rng(seed), jax.random.key(seed)
-    step = jax.jit(functools.partial(_step, optimizer, noise, _BELOW if detours else 1.0), donate_argnums=(0, 1))
+    step = jax.jit(functools.partial(_step, optimizer, noise, loss), donate_argnums=(0, 1))
     for number in range(steps):
         clips = rng.integers(0, count, (_CLIPS, 1))
         times = np.argsort(rng.random((_CLIPS, frames)), axis=1)[:, :_FRAMES]
-        pairs = apart[clips[..., None], times[:, :, None], times[:, None]]
-        params, state, loss = step(params, state, jax.random.fold_in(key, number), latents[clips, times], pairs)
+        params, state, value = step(params, state, jax.random.fold_in(key, number), latents[clips, times], targets(clips, times))
         on_steps(1)
-    if not np.isfinite(loss):
+    if not np.isfinite(value):
         raise ValueError("the fit of the distance has diverged: latents hold numbers that are too large, or not finite")
     return params
 
 
-def _step(optimizer, noise, below, params, state, key, latents, apart):
-    """Make one step of AdamW on all pairs of frames of the same clip."""
+def _step(optimizer, noise, loss, params, state, key, latents, targets):
+    """Make one step of AdamW."""
     strength_key, noise_key = jax.random.split(key)
     # Some clean, some noisier: the distance is to hold for true frames too.
     strength = noise * jax.random.uniform(strength_key, (*latents.shape[:2], 1, 1))
     noisy = normalize_latents(latents) + strength * jax.random.normal(noise_key, latents.shape)
-
-    def loss(params):
-        points = read_points(params, noisy)
-        errors = jnp.log1p(point_distance(points[:, :, None], points[:, None])) - jnp.log1p(apart)
-        return (jnp.where(errors > 0, 1.0, below) * optax.huber_loss(errors, delta=_HUBER)).mean()
-
-    value, slopes = jax.value_and_grad(loss)(params)
+    value, slopes = jax.value_and_grad(lambda params: loss(read_points(params, noisy), targets))(params)
     updates, state = optimizer.update(slopes, state, params)
     return optax.apply_updates(params, updates), state, value
 
@@ -123,24 +198,25 @@ def hold_out(trajectory, share, seed=0):
     return np.isin(trajectory, numbers[:held])
 
 
-def clip_energies(energy, latents, grid):
+def clip_energies(energy, latents, grid, states):
     """Measure all frames of clips against all others as goals.
 
     Args:
       energy: as in `planning.bind`.
       latents: float `[M, F, N, D]`; normalised before use.
       grid: (h, w), N = h * w.
+      states: float `[M, F, S]` of the robot.
 
     Returns:
       float32 `[M, F, F]`: clip, goal, frame.
     """
     # One goal after the other: differences of all pairs would not fit into memory.
     @jax.jit
-    def one(clip):
+    def one(clip, states):
         clip = normalize_latents(clip)
-        return jax.lax.map(lambda goal: energy(clip, goal, grid), clip)
+        return jax.lax.map(lambda goal: energy(clip, goal, grid, states), clip)
 
-    return np.stack([np.asarray(one(clip)) for clip in latents])
+    return np.stack([np.asarray(one(*both)) for both in zip(latents, np.asarray(states, np.float32))])
 
 
 def rank_correlation(energies, truth):

@@ -53,8 +53,9 @@ class Energy:
         if any(side % self.pool for side in grid):
             raise ValueError(f"energy: pool is {self.pool}, which does not divide a grid of {grid[0]} x {grid[1]} tokens")
 
-    def __call__(self, latents, goal, grid):
-        """Return float32 `[...]` for latents `[..., h*w, D]`, a goal `[h*w, D]` or `[..., h*w, D]`, and their grid (h, w)."""
+    def __call__(self, latents, goal, grid, states=None):
+        """Return float32 `[...]` for latents `[..., h*w, D]`, a goal `[h*w, D]` or `[..., h*w, D]`, and their grid (h, w); states do not count."""
+        del states
         self.check_grid(grid)
         return DISTANCES[self.distance](*(self._prepare(tokens.astype(jnp.float32), grid) for tokens in (latents, goal)))
 

@@ -59,7 +59,7 @@ def bind(world: WorldModel, spec: PlanSpec, energy: Energy | Callable[..., Any] 
     Args:
       world: the world model.
       spec: how to search, as `presets.make_spec` makes it for its robot.
-      energy: function (latents `[S, h*w, D]`, goal `[h*w, D]`, grid (h, w)) -> float32 `[S]`;
+      energy: function (latents `[S, h*w, D]`, goal `[h*w, D]`, grid (h, w), states float32 `[S, state_dim]`) -> float32 `[S]`;
         None for `Energy()`, the official one. `LearnedEnergy` is a learned one.
 
     Returns:
@@ -73,6 +73,7 @@ def bind(world: WorldModel, spec: PlanSpec, energy: Energy | Callable[..., Any] 
     energy = Energy() if energy is None else energy
     if isinstance(energy, (Energy, LearnedEnergy)):
         energy.check_grid(grid)
+    effort = gripper_effort(energy, robot)
     per_frame = world.predictor.tokens_per_frame(grid[0] * grid[1])
 
     def dynamics_fn(params, state, action):
@@ -87,10 +88,28 @@ def bind(world: WorldModel, spec: PlanSpec, energy: Energy | Callable[..., Any] 
         return LatentState(latents[:, 0], pose, state.extrinsics, cache)
 
     def cost_fn(params, state, goal, action):
-        del params, action
-        return energy(state.latents, goal, grid)
+        del params
+        found = energy(state.latents, goal, grid, state.pose)
+        return found if action is None else found + effort(action)
 
     return Planner(dynamics_fn, cost_fn, spec, robot)
+
+
+def gripper_effort(energy, robot):
+    """Return the function of planned numbers `[..., A]` that says what moving the gripper costs in an energy, float32 `[...]`.
+
+    Raises:
+      ValueError: the energy is a learned one that does not suit the robot.
+    """
+    free = lambda action: jnp.zeros(action.shape[:-1])
+    if not isinstance(energy, LearnedEnergy):
+        return free
+    energy.check_robot(robot)
+    # Only where actions are changes do they say how far fingers move.
+    if robot.gripper not in robot.planned_dims or robot.gripper in robot.absolute_dims:
+        return free
+    where = robot.planned_dims.index(robot.gripper)
+    return lambda action: energy.effort(action[..., where])
 
 
 def make_root(world, latents, pose, goal, extrinsics=None, mean=None):

@@ -112,7 +112,7 @@ def make_picture(args, output):
     still = None if still is None else np.asarray(still)[list(robot.planned_dims)]
     landscape = run(planner, params, scene.root, _dims(args, robot, planner.spec), still=still, true=true, samples=args.samples)
     here = scene.root.state.latents[None]
-    before = float(energy(here, scene.root.goal, tuple(trained.world.predictor.grid))[0])
+    before = float(energy(here, scene.root.goal, tuple(trained.world.predictor.grid), scene.root.state.pose[None])[0])
     name = os.path.basename(os.path.normpath(args.model))
     path = os.path.join(output, "energy.png")
     canvas.save_figure(draw_landscape(landscape, scene, robot, now=before, name=name), path)

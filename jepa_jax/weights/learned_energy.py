@@ -1,7 +1,8 @@
 """A learned energy: how far two frames are apart in recorded trajectories, in steps and in what the robot says of itself.
 
-Of each measure there is a small network that reads a frame as a point of a few numbers; the distance of the points of two
-frames is what is measured. A file holds these networks and what they belong to: safetensors, with a JSON text in its header.
+Of each distance there is a small network that reads a frame as a point of a few numbers; the distance of the points of two
+frames is what is measured. One more may read from the goal how far the gripper is to be closed: how far it is, robots report.
+A file holds these networks and what they belong to: safetensors, with a JSON text in its header.
 """
 
 from __future__ import annotations
@@ -20,13 +21,25 @@ from jepa_jax.models.norms import normalize_latents
 from jepa_jax.weights import tensors
 from jepa_jax.weights.bundle import WeightsError
 
-# Time between frames, and the change of the robot's state in units of its usual change in one step: both count steps.
-MEASURES = ("steps", "states")
-_KEY, _FORMAT, _VERSION = "jepa_jax", "learned distance", 1
+# Time between frames, the change of the robot's state in units of its usual change in one step, and how far its tool has to go
+# as fast as it can: all count steps.
+DISTANCES = ("steps", "states", "position")
+GRIPPER = "gripper"
+MEASURES = (*DISTANCES, GRIPPER)
+_KEY, _FORMAT, _VERSION = "jepa_jax", "learned distance", 2
 # Numbers of a token that the linear map reads.
 _REDUCED = 16
 # In steps: rounds the tip of the cone, so that there is a slope at the goal itself.
 _TIP = 0.01
+# Of the gripper's steps against the others. Arms and fingers move at once, so the longer way counts; were the sum to count, fingers
+# would close on the way. That weight makes them wait until half a step is left: the distance of points hardly falls below that.
+_WEIGHT = 2.0
+# Of the distance beside what is longer, so that arms come nearer while fingers move.
+_BESIDE = 0.2
+# Steps that fingers close more than the goal shows: they are stopped by what they hold, and hold nothing if they stop before it.
+_MARGIN = 1 / 3
+# Energy of one step of the fingers. Far from a goal nothing else says that they are not to move, and what they hold is lost if they do.
+_PRICE = 0.2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,12 +47,13 @@ class LearnedEnergy:
     """Measure how many steps latents are from a goal, the sum over measures. Call it like `Energy`; hashable, equal only to itself.
 
     Attributes:
-      params: dict of measure, of `MEASURES`, -> parameters of `read_points`.
+      params: dict of measure, of `MEASURES`, -> parameters of `read_points`; at least one is a distance.
       grid: (h, w) of the latents that it was fitted on.
       encoder_sha256: identity of the encoder that made them.
       fps: frames per second: what a step is.
       frames: F of the clips that it was fitted on: what is more than F - 1 steps away is not told apart.
       fitted: what else is known about the fit, JSON-able.
+      gripper: (number of the robot's state that is the gripper, how much of it changes in a step when it moves); None without 'gripper'.
     """
 
     params: dict[str, Any]
@@ -48,24 +62,61 @@ class LearnedEnergy:
     fps: float
     frames: int
     fitted: dict[str, Any] = dataclasses.field(default_factory=dict)
+    gripper: tuple[int, float] | None = None
 
-    def __call__(self, latents, goal, grid):
-        """Return float32 `[...]`, steps, for latents `[..., h*w, D]`, a goal `[h*w, D]` or `[..., h*w, D]`, and their grid (h, w)."""
+    def __call__(self, latents, goal, grid, states=None):
+        """Measure the steps to a goal.
+
+        Args:
+          latents: `[..., h*w, D]`.
+          goal: `[h*w, D]` or `[..., h*w, D]`.
+          grid: (h, w).
+          states: float `[..., S]` of the robot at the latents, as it reports them or as they follow from its actions; needed with 'gripper'.
+
+        Returns:
+          float32 `[...]`: the sum of the distances; with 'gripper', where that has the longer way, its steps.
+
+        Raises:
+          ValueError: another grid than that of the fit.
+        """
         self.check_grid(grid)
-        return sum(point_distance(read_points(one, latents), read_points(one, goal)) for one in self.params.values())
+        distance = sum(point_distance(read_points(one, latents), read_points(one, goal)) for one in self._distances())
+        if self.gripper is None:
+            return distance
+        number, step = self.gripper
+        asked = read_points(self.params[GRIPPER], goal)[..., 0] + _MARGIN
+        return jnp.maximum(distance, _WEIGHT * jnp.abs(states[..., number] / step - asked)) + _BESIDE * distance
+
+    def effort(self, change):
+        """Return the energy float32 `[...]` of moving the gripper by so much of its state; 0 without 'gripper'."""
+        return jnp.zeros_like(change) if self.gripper is None else _PRICE * jnp.abs(change) / self.gripper[1]
+
+    def _distances(self):
+        return [params for measure, params in self.params.items() if measure != GRIPPER]
 
     def misread(self, latents, targets):
         """Return float32 `[...]`, steps squared: how far points of latents `[..., h*w, D]` are from where they should be, those of targets.
 
         Unlike the energy of one to the other it is the same in all directions, and has a slope everywhere.
         """
-        return sum(((read_points(one, latents) - read_points(one, targets)) ** 2).sum(-1) for one in self.params.values())
+        return sum(((read_points(one, latents) - read_points(one, targets)) ** 2).sum(-1) for one in self._distances())
 
     def check_grid(self, grid):
         """Raise ValueError unless a grid (h, w) is that of the fit."""
         if tuple(grid) != tuple(self.grid):
             (height, width), (h, w) = self.grid, grid
             raise ValueError(f"learned distance: fitted on a grid of {height} x {width} tokens, used on one of {h} x {w}; fit it anew")
+
+    def check_robot(self, robot):
+        """Raise ValueError unless a robot has the gripper of the fit, and its states follow from its actions."""
+        if self.gripper is None:
+            return
+        if robot.gripper != self.gripper[0]:
+            raise ValueError(f"learned distance: fitted on a robot whose gripper is number {self.gripper[0]} of its state; of robot {robot.name!r} "
+                             f"it is {robot.gripper}; fit it on trajectories of that one, or --of others than {GRIPPER}")
+        if not robot.integrable:
+            raise ValueError(f"learned distance: it needs to know how far the gripper will be closed, but the states of robot {robot.name!r} cannot "
+                             f"be computed from its actions; fit one --of others than {GRIPPER}")
 
     def check_encoder(self, sha256, who="the planner"):
         """Raise ValueError unless an encoder is that of the fit.
@@ -112,7 +163,7 @@ def save_learned(energy, path):
     Raises:
       WeightsError: if the destination exists or cannot be written.
     """
-    card = {name: getattr(energy, name) for name in ("grid", "encoder_sha256", "fps", "frames", "fitted")}
+    card = {name: getattr(energy, name) for name in ("grid", "encoder_sha256", "fps", "frames", "fitted", "gripper")}
     sizes = {measure: params["out_bias"].shape[0] for measure, params in energy.params.items()}
     width = next(iter(energy.params.values()))["query"].shape[0]
     card |= {"format": _FORMAT, "version": _VERSION, "width": width, "points": sizes}
@@ -133,9 +184,10 @@ def load_learned(path):
         if (card["format"], card["version"]) != (_FORMAT, _VERSION):
             raise KeyError("format")
         (h, w), width, points = card["grid"], card["width"], dict(card["points"])
-        if not points or not set(points) <= set(MEASURES):
+        gripper = (int(card["gripper"][0]), float(card["gripper"][1])) if card["gripper"] else None
+        if not set(points) & set(DISTANCES) or not set(points) <= set(MEASURES) or (GRIPPER in points) != (gripper is not None):
             raise KeyError("points")
-        rest = {"grid": (h, w)} | {name: card[name] for name in ("encoder_sha256", "fps", "frames", "fitted")}
+        rest = {"grid": (h, w), "gripper": gripper} | {name: card[name] for name in ("encoder_sha256", "fps", "frames", "fitted")}
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path} holds no learned distance; make one with python -m jepa_jax.evaluate distance") from error
     expected = {

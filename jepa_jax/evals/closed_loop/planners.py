@@ -88,6 +88,7 @@ def oracle_dynamics(environment, sight, energy):
     """
     if not environment.pure:
         raise ValueError("oracle dynamics need a simulator written in JAX, as the table-top is")
+    effort = planning.gripper_effort(energy, environment.robot)
 
     def dynamics_fn(params, state, action):
         state, seen = state
@@ -96,7 +97,7 @@ def oracle_dynamics(environment, sight, energy):
         return state, seen
 
     def cost_fn(params, state, goal, action):
-        return energy(sight.see(params, state[1].frames), goal, sight.grid)
+        return energy(sight.see(params, state[1].frames), goal, sight.grid, state[1].poses) + effort(action)
 
     root = lambda latents, seen, goal, pose, mean: planning.Root((seen.truth, seen), goal, mean)
     return Dynamics(ORACLE, environment.robot, dynamics_fn, cost_fn, root, sight.params)

@@ -70,16 +70,16 @@ class Pursuit:
           (latents now, `[N, h*w, D]`; latents `[N, h*w, D]` and pose `[N, S]` of the goal; energy float32 `[N]`; `Pursued`).
         """
         now = self.sight.see(params, seen.frames)
-        before = self._energy(now, _chosen(pursued.latents, pursued.progress))
+        before = self._energy(now, _chosen(pursued.latents, pursued.progress), seen.poses)
         progress = planning.next_goal(
             pursued.progress, before, pursued.latents.shape[1], timer=self.timer, threshold=self.threshold
         )
         goal, pose = (_chosen(values, progress) for values in (pursued.latents, pursued.poses))
-        return now, goal, pose, self._energy(now, goal), pursued._replace(progress=progress)
+        return now, goal, pose, self._energy(now, goal, seen.poses), pursued._replace(progress=progress)
 
-    def _energy(self, latents, goals):
-        one = lambda latents, goal: self.energy(latents[None], goal, self.sight.grid)[0]
-        return jax.vmap(one)(latents, goals)
+    def _energy(self, latents, goals, states):
+        one = lambda latents, goal, state: self.energy(latents[None], goal, self.sight.grid, state[None])[0]
+        return jax.vmap(one)(latents, goals, states)
 
 
 def _chosen(values, progress):
