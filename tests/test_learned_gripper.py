@@ -23,7 +23,7 @@ STEP = 0.4
 
 
 def new_energy(**changes):
-    sizes = {"position": 64, "gripper": 1}
+    sizes = {"position": 64, "gripper": 4}
     params = {name: init_points(jax.random.key(n), GRID[1], WIDTH, size) for n, (name, size) in enumerate(sizes.items())}
     return dataclasses.replace(planning.LearnedEnergy(params, GRID, "a" * 64, 4.0, FRAMES, {}, (6, STEP)), **changes)
 
@@ -31,7 +31,7 @@ def new_energy(**changes):
 def test_the_longer_way_counts_and_fingers_are_where_the_robot_says():
     energy, latents = new_energy(), slide(np.array([[3.0, 9.0]]), 1)[0]
     goal = latents[1]
-    asked = (float(read_points(energy.params["gripper"], goal)[0]) + 1 / 3) * STEP
+    asked = (float(read_points(energy.params["gripper"], goal)[-1]) + 1 / 3) * STEP
     far = float(point_distance(*(read_points(energy.params["position"], one) for one in (latents[0], goal))))
     states = np.zeros((5, 7), np.float32)
     states[:, 6] = asked + STEP * np.array([0, 0.1, -0.1, far, -far])
@@ -69,15 +69,15 @@ def test_planners_count_the_fingers_of_their_own_robot():
 
 def test_a_number_is_read_and_rather_too_much():
     places = wander(300, 0)
-    closed = np.float32(places / 4)
-    params = learned_distance.fit_reading(slide(places, 0), closed, steps=400)
+    values = np.float32(np.stack([places, places / 4], -1))
+    params = learned_distance.fit_reading(slide(places, 0), values, steps=400)
     others = wander(40, 1)
-    found, truth = np.asarray(read_points(params, slide(others, 1)))[..., 0], others / 4
+    found, truth = np.asarray(read_points(params, slide(others, 1)))[..., -1], others / 4
     assert np.median(np.abs(found - truth)) < 0.5 * np.median(np.abs(truth - truth.mean()))
     assert np.corrcoef(found.ravel(), truth.ravel())[0, 1] > 0.85
     # Where pictures say nothing, more than the middle is read.
     noise = np.random.default_rng(5)
-    blank, drawn = noise.normal(size=(1, 4, 16, WIDTH)).repeat(300, 0), np.float32(noise.uniform(0, 1, (300, 4)))
+    blank, drawn = noise.normal(size=(1, 4, 16, WIDTH)).repeat(300, 0), np.float32(noise.uniform(0, 1, (300, 4, 1)))
     found = read_points(learned_distance.fit_reading(blank, drawn, noise=0.0, steps=300), blank[:1])
     np.testing.assert_allclose(found, 0.65, atol=0.1)
 
@@ -92,7 +92,8 @@ def test_units_are_those_of_usual_moves():
     # What never moves is no way, what moves faster is no longer one.
     assert apart[0, 0, 1] == pytest.approx(1) and apart[1, 0, 1] == pytest.approx(1) and apart.dtype == np.float32
     closed, step = learned_distance.gripper_steps(DROID, states)
-    assert step == pytest.approx(0.4) and closed[0, -1] == pytest.approx(1) and not closed[1].any()
+    assert step == pytest.approx(0.4) and closed.shape == (2, 41, 3) and closed[0, -1, -1] == pytest.approx(1) and not closed[1, :, -1].any()
+    np.testing.assert_allclose(closed[0, :, 0], states[0, :, 0] / 0.05, rtol=1e-5)
     with pytest.raises(ValueError, match="robot 'droid' never moves in these clips"):
         learned_distance.gripper_steps(DROID, states[1:])
 

@@ -18,7 +18,7 @@ _RATE, _DECAY, _WARMUP = 3e-3, 0.05, 100
 _HUBER = 0.3
 # A step counts as a move where it is at least this part of the largest one, and of all moves so many are no faster than a usual one.
 _MOVES, _USUAL = 0.05, 0.95
-# What is read of a number is above it in so many pictures: fingers that close too little hold nothing.
+# The gripper that is read is more closed than the true one in so many pictures: fingers that close too little hold nothing.
 _CLOSED_SIDE = 0.65
 # A move that is counted: so many steps, and so much of the distance at least, m.
 _MOVE, _LEAST_CHANGE = 2, 0.03
@@ -80,18 +80,26 @@ def positions_apart(robot, states):
 
 
 def gripper_steps(robot, states):
-    """Return a robot's gripper float32 `[M, F]` in units of how much it changes in a step when it moves, and that unit.
+    """Count a robot's gripper in units of how much it changes in a step when it moves.
 
     Args:
       robot: `RobotSpec` with a gripper.
       states: `[M, F, S]` of M clips.
 
+    Returns:
+      float32 `[M, F, K]`, the gripper last, after the position if there is one, in units of its own; and the gripper's unit.
+
     Raises:
       ValueError: it never moves.
     """
-    closed = np.asarray(states, np.float64)[..., robot.part("gripper").where]
+    states = np.asarray(states, np.float64)
+    closed = states[..., robot.part("gripper").where]
     step = float(_usual_moves(robot, closed)[0])
-    return (closed[..., 0] / step).astype(np.float32), step
+    numbers = [closed / step]
+    if place := robot.part("position"):
+        usual = _usual_moves(robot, states[..., place.where])
+        numbers.insert(0, states[..., place.where][..., usual > 0] / usual[usual > 0])
+    return np.concatenate(numbers, -1).astype(np.float32), step
 
 
 def _usual_moves(robot, values):
@@ -134,25 +142,28 @@ def fit_points(latents, apart, *, detours, steps=1500, noise=0.1, seed=0, on_ste
 
 
 def fit_reading(latents, values, *, steps=3000, noise=0.1, seed=0, on_steps=lambda count: None):
-    """Fit a network that reads a number from a frame, such as how far a gripper is closed; rather too much than too little.
+    """Fit a network that reads numbers from a frame: of the last one, how far a gripper is closed, rather too much than too little.
+
+    The others are read beside it: a network that is to say where the arm is learns what to look at. Fingers alone hardly teach it.
 
     Args:
       latents: float `[M, F, N, D]` of M clips of F frames; normalised before use.
-      values: float32 `[M, F]`.
+      values: float32 `[M, F, K]`.
       steps, noise, seed, on_steps: as in `fit_points`.
 
     Returns:
-      Parameters of `weights.learned_energy.read_points`, whose points have one number.
+      Parameters of `weights.learned_energy.read_points`, whose points are the numbers.
 
     Raises:
       ValueError: the fit has diverged.
     """
-    params = init_points(jax.random.key(seed), *latents.shape[2:], 1)
-    params["out_bias"] = jnp.full(1, values.mean(), jnp.float32)
+    params = init_points(jax.random.key(seed), *latents.shape[2:], values.shape[-1])
+    params["out_bias"] = jnp.asarray(values.mean((0, 1)), jnp.float32)
 
     def loss(points, values):
-        errors = values - points[..., 0]
-        return 2 * jnp.maximum(_CLOSED_SIDE * errors, (_CLOSED_SIDE - 1) * errors).mean()
+        errors = values - points
+        closed = jnp.maximum(_CLOSED_SIDE * errors[..., -1], (_CLOSED_SIDE - 1) * errors[..., -1])
+        return 2 * closed.mean() + optax.huber_loss(errors[..., :-1], delta=_HUBER).sum(-1).mean()
 
     return _fit(params, latents, lambda clips, times: values[clips, times], loss, steps=steps, noise=noise, seed=seed, on_steps=on_steps)
 

@@ -84,7 +84,7 @@ class LearnedEnergy:
         if self.gripper is None:
             return distance
         number, step = self.gripper
-        asked = read_points(self.params[GRIPPER], goal)[..., 0] + _MARGIN
+        asked = read_points(self.params[GRIPPER], goal)[..., -1] + _MARGIN
         return jnp.maximum(distance, _WEIGHT * jnp.abs(states[..., number] / step - asked)) + _BESIDE * distance
 
     def effort(self, change):
