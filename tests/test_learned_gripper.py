@@ -40,6 +40,8 @@ def test_the_longer_way_counts_and_fingers_are_where_the_robot_says():
     np.testing.assert_allclose(energy(pictures, goal, GRID, states), [1.2 * far] * 3 + [2.2 * far] * 2, rtol=1e-4)
     there = jnp.broadcast_to(goal, pictures.shape)
     np.testing.assert_allclose(energy(there, goal, GRID, states), [0, 0.2, 0.2, 2 * far, 2 * far], rtol=1e-3, atol=1e-5)
+    with pytest.raises(ValueError, match="with 'gripper' it compares the goal with what the robot reports; states are missing"):
+        energy(there, goal, GRID)
     # Moving them costs something, alike in both directions.
     np.testing.assert_allclose(energy.effort(jnp.array([0.0, STEP, -STEP])), [0, 0.2, 0.2], rtol=1e-6)
     assert float(dataclasses.replace(energy, params={"steps": energy.params["position"]}, gripper=None).effort(jnp.ones(()))) == 0

@@ -77,12 +77,14 @@ class LearnedEnergy:
           float32 `[...]`: the sum of the distances; with 'gripper', where that has the longer way, its steps.
 
         Raises:
-          ValueError: another grid than that of the fit.
+          ValueError: another grid than that of the fit, or states are needed and missing.
         """
         self.check_grid(grid)
         distance = sum(point_distance(read_points(one, latents), read_points(one, goal)) for one in self._distances())
         if self.gripper is None:
             return distance
+        if states is None:
+            raise ValueError(f"learned distance: with {GRIPPER!r} it compares the goal with what the robot reports; states are missing")
         number, step = self.gripper
         asked = read_points(self.params[GRIPPER], goal)[..., -1] + _MARGIN
         return jnp.maximum(distance, _WEIGHT * jnp.abs(states[..., number] / step - asked)) + _BESIDE * distance
