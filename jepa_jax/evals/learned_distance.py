@@ -73,9 +73,7 @@ def positions_apart(robot, states):
     Raises:
       ValueError: it never moves.
     """
-    places = np.asarray(states, np.float64)[..., robot.part("position").where]
-    usual = _usual_moves(robot, places)
-    places = places[..., usual > 0] / usual[usual > 0]
+    places = _place_steps(robot, states)
     return np.linalg.norm(places[:, :, None] - places[:, None], axis=-1).astype(np.float32)
 
 
@@ -92,14 +90,17 @@ def gripper_steps(robot, states):
     Raises:
       ValueError: it never moves.
     """
-    states = np.asarray(states, np.float64)
-    closed = states[..., robot.part("gripper").where]
+    closed = np.asarray(states, np.float64)[..., robot.part("gripper").where]
     step = float(_usual_moves(robot, closed)[0])
-    numbers = [closed / step]
-    if place := robot.part("position"):
-        usual = _usual_moves(robot, states[..., place.where])
-        numbers.insert(0, states[..., place.where][..., usual > 0] / usual[usual > 0])
-    return np.concatenate(numbers, -1).astype(np.float32), step
+    places = [_place_steps(robot, states)] if robot.part("position") else []
+    return np.concatenate([*places, closed / step], -1).astype(np.float32), step
+
+
+def _place_steps(robot, states):
+    """Count positions in usual moves of each of their numbers, without those that never change: `[M, F, K]`."""
+    places = np.asarray(states, np.float64)[..., robot.part("position").where]
+    usual = _usual_moves(robot, places)
+    return places[..., usual > 0] / usual[usual > 0]
 
 
 def _usual_moves(robot, values):
