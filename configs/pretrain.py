@@ -3,9 +3,10 @@
     python -m jepa_jax.train --config=configs/pretrain.py:vitl16,mix=released --workdir=runs/vitl16 \
         --config.data.root=/data/shards
 
-Variants: vits16, vitb16, vitl16, vith16, vitg16 (option res, default 256), demo, tabletop for
-`launch/robot_demo.sh` (minutes on a CPU; tabletop_gpu is larger, for one GPU, and was not run yet), and motion for the set of `python -m jepa_jax.data.motion_set`. Option mix: `released` (Kinetics, SSv2, HowTo100M), `vm22m` (the five sources of the paper, images among them)
-or `own`, the default: set `data.groups.*.paths` and `.weights`.
+Variants: vits16, vitb16, vitl16, vith16, vitg16 (option res, default 256), demo, those for the simulated robot, minutes
+on a CPU (tabletop; tabletop_fine, whose smaller patches show what fingers do; tabletop_gpu, larger, for one GPU, not run
+yet), and motion for the set of `python -m jepa_jax.data.motion_set`. Option mix: `released` (Kinetics, SSv2, HowTo100M),
+`vm22m` (the five sources of the paper, images among them) or `own`, the default: set `data.groups.*.paths` and `.weights`.
 
 The released ViT-L and ViT-H files say 10 epochs of 300 steps with a warm-up of 40 epochs,
 which looks like a placeholder; the ViT-g file's 800 x 300 = 240,000 steps serve all sizes
@@ -17,7 +18,7 @@ from configs import common, mixtures
 
 def get_config(argument="vitl16"):
     """Return the config of a variant."""
-    name, options = common.parse_argument(argument, (*common.SIZES, "demo", "tabletop", "tabletop_gpu", "motion"), res=256, mix="own")
+    name, options = common.parse_argument(argument, (*common.SIZES, "demo", "tabletop", "tabletop_fine", "tabletop_gpu", "motion"), res=256, mix="own")
     config = common.base_config()
     config.data.size = options["res"]
     if name == "demo":
@@ -25,6 +26,10 @@ def get_config(argument="vitl16"):
     elif name == "tabletop":
         _shrink(config)
         _fit_tabletop(config)
+    elif name == "tabletop_fine":
+        _shrink(config)
+        _fit_tabletop(config)
+        _refine_tabletop(config)
     elif name == "tabletop_gpu":
         _shrink(config)
         _fit_tabletop(config)
@@ -72,6 +77,12 @@ def _fit_tabletop(config):
     config.optim.update({"total_steps": 1200, "warmup_steps": 100, "decorrelation": 0.002})
     config.checkpoint.every_steps = 100
     config.log.every_steps = 20
+
+
+def _refine_tabletop(config):
+    """Show what fingers do: four times the patches, in a network of half the width."""
+    config.model.update({"size": "vit_nano", "patch_size": 8})
+    config.optim.total_steps = 800
 
 
 def _enlarge_tabletop(config):

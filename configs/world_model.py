@@ -4,7 +4,7 @@
         --config.encoder=models/vitg --config.data.paths="('shards/droid',)"
 
 Variants: droid_vitg (the released recipe; the encoder is the one given, any size), small (a predictor
-for one GPU: 12 blocks of 512), demo (the table-top of this package, minutes on two CPU cores) and demo_gpu (larger,
+for one GPU: 12 blocks of 512), demo (the table-top of this package, minutes on two CPU cores), demo_fine (the same on four times the patches) and demo_gpu (larger,
 for frames of 128 pixels on one GPU; not run yet).
 Option robot: droid (7 numbers, the official algebra), se2 (a robot that drives) or generic (joints
 or anything else; names and units as the shards say). Any field of a robot can be set:
@@ -25,7 +25,7 @@ ROBOTS = ("droid", "se2", "generic")
 
 def get_config(argument="droid_vitg"):
     """Return the config of a variant."""
-    name, options = common.parse_argument(argument, ("droid_vitg", "small", "demo", "demo_gpu"), robot="droid")
+    name, options = common.parse_argument(argument, ("droid_vitg", "small", "demo", "demo_fine", "demo_gpu"), robot="droid")
     if options["robot"] not in ROBOTS:
         raise ValueError(f"robot {options['robot']!r} is unknown; choose one of {', '.join(ROBOTS)}")
     config = common.run_config("world_model")
@@ -48,8 +48,10 @@ def get_config(argument="droid_vitg"):
         config.data.views = ("left",)
     if name == "small":
         config.model.predictor.update({"width": 512, "depth": 12, "num_heads": 8})
-    if name in ("demo", "demo_gpu"):
+    if name in ("demo", "demo_fine", "demo_gpu"):
         _shrink(config)
+    if name == "demo_fine":
+        config.model.predictor.merge = 2
     if name == "demo_gpu":
         _enlarge(config)
     return config

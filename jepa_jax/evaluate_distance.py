@@ -12,6 +12,7 @@ from jepa_jax.data.trajectories import KIND
 from jepa_jax.evals import learned_distance, samples
 from jepa_jax.evals.closed_loop import sight
 from jepa_jax.planning import Energy, LearnedEnergy, save_learned
+from jepa_jax.planning.memory import free_host_bytes
 from jepa_jax.robots.conditions import ConditionMaker
 from jepa_jax.robots.presets import PRESETS, make_spec
 from jepa_jax.robots.world import bind_model
@@ -28,12 +29,15 @@ energy. Position and gripper go together best for robots that have both. It hold
 At the end it is compared with the L1 energy on trajectories that were held out: how well each orders the frames of a clip by
 the steps, and by the way of the robot, that are left to a goal (rank correlation), how often it changes in the right
 direction when the robot comes nearer or goes away, and how well it tells a gripper that is open from one that is closed at the same
-place (1 is perfect, 0.5 chance). All clips are held in memory; take fewer where they do not fit."""
+place (1 is perfect, 0.5 chance). All clips are held in memory."""
 EXAMPLES = """examples:
   python -m jepa_jax.evaluate distance shards/tabletop --model runs/ac --output distance.safetensors
   python -m jepa_jax.evaluate robot --model runs/ac --distance learned --distance-head distance.safetensors --output reports/learned"""
 # Fingers are small: reading them takes so many times as many steps of training.
-_MORE = 2
+_MORE = 3
+# Clips that are read unless told otherwise, as fingers are learned from many scenes; fewer where their latents take a larger part
+# of free memory, which holds them twice while some are put aside; and how many where nobody knows how much is free.
+_MOST_CLIPS, _PART, _FEW_CLIPS = 12_000, 0.25, 1500
 # Frames per second where no world model says it.
 _FPS = 4.0
 # Distances between which moves are judged, m.
@@ -56,10 +60,11 @@ def add_arguments(parser):
     add("--robot", choices=PRESETS, help="for weights that name no robot, to know its states (default: none for an encoder alone)")
     add("--fps", type=types.positive_float, help=f"frames per second: what a step is (default: as trained; {_FPS:g} for an encoder alone)")
     add("--view", type=types.names(), metavar="NAME[,NAME]", help="cameras (default: as trained)")
-    add("--samples", type=types.positive, default=1500, help="clips, of as many trajectories as there are (default %(default)s)")
+    add("--samples", type=types.positive, help="clips, of as many trajectories as there are, all held in memory "
+        f"(default: {_MOST_CLIPS}, or as many as a quarter of free memory holds)")
     add("--frames", type=types.positive, default=21, help="of a clip; no goals are farther away (default %(default)s)")
     add("--held-out", type=types.fraction, default=0.1, metavar="X", help="share of the trajectories to test on (default %(default)s)")
-    add("--steps", type=types.positive, default=1500, help=f"of training, of the gripper {_MORE} times as many (default %(default)s)")
+    add("--steps", type=types.positive, default=3000, help=f"of training, of the gripper {_MORE} times as many (default %(default)s)")
     add("--noise", type=types.non_negative_float, default=0.1, metavar="X",
         help="added to latents at most, in deviations, as a planner looks at predicted ones (default %(default)s)")
     add("--seed", type=types.count, default=0, help="of clips, split and training (default %(default)s)")
@@ -74,6 +79,8 @@ def run(args):
     model, params = load_with_encoder(args.model, args.encoder, ("encoder", "action_predictor")) if args.encoder else load(args.model)
     source = ShardSource(args.shards, KIND)
     record = samples.first_record(source)
+    size = args.frames * _frame_bytes(args, record, model)
+    args.samples = args.samples or _count_clips(size)
     robot = make_spec({"preset": args.robot}, record) if args.robot else None
     trained = bind_model(model, robot, args.fps) if "action_predictor" in model.networks else None
     robot = trained.world.robot if trained else robot
@@ -110,6 +117,21 @@ def _measures(asked, robot):
     return measures
 
 
+def _count_clips(size):
+    """Return how many clips to read, of so many bytes each."""
+    free = free_host_bytes()
+    return _FEW_CLIPS if free is None else min(_MOST_CLIPS, max(2, int(_PART * free / size)))
+
+
+def _frame_bytes(args, record, model):
+    """Return what the latents of a frame take; ValueError where there are none, and nothing to make them."""
+    if samples.holds_latents(record, args.view):
+        return next(view.latents.frame_bytes for view in record.views if view.latents and (not args.view or view.name in args.view))
+    if "encoder" not in model.networks:
+        raise ValueError("the shards hold frames, but these weights have no encoder; give the encoder too")
+    return (model.preprocessing.crop_size // model.encoder.patch_size) ** 2 * model.encoder.width * np.dtype(jnp.bfloat16).itemsize
+
+
 def _read(args, source, record, model, trained, robot):
     """Read clips: (`Samples`, `Origin` of the features or None)."""
     stored = samples.holds_latents(record, args.view)
@@ -136,8 +158,6 @@ def _latents(found, origin, model, params):
     """Return latents bfloat16 `[M, F, N, D]` of clips, their grid, and the identity of their encoder."""
     if origin:
         return found.arrays["latents"], tuple(origin.grid), origin.encoder_sha256
-    if "encoder" not in model.networks:
-        raise ValueError("the shards hold frames, but these weights have no encoder; give the encoder too")
     eyes, video = sight.make_sight(sight.TRAINED, model, params), found.arrays["video"]
     count, frames = video.shape[:2]
     with tqdm(total=count * frames, desc="encoding (compiles first)", unit=" frames", dynamic_ncols=True) as bar:
@@ -154,12 +174,12 @@ def _fit(measures, args, latents, states, robot):
     for measure in measures:
         steps = args.steps * (_MORE if measure == GRIPPER else 1)
         with tqdm(total=steps, desc=f"fitting {measure} (compiles first)", unit=" steps", dynamic_ncols=True) as bar:
-            how = {"steps": steps, "noise": args.noise, "seed": args.seed, "on_steps": bar.update}
+            how = {"steps": steps, "seed": args.seed, "on_steps": bar.update}
             if measure == GRIPPER:
                 closed, unit = learned_distance.gripper_steps(robot, states)
                 points[measure], gripper = learned_distance.fit_reading(latents, closed, **how), (robot.gripper, unit)
             else:
-                points[measure] = learned_distance.fit_points(latents, apart[measure](), detours=measure == "steps", **how)
+                points[measure] = learned_distance.fit_points(latents, apart[measure](), detours=measure == "steps", noise=args.noise, **how)
     return points, gripper
 
 

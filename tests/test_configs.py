@@ -12,7 +12,7 @@ from jepa_jax.tasks.step import make_schedules
 
 RELEASED = {"vitl16": 303_885_312, "vith16": 631_648_000, "vitg16": 1_012_173_952}
 VARIANTS = [(module, name) for module in (pretrain, cooldown) for name in (*common.SIZES, "demo")] + [
-    (pretrain, "tabletop"), (pretrain, "tabletop_gpu"), (pretrain, "motion"),
+    (pretrain, "tabletop"), (pretrain, "tabletop_fine"), (pretrain, "tabletop_gpu"), (pretrain, "motion"),
 ]
 
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_learned_distance import FRAMES, GRID, WIDTH, compile_fast, files, fit, make_plan, slide, wander  # noqa: F401 (fixtures)
+from test_learned_distance import ENCODER, FRAMES, GRID, WIDTH, compile_fast, files, fit, make_plan, slide, wander  # noqa: F401 (fixtures)
 
-from jepa_jax import planning
+from jepa_jax import evaluate, evaluate_distance, planning
 from jepa_jax.evals import learned_distance
 from jepa_jax.evals.closed_loop.tabletop import Tabletop
 from jepa_jax.models import ActionPredictor
@@ -16,14 +16,13 @@ from jepa_jax.robots.presets import DROID, SE2, generic
 from jepa_jax.robots.world import WorldModel
 from jepa_jax.sim import tasks
 from jepa_jax.weights.bundle import WeightsError
-from jepa_jax.weights.learned_energy import init_points, load_learned, point_distance, read_points, save_learned
+from jepa_jax.weights.learned_energy import init_points, init_reading, load_learned, point_distance, read_points, save_learned
 
 STEP = 0.4
 
 
 def new_energy(**changes):
-    sizes = {"position": 64, "gripper": 4}
-    params = {name: init_points(jax.random.key(n), GRID[1], WIDTH, size) for n, (name, size) in enumerate(sizes.items())}
+    params = {"position": init_points(jax.random.key(0), GRID[1], WIDTH), "gripper": init_reading(jax.random.key(1), GRID[1], WIDTH, 4)}
     return dataclasses.replace(planning.LearnedEnergy(params, GRID, "a" * 64, 4.0, FRAMES, {}, (6, STEP)), **changes)
 
 
@@ -79,7 +78,7 @@ def test_a_number_is_read_and_rather_too_much():
     # Where pictures say nothing, more than the middle is read.
     noise = np.random.default_rng(5)
     blank, drawn = noise.normal(size=(1, 4, 16, WIDTH)).repeat(300, 0), np.float32(noise.uniform(0, 1, (300, 4, 1)))
-    found = read_points(learned_distance.fit_reading(blank, drawn, noise=0.0, steps=300), blank[:1])
+    found = read_points(learned_distance.fit_reading(blank, drawn, steps=300), blank[:1])
     np.testing.assert_allclose(found, 0.65, atol=0.1)
 
 
@@ -124,3 +123,17 @@ def test_command(files, tmp_path, capsys):  # noqa: F811
     assert "--of gripper alone leads no arm anywhere; add one of steps, states, position" in capsys.readouterr().err
     assert fit(files, tmp_path / "a", "--of", "position", model="encoder") == 2
     assert "--of position: these weights name no robot; say with --robot" in capsys.readouterr().err
+
+
+def test_clips_are_as_many_as_memory_holds(files, tmp_path, capsys, monkeypatch):  # noqa: F811
+    clip = 4 * 16 * ENCODER.width * 2
+    arguments = ["distance", str(files / "frames"), "--model", str(files / "ac"), "--frames", "4", "--steps", "1", "--held-out", "0.3"]
+
+    def refuse(source, maker, count, **_):
+        raise ValueError(f"asked for {count}")
+
+    monkeypatch.setattr(evaluate_distance.samples, "read_samples", refuse)
+    for free, count in ((4 * 5 * clip, 5), (0, 2), (None, 1500)):
+        monkeypatch.setattr(evaluate_distance, "free_host_bytes", lambda free=free: free)
+        assert evaluate.main([*arguments, "--output", str(tmp_path / "a")]) == 2
+        assert f"asked for {count}" in capsys.readouterr().err

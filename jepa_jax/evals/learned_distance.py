@@ -9,10 +9,10 @@ import numpy as np
 import optax
 
 from jepa_jax.models.norms import normalize_latents
-from jepa_jax.weights.learned_energy import init_points, point_distance, read_points
+from jepa_jax.weights.learned_energy import init_points, init_reading, point_distance, read_points
 
-# Clips of a batch, and frames of each: a frame is read once for all its pairs.
-_CLIPS, _FRAMES = 16, 10
+# Clips of a batch, and frames of each: a frame is read once for all its pairs. Where there are none, frames of many scenes teach more.
+_PAIRED, _SINGLE = (16, 10), (128, 1)
 _RATE, _DECAY, _WARMUP = 3e-3, 0.05, 100
 # Of the logarithm of distances: larger errors count linearly.
 _HUBER = 0.3
@@ -20,6 +20,8 @@ _HUBER = 0.3
 _MOVES, _USUAL = 0.05, 0.95
 # The gripper that is read is more closed than the true one in so many pictures: fingers that close too little hold nothing.
 _CLOSED_SIDE = 0.65
+# Of what is read beside the gripper.
+_ASIDE = 0.3
 # A move that is counted: so many steps, and so much of the distance at least, m.
 _MOVE, _LEAST_CHANGE = 2, 0.03
 # Robots take detours, so the time between two frames is only the most that is needed: distances above it count fully,
@@ -111,7 +113,7 @@ def _usual_moves(robot, values):
     return np.float64([np.quantile(change[change >= _MOVES * change.max()], _USUAL) for change in changes.T])
 
 
-def fit_points(latents, apart, *, detours, steps=1500, noise=0.1, seed=0, on_steps=lambda count: None):
+def fit_points(latents, apart, *, detours, steps=3000, noise=0.1, seed=0, on_steps=lambda count: None):
     """Fit a network that reads frames as points, as far apart as frames of a clip are by some measure.
 
     Args:
@@ -139,10 +141,10 @@ def fit_points(latents, apart, *, detours, steps=1500, noise=0.1, seed=0, on_ste
 
     pairs = lambda clips, times: apart[clips[..., None], times[:, :, None], times[:, None]]
     params = init_points(jax.random.key(seed), *latents.shape[2:])
-    return _fit(params, latents, pairs, loss, steps=steps, noise=noise, seed=seed, on_steps=on_steps)
+    return _fit(params, latents, pairs, loss, _PAIRED, steps=steps, noise=noise, seed=seed, on_steps=on_steps)
 
 
-def fit_reading(latents, values, *, steps=3000, noise=0.1, seed=0, on_steps=lambda count: None):
+def fit_reading(latents, values, *, steps=9000, seed=0, on_steps=lambda count: None):
     """Fit a network that reads numbers from a frame: of the last one, how far a gripper is closed, rather too much than too little.
 
     The others are read beside it: a network that is to say where the arm is learns what to look at. Fingers alone hardly teach it.
@@ -150,7 +152,7 @@ def fit_reading(latents, values, *, steps=3000, noise=0.1, seed=0, on_steps=lamb
     Args:
       latents: float `[M, F, N, D]` of M clips of F frames; normalised before use.
       values: float32 `[M, F, K]`.
-      steps, noise, seed, on_steps: as in `fit_points`.
+      steps, seed, on_steps: as in `fit_points`. There is no noise: goals are true frames, and it blurs fingers.
 
     Returns:
       Parameters of `weights.learned_energy.read_points`, whose points are the numbers.
@@ -158,27 +160,27 @@ def fit_reading(latents, values, *, steps=3000, noise=0.1, seed=0, on_steps=lamb
     Raises:
       ValueError: the fit has diverged.
     """
-    params = init_points(jax.random.key(seed), *latents.shape[2:], values.shape[-1])
+    params = init_reading(jax.random.key(seed), *latents.shape[2:], values.shape[-1])
     params["out_bias"] = jnp.asarray(values.mean((0, 1)), jnp.float32)
 
     def loss(points, values):
         errors = values - points
         closed = jnp.maximum(_CLOSED_SIDE * errors[..., -1], (_CLOSED_SIDE - 1) * errors[..., -1])
-        return 2 * closed.mean() + optax.huber_loss(errors[..., :-1], delta=_HUBER).sum(-1).mean()
+        return 2 * closed.mean() + _ASIDE * optax.huber_loss(errors[..., :-1], delta=_HUBER).sum(-1).mean()
 
-    return _fit(params, latents, lambda clips, times: values[clips, times], loss, steps=steps, noise=noise, seed=seed, on_steps=on_steps)
+    return _fit(params, latents, lambda clips, times: values[clips, times], loss, _SINGLE, steps=steps, noise=0.0, seed=seed, on_steps=on_steps)
 
 
-def _fit(params, latents, targets, loss, *, steps, noise, seed, on_steps):
-    """Fit what is read from frames of clips: `targets` of (clips, times) is what `loss` compares the points with."""
-    count, frames = latents.shape[:2]
+def _fit(params, latents, targets, loss, batch, *, steps, noise, seed, on_steps):
+    """Fit what is read from frames of clips: `targets` of (clips, times) is what `loss` compares the points with, `batch` so many of each."""
+    (count, frames), (at_once, of_each) = latents.shape[:2], batch
     schedule = optax.warmup_cosine_decay_schedule(0.0, _RATE, min(_WARMUP, steps // 2), steps)
     optimizer = optax.adamw(schedule, weight_decay=_DECAY)
     state, rng, key = optimizer.init(params), np.random.default_rng(seed), jax.random.key(seed)
     step = jax.jit(functools.partial(_step, optimizer, noise, loss), donate_argnums=(0, 1))
     for number in range(steps):
-        clips = rng.integers(0, count, (_CLIPS, 1))
-        times = np.argsort(rng.random((_CLIPS, frames)), axis=1)[:, :_FRAMES]
+        clips = rng.integers(0, count, (at_once, 1))
+        times = np.argsort(rng.random((at_once, frames)), axis=1)[:, :of_each]
         params, state, value = step(params, state, jax.random.fold_in(key, number), latents[clips, times], targets(clips, times))
         on_steps(1)
     if not np.isfinite(value):
@@ -188,11 +190,13 @@ def _fit(params, latents, targets, loss, *, steps, noise, seed, on_steps):
 
 def _step(optimizer, noise, loss, params, state, key, latents, targets):
     """Make one step of AdamW."""
-    strength_key, noise_key = jax.random.split(key)
-    # Some clean, some noisier: the distance is to hold for true frames too.
-    strength = noise * jax.random.uniform(strength_key, (*latents.shape[:2], 1, 1))
-    noisy = normalize_latents(latents) + strength * jax.random.normal(noise_key, latents.shape)
-    value, slopes = jax.value_and_grad(lambda params: loss(read_points(params, noisy), targets))(params)
+    latents = normalize_latents(latents)
+    if noise:
+        strength_key, noise_key = jax.random.split(key)
+        # Some clean, some noisier: the distance is to hold for true frames too.
+        strength = noise * jax.random.uniform(strength_key, (*latents.shape[:2], 1, 1))
+        latents += strength * jax.random.normal(noise_key, latents.shape)
+    value, slopes = jax.value_and_grad(lambda params: loss(read_points(params, latents), targets))(params)
     updates, state = optimizer.update(slopes, state, params)
     return optax.apply_updates(params, updates), state, value
 

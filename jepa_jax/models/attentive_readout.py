@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jepa_jax.models.norms import normalize_latents
 
 # Every query points at a place: what is there and where it is goes through a layer of its own.
-_QUERIES, _PLACE, _VALUE, _HIDDEN = 16, 32, 32, 256
+_PLACE, _VALUE = 32, 32
 
 
-def init_readout(key, tokens, width, outputs):
+def init_readout(key, tokens, width, outputs, *, queries=16, hidden=256):
     """Draw the weights of a readout.
 
     Args:
@@ -19,6 +19,8 @@ def init_readout(key, tokens, width, outputs):
       tokens: N, of a frame.
       width: D, of a token.
       outputs: K, numbers that are read.
+      queries: places that are looked at.
+      hidden: width of the hidden layer.
 
     Returns:
       dict of float32 arrays.
@@ -26,10 +28,10 @@ def init_readout(key, tokens, width, outputs):
     keys = jax.random.split(key, 5)
     draw = lambda number, *shape, fan_in: jax.random.normal(keys[number], shape) / math.sqrt(fan_in)
     return {
-        "query": draw(0, width, _QUERIES, fan_in=width), "where": jnp.zeros((_QUERIES, tokens)),
-        "place": draw(1, tokens, _PLACE, fan_in=1), "value": draw(2, _QUERIES, width + _PLACE, _VALUE, fan_in=width + _PLACE),
-        "hidden": draw(3, _QUERIES * _VALUE, _HIDDEN, fan_in=_QUERIES * _VALUE), "hidden_bias": jnp.zeros(_HIDDEN),
-        "out": 0.1 * draw(4, _HIDDEN, outputs, fan_in=_HIDDEN), "out_bias": jnp.zeros(outputs),
+        "query": draw(0, width, queries, fan_in=width), "where": jnp.zeros((queries, tokens)),
+        "place": draw(1, tokens, _PLACE, fan_in=1), "value": draw(2, queries, width + _PLACE, _VALUE, fan_in=width + _PLACE),
+        "hidden": draw(3, queries * _VALUE, hidden, fan_in=queries * _VALUE), "hidden_bias": jnp.zeros(hidden),
+        "out": 0.1 * draw(4, hidden, outputs, fan_in=hidden), "out_bias": jnp.zeros(outputs),
     }
 
 

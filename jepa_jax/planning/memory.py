@@ -58,8 +58,11 @@ def free_bytes(device=None):
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
-    if device.platform != "cpu":
-        return None
+    return free_host_bytes() if device.platform == "cpu" else None
+
+
+def free_host_bytes():
+    """Return the bytes of memory that are free on this machine; None if nothing says it."""
     try:
         with open(_MEMORY_FILE) as file:
             lines = dict(line.split(":", 1) for line in file)

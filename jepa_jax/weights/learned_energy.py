@@ -26,9 +26,11 @@ from jepa_jax.weights.bundle import WeightsError
 DISTANCES = ("steps", "states", "position")
 GRIPPER = "gripper"
 MEASURES = (*DISTANCES, GRIPPER)
-_KEY, _FORMAT, _VERSION = "jepa_jax", "learned distance", 2
+_KEY, _FORMAT, _VERSION = "jepa_jax", "learned distance", 3
 # Numbers of a token that the linear map reads.
 _REDUCED = 16
+# Fingers are small: reading them takes more than reading where an arm is.
+_READER = {"queries": 32, "hidden": 512}
 # In steps: rounds the tip of the cone, so that there is a slope at the goal itself.
 _TIP = 0.01
 # Of the gripper's steps against the others. Arms and fingers move at once, so the longer way counts; were the sum to count, fingers
@@ -133,14 +135,19 @@ class LearnedEnergy:
                              f"{other}; fit it on that one")
 
 
-def init_points(key, tokens, width, points=64):
+def init_points(key, tokens, width, points=64, **size):
     """Draw the weights of a network that reads frames as points; other arguments as in `init_readout`."""
     readout_key, reduce_key, flat_key = jax.random.split(key, 3)
     reduced = min(_REDUCED, width)
     draw = lambda key, rows, columns: jax.random.normal(key, (rows, columns)) / math.sqrt(rows)
-    return init_readout(readout_key, tokens, width, points) | {
+    return init_readout(readout_key, tokens, width, points, **size) | {
         "reduce": draw(reduce_key, width, reduced), "flat": draw(flat_key, tokens * reduced, points),
     }
+
+
+def init_reading(key, tokens, width, numbers):
+    """Draw the weights of a network that reads a gripper, and what is read beside it: a larger one of the same kind."""
+    return init_points(key, tokens, width, numbers, **_READER)
 
 
 def read_points(params, latents):
@@ -194,7 +201,7 @@ def load_learned(path):
         raise WeightsError(f"{path} holds no learned distance; make one with python -m jepa_jax.evaluate distance") from error
     expected = {
         f"{measure}.{name}": tuple(leaf.shape) for measure, size in points.items()
-        for name, leaf in jax.eval_shape(lambda: init_points(jax.random.key(0), h * w, width, size)).items()
+        for name, leaf in jax.eval_shape(lambda: (init_reading if measure == GRIPPER else init_points)(jax.random.key(0), h * w, width, size)).items()
     }
     if wrong := {name: tuple(leaf.shape) for name, leaf in arrays.items()}.items() ^ expected.items():
         raise WeightsError(f"{path}: tensors {', '.join(sorted({name for name, _ in wrong}))} are missing, unknown or of another shape than "
