@@ -33,13 +33,11 @@ _REDUCED = 16
 _READER = {"queries": 32, "hidden": 512}
 # In steps: rounds the tip of the cone, so that there is a slope at the goal itself.
 _TIP = 0.01
-# Of the gripper's steps against the others. Arms and fingers move at once, so the longer way counts; were the sum to count, fingers
-# would close on the way. That weight makes them wait until half a step is left: the distance of points hardly falls below that.
-_WEIGHT = 2.0
 # Of the distance beside what is longer, so that arms come nearer while fingers move.
 _BESIDE = 0.2
-# Steps that fingers close more than the goal shows: they are stopped by what they hold, and hold nothing if they stop before it.
-_MARGIN = 1 / 3
+# Fingers are to close so many times as far as the goal shows: they are stopped by what they hold, and hold nothing if they stop
+# before it, as they would half a step from a goal: the distance of points hardly falls below that.
+_FURTHER = 1.5
 # Energy of one step of the fingers. Far from a goal nothing else says that they are not to move, and what they hold is lost if they do.
 _PRICE = 0.2
 
@@ -88,8 +86,10 @@ class LearnedEnergy:
         if states is None:
             raise ValueError(f"learned distance: with {GRIPPER!r} it compares the goal with what the robot reports; states are missing")
         number, step = self.gripper
-        asked = read_points(self.params[GRIPPER], goal)[..., -1] + _MARGIN
-        return jnp.maximum(distance, _WEIGHT * jnp.abs(states[..., number] / step - asked)) + _BESIDE * distance
+        # Closed is 1 for every robot of a known range.
+        asked = jnp.minimum(_FURTHER * read_points(self.params[GRIPPER], goal)[..., -1], 1 / step)
+        # Arm and fingers move at once, so the longer way counts; were the sum to count, fingers would close on the way.
+        return jnp.maximum(distance, jnp.abs(states[..., number] / step - asked)) + _BESIDE * distance
 
     def effort(self, change):
         """Return the energy float32 `[...]` of moving the gripper by so much of its state; 0 without 'gripper'."""
