@@ -66,7 +66,8 @@ def add_arguments(parser):
     add("--held-out", type=types.fraction, default=0.1, metavar="X", help="share of the trajectories to test on (default %(default)s)")
     add("--steps", type=types.positive, default=3000, help=f"of training, of the gripper {_MORE} times as many (default %(default)s)")
     add("--noise", type=types.non_negative_float, default=0.1, metavar="X",
-        help="added to latents at most, in deviations, as a planner looks at predicted ones (default %(default)s)")
+        help="added to latents at most, in deviations, as a planner looks at predicted ones; not for the gripper, which is read "
+        "from true ones (default %(default)s)")
     add("--seed", type=types.count, default=0, help="of clips, split and training (default %(default)s)")
 
 
