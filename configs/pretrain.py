@@ -23,17 +23,13 @@ def get_config(argument="vitl16"):
     config.data.size = options["res"]
     if name == "demo":
         _shrink(config)
-    elif name == "tabletop":
+    elif name in ("tabletop", "tabletop_fine", "tabletop_gpu"):
         _shrink(config)
         _fit_tabletop(config)
-    elif name == "tabletop_fine":
-        _shrink(config)
-        _fit_tabletop(config)
-        _refine_tabletop(config)
-    elif name == "tabletop_gpu":
-        _shrink(config)
-        _fit_tabletop(config)
-        _enlarge_tabletop(config)
+        if name == "tabletop_fine":
+            _refine_tabletop(config)
+        if name == "tabletop_gpu":
+            _enlarge_tabletop(config)
     elif name == "motion":
         _shrink(config)
         _fit_motion(config)

@@ -4,8 +4,8 @@
         --config.encoder=models/vitg --config.data.paths="('shards/droid',)"
 
 Variants: droid_vitg (the released recipe; the encoder is the one given, any size), small (a predictor
-for one GPU: 12 blocks of 512), demo (the table-top of this package, minutes on two CPU cores), demo_fine (the same on four times the patches) and demo_gpu (larger,
-for frames of 128 pixels on one GPU; not run yet).
+for one GPU: 12 blocks of 512), demo (the table-top of this package, minutes on two CPU cores), demo_fine (the same for
+encoders with four times the patches) and demo_gpu (larger, for frames of 128 pixels on one GPU; not run yet).
 Option robot: droid (7 numbers, the official algebra), se2 (a robot that drives) or generic (joints
 or anything else; names and units as the shards say). Any field of a robot can be set:
 --config.robot.action_high="(0.05,0.05,0.05,0,0,0,0.75)".

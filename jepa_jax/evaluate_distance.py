@@ -80,13 +80,13 @@ def run(args):
     model, params = load_with_encoder(args.model, args.encoder, ("encoder", "action_predictor")) if args.encoder else load(args.model)
     source = ShardSource(args.shards, KIND)
     record = samples.first_record(source)
-    size = args.frames * _frame_bytes(args, record, model)
-    args.samples = args.samples or _count_clips(size)
+    stored = samples.stored_latents(record, args.view)
+    size = args.frames * _frame_bytes(stored, model)
     robot = make_spec({"preset": args.robot}, record) if args.robot else None
     trained = bind_model(model, robot, args.fps) if "action_predictor" in model.networks else None
     robot = trained.world.robot if trained else robot
     measures = _measures(args.of, robot)
-    found, origin = _read(args, source, record, model, trained, robot)
+    found, origin = _read(args, args.samples or _count_clips(size), source, stored, model, trained, robot)
     latents, grid, sha256 = _latents(found, origin, model, params)
     held = learned_distance.hold_out(found.trajectory, args.held_out, args.seed)
     points, gripper = _fit(measures, args, latents[~held], found.arrays["states"][~held], robot)
@@ -124,26 +124,25 @@ def _count_clips(size):
     return _FEW_CLIPS if free is None else min(_MOST_CLIPS, max(2, int(_PART * free / size)))
 
 
-def _frame_bytes(args, record, model):
-    """Return what the latents of a frame take; ValueError where there are none, and nothing to make them."""
-    if samples.holds_latents(record, args.view):
-        return next(view.latents.frame_bytes for view in record.views if view.latents and (not args.view or view.name in args.view))
+def _frame_bytes(stored, model):
+    """Return what the latents of a frame take; ValueError where none are stored, and nothing makes them."""
+    if stored:
+        return stored.frame_bytes
     if "encoder" not in model.networks:
         raise ValueError("the shards hold frames, but these weights have no encoder; give the encoder too")
     return (model.preprocessing.crop_size // model.encoder.patch_size) ** 2 * model.encoder.width * np.dtype(jnp.bfloat16).itemsize
 
 
-def _read(args, source, record, model, trained, robot):
+def _read(args, count, source, stored, model, trained, robot):
     """Read clips: (`Samples`, `Origin` of the features or None)."""
-    stored = samples.holds_latents(record, args.view)
     origin = None
     if trained:
         trained = trained._replace(views=args.view or trained.views)
-        maker = samples.make_maker(trained, args.shards, args.frames, latents=stored)
+        maker = samples.make_maker(trained, args.shards, args.frames, latents=stored is not None)
         origin = trained.origin if stored else None
     else:
         if stored:
-            origin = next(view.latents.origin for view in record.views if view.latents and (not args.view or view.name in args.view))
+            origin = stored.origin
         # Without a robot the numbers of a record mean nothing, and nobody asks for them.
         conditions = ConditionMaker(robot, args.view) if robot else lambda record, clip: (clip.states, np.diff(clip.states, axis=0))
         maker = samples.frame_maker(args.shards, args.frames, conditions, fps=args.fps or _FPS, size=model.preprocessing.crop_size,
@@ -151,8 +150,8 @@ def _read(args, source, record, model, trained, robot):
     if origin and "encoder" in model.sha256 and origin.encoder_sha256 != model.sha256["encoder"]:
         raise ValueError(f"the shards hold features of the encoder with sha256 {origin.encoder_sha256[:12]}..., the one of --model has "
                          f"{model.sha256['encoder'][:12]}...; give the encoder that made them")
-    with tqdm(total=args.samples, desc="reading", unit=" clips", dynamic_ncols=True) as bar:
-        return samples.read_samples(source, maker, args.samples, seed=args.seed, on_sample=bar.update), origin
+    with tqdm(total=count, desc="reading", unit=" clips", dynamic_ncols=True) as bar:
+        return samples.read_samples(source, maker, count, seed=args.seed, on_sample=bar.update), origin
 
 
 def _latents(found, origin, model, params):

@@ -126,9 +126,14 @@ def read_samples(source, maker, count, *, seed=0, extras=(), on_sample=lambda: N
     return _join(rows, skips)
 
 
+def stored_latents(record, views):
+    """Return the features, `data.latents.Latents`, that a record holds of the first view that is used and has any; None without."""
+    return next((view.latents for view in record.views if view.latents and (not views or view.name in views)), None)
+
+
 def holds_latents(record, views):
     """Tell whether a record holds features, in the views that are used."""
-    return any(view.latents for view in record.views if not views or view.name in views)
+    return stored_latents(record, views) is not None
 
 
 def first_record(source):

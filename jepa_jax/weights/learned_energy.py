@@ -74,7 +74,7 @@ class LearnedEnergy:
           states: float `[..., S]` of the robot at the latents, as it reports them or as they follow from its actions; needed with 'gripper'.
 
         Returns:
-          float32 `[...]`: the sum of the distances; with 'gripper', where that has the longer way, its steps.
+          float32 `[...]`: the sum of the distances; with 'gripper' its steps where these are more, plus a part of that sum.
 
         Raises:
           ValueError: another grid than that of the fit, or states are needed and missing.
