@@ -1,14 +1,18 @@
 """Every config variant builds its models and its first state without touching data or a device."""
 
 import math
+from types import SimpleNamespace
 
 import jax
 import pytest
-from configs import common, cooldown, pretrain
+
+from configs import common, cooldown, pretrain, world_model
 from jepa_jax.data.masks import MaskSpec, mask_lengths
 from jepa_jax.models import token_grid
+from jepa_jax.robots.presets import DROID
 from jepa_jax.tasks import pretrain as task
 from jepa_jax.tasks.step import make_schedules
+from jepa_jax.tasks.world_model import make_predictor
 
 RELEASED = {"vitl16": 303_885_312, "vith16": 631_648_000, "vitg16": 1_012_173_952}
 VARIANTS = [(module, name) for module in (pretrain, cooldown) for name in (*common.SIZES, "demo")] + [
@@ -66,3 +70,12 @@ def test_configs_are_locked_against_new_fields():
         config.optim.learning_rate = 1.0
     with pytest.raises(TypeError):
         config.optim.lr = "fast"
+
+
+def test_small_patches_cost_the_world_model_no_tokens():
+    def count(encoder, name):
+        config = world_model.get_config(name)
+        grid = (config.data.size // pretrain.get_config(encoder).model.patch_size,) * 2
+        return make_predictor(config.model, SimpleNamespace(width=128, grid=grid), DROID).tokens_per_frame(math.prod(grid))
+
+    assert count("tabletop_fine", "demo_fine") == count("tabletop", "demo") < count("tabletop_fine", "demo")
