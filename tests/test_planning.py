@@ -217,7 +217,20 @@ def test_polishing_goes_on_from_the_best_of_all_starts():
     rough, polished = solve(dataclasses.replace(spec, polish_steps=0)), solve(spec)
     steepest = lambda output: float(jnp.abs(jax.grad(lambda at: valleys(None, {"at": at}, 0.0, None))(output.actions[0])).max())
     assert polished.cost < rough.cost and polished.actions[0, 0] < -0.15
-    assert steepest(polished) < 2e-3 < 0.02 < steepest(rough)
+    assert steepest(polished) < 1e-3 < steepest(rough) / 3
+
+
+def test_polishing_ends_on_kinks():
+    """Where the longer of two ways counts, or moving has a price, slopes do not fade: a rate that stays makes steps go to and fro."""
+    def kinked(params, state, goal, action):
+        way = jnp.abs(state["at"] - goal)
+        return 1.0 + jnp.maximum(way[..., 0] + way[..., 1] / 2, 3 * way[..., 2]) + 0.5 * jnp.abs(action).sum(-1)
+
+    out = fast_jit(functools.partial(planning.plan, dynamics_fn=move, cost_fn=kinked, spec=spec_of("precise")))(
+        PARAMS, jax.random.key(0), root(np.array([0.03, 0.01, 0.04], np.float32)))
+    # The first way is worth its price, the second is not, and the third ends where it is as long as what is left of the others.
+    np.testing.assert_allclose(out.actions[0], [0.03, 0.0, 0.04 - 0.005 / 3], atol=2e-5)
+    np.testing.assert_allclose(out.cost, 1.005 + 0.5 * (0.07 - 0.005 / 3), atol=1e-5)
 
 
 @pytest.mark.parametrize("changes, message", [

@@ -6,6 +6,7 @@ descent, or sampling followed by gradients.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -17,8 +18,11 @@ from jepa_jax.planning.spec import PlanOutput, Trace
 
 # Below this, one elite has all the weight, which says nothing about a spread.
 _LEAST_FREEDOM = 1e-6
-# Of Adam: descents are so short that the usual ones would remember their start at their end.
-_MOMENTA = (0.7, 0.98)
+# Of Adam: descents are so short that the usual ones would remember their start at their end, and across a kink of the cost
+# (two distances, of which the longer one counts) what was the slope on the other side.
+_MOMENTA = (0.1, 0.6)
+# To which part of the learning rate the last descent slows down: at a kink steps never get shorter than the rate.
+_POLISHED = 1e-5
 # Far below any logit that counts, and finite, so that candidates that are all impossible weigh alike.
 _IMPOSSIBLE = -1e9
 
@@ -199,19 +203,20 @@ def _descend(spec, search, rng, score_and_slope):
         # The first one is the mean itself.
         apart = (jnp.arange(spec.restarts) > 0)[:, None, None]
         starts = constrain(spec, search.mean + search.std * drawn * apart)
-    search, costs = _follow_slopes(spec, search, starts, spec.gradient_steps, score_and_slope)
-    search, polished = _follow_slopes(spec, search, search.best[None], spec.polish_steps, score_and_slope)
+    search, costs = _follow_slopes(spec, search, starts, spec.gradient_steps, optax.cosine_decay_schedule, score_and_slope)
+    slower = functools.partial(optax.exponential_decay, decay_rate=_POLISHED)
+    search, polished = _follow_slopes(spec, search, search.best[None], spec.polish_steps, slower, score_and_slope)
     return search, jnp.concatenate([costs, polished])
 
 
-def _follow_slopes(spec, search, starts, steps, score_and_slope):
-    """Make steps of Adam from plans `[Q, R, A]`: (search, lowest cost before each step)."""
+def _follow_slopes(spec, search, starts, steps, schedule, score_and_slope):
+    """Make steps of Adam from plans `[Q, R, A]`, at a rate of schedule(first rate, steps): (search, lowest cost before each step)."""
     if not steps:
         return search, jnp.zeros(0, jnp.float32)
     middle, half = ((jnp.array(spec.high) + sign * jnp.array(spec.low)) / 2 for sign in (1, -1))
     # A number without range does not move.
     half = jnp.where(half > 0, half, 1.0)
-    optimizer = optax.adam(optax.cosine_decay_schedule(spec.learning_rate, steps), *_MOMENTA)
+    optimizer = optax.adam(schedule(spec.learning_rate, steps), *_MOMENTA)
 
     def step(carry, _):
         units, moments, search = carry
