@@ -32,6 +32,7 @@ from jepa_jax.sim.episodes import PANDA, TABLETOP
 from jepa_jax.sim.nuisance import Nuisance
 from jepa_jax.sim.panda.installed import check_installed
 from jepa_jax.sim.tasks import TASKS
+from jepa_jax.training.sharding import fitting_devices, make_mesh
 from jepa_jax.viz import canvas
 from jepa_jax.viz import episodes as pictures
 from jepa_jax.weights.load import load_with_encoder
@@ -59,6 +60,7 @@ _EYELESS = (*trials.BLIND, POSES)
 _WORLDS = {TABLETOP: Tabletop, PANDA: Panda}
 # Part by which an action of model and simulator may differ in length: rates are rounded.
 _SAME = 0.01
+_AT_ONCE = 16
 _HINDSIGHT_FRAMES = cloning.MAX_AHEAD + 1
 
 
@@ -97,7 +99,8 @@ def add_arguments(parser):
     add("--cloning-data", nargs="+", metavar="SHARDS", help="trajectory shards with frames, to clone")
     add("--cloning-samples", type=types.positive, default=400, metavar="N", help="clips of them (default %(default)s)")
     add("--cloning-steps", type=types.positive, default=1500, metavar="N", help="of training (default %(default)s)")
-    add("--at-once", type=types.positive, default=16, metavar="N", help="episodes side by side (default %(default)s)")
+    add("--at-once", type=types.positive, metavar="N", help=f"episodes side by side (default: at most {_AT_ONCE}, a divisor of --episodes if one is near)")
+    add("--devices", type=types.positive, metavar="N", help="that share these episodes evenly (default: the most that can)")
     add("--films", type=types.count, default=6, metavar="N", help="episodes of every row to film (default %(default)s)")
 
 
@@ -114,7 +117,7 @@ def run(args):
     settings = {name: value for name, value in vars(args).items() if name not in ("run", "command", "stopped")}
     head = {
         "model": {"sha256": model.sha256, "provenance": model.provenance} if model else None, "settings": settings,
-        "versions": {"jax": jax.__version__, "device": jax.devices()[0].device_kind}, "notes": notes,
+        "versions": {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "devices": _devices(args)}, "notes": notes,
     }
     rows, written, path = [], [], os.path.join(args.output, REPORT)
     for row in todo:
@@ -218,13 +221,27 @@ def _maker(args, environment, kind, eyes, trained, params):
     if kind in trials.BLIND:
         made = trials.BLIND[kind](environment), {}
     else:
-        policy, spec = trials.make_planner(kind, environment, eyes, settings, trained, params, at_once=_at_once(args))
+        policy, spec = trials.make_planner(kind, environment, eyes, settings, trained, params, at_once=_at_once(args) // _devices(args))
         made = policy, {"spec": dataclasses.asdict(spec), "evaluations": spec.evaluations}
     return lambda: made
 
 
 def _at_once(args):
-    return min(args.at_once, args.episodes)
+    """Return how many episodes run side by side."""
+    if args.at_once:
+        return min(args.at_once, args.episodes)
+    # The last ones are filled up to as many, which takes as long as if they counted.
+    even = [number for number in range(_AT_ONCE // 2, _AT_ONCE) if args.episodes % number == 0]
+    return even[-1] if even and args.episodes % _AT_ONCE else min(_AT_ONCE, args.episodes)
+
+
+def _devices(args):
+    """Return how many devices share the episodes: so many, or the most of this process that they divide over."""
+    fitting = fitting_devices(_at_once(args))
+    if args.devices not in (None, *fitting):
+        raise ValueError(f"--devices is {args.devices}; there are {jax.local_device_count()} devices, over which {_at_once(args)} episodes at a time "
+                         f"must divide: {', '.join(map(str, fitting))}")
+    return args.devices or fitting[-1]
 
 
 def _camera_notes(trained, camera):
@@ -241,7 +258,8 @@ def _run_row(args, row):
     known = {"camera": environment.camera, "pixels": environment.size, **known}
     looks = kind not in _EYELESS
     label = " ".join([row.task, kind, eyes.name] if looks else [row.task, kind])
-    runner = Runner(environment, policy, at_once=_at_once(args), filmed=args.films)
+    mesh = make_mesh(devices=jax.local_devices()[: _devices(args)])
+    runner = Runner(environment, policy, at_once=_at_once(args), filmed=args.films, mesh=mesh)
     with tqdm(total=args.episodes * len(args.seeds), desc=f"{label} (compiles first)", unit=" episodes", dynamic_ncols=True) as bar:
         found = runner.run(args.seeds, args.episodes, bar.update)
     wait = runner.milliseconds_per_plan() if kind in (MODEL, trials.CLONING) else None

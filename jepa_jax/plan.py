@@ -128,7 +128,7 @@ def energies(planner, params, root, actions):
 def _make_mesh(wanted, spec):
     """Arrange the devices that candidates are spread over: so many, or the most of this process that they divide over."""
     found, counts = jax.local_devices(), [spec.samples if spec.iterations else spec.restarts, *([spec.chunk] if spec.chunk else [])]
-    fitting = [number for number in range(1, len(found) + 1) if not any(count % number for count in counts)]
+    fitting = sharding.fitting_devices(*counts)
     wanted = fitting[-1] if wanted is None else wanted
     if wanted not in fitting:
         raise ValueError(f"--devices is {wanted}; there are {len(found)} devices, over which {' and chunks of '.join(map(str, counts))} candidates "

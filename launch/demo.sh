@@ -3,6 +3,8 @@
 # Run it again after an interruption: it continues. Usage: bash launch/demo.sh [WORKDIR]
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=launch/cores.sh
+source launch/cores.sh
 workdir=${1:-runs/demo}
 bash launch/setup.sh
 

@@ -5,6 +5,8 @@
 # Run it again after an interruption: it continues. Usage: bash launch/robot_demo.sh [WORKDIR] [SEED]
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=launch/cores.sh
+source launch/cores.sh
 workdir=${1:-runs/robot} seed=${2:-0}
 bash launch/setup.sh
 

@@ -8,6 +8,8 @@
 # Usage: bash launch/robot_evidence.sh [WORKDIR] [SEED] [cpu|fine|gpu] [tabletop|panda]
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=launch/cores.sh
+source launch/cores.sh
 workdir=${1:-runs/evidence} seed=${2:-0} world=${4:-tabletop}
 case ${3:-cpu}-$world in
   cpu-tabletop) size=64 episodes=3000 heldout=200 encoder=tabletop world_model=demo ;;

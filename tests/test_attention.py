@@ -186,6 +186,15 @@ def test_batch_that_does_not_divide_over_the_mesh():
         chex.assert_trees_all_close(_value_and_gradients("chunked", *inputs), expected, atol=1e-5)
 
 
+def test_within_a_device_of_its_own():
+    """Whoever has split the work himself, as `Runner` does with episodes, is not split once more."""
+    *inputs, _ = _inputs(4, 20, 2, 8)
+    mesh = sharding.make_mesh(devices=jax.devices()[:4])
+    rows = sharding.batch_sharding(mesh).spec
+    out = jax.jit(jax.shard_map(functools.partial(attention, backend="chunked"), mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False))(*inputs)
+    np.testing.assert_allclose(out, attention(*inputs, "xla"), atol=2e-6)
+
+
 def test_chunked_holds_one_chunk_of_scores():
     """Forward and backward need less than one head's score matrix; plain XLA needs them all."""
     inputs = _inputs(1, 2048, 4, 32)

@@ -28,6 +28,7 @@ from jepa_jax.robots.algebra import apply_action
 from jepa_jax.robots.presets import generic
 from jepa_jax.robots.world import Trained
 from jepa_jax.sim import Nuisance, step, tasks
+from jepa_jax.training.sharding import make_mesh
 from jepa_jax.viz import episodes as pictures
 
 SIZE = 16
@@ -249,6 +250,10 @@ def test_the_policy_is_compiled_once_and_episodes_do_not_depend_on_their_neighbo
     assert len(np.unique(drawn[0][..., 0])) == drawn[0][..., 0].size
     searched = Runner(environment, policy, at_once=2).run([3], 6).actions
     np.testing.assert_allclose(searched, first.actions[:6], atol=1e-6)
+    two = make_mesh(devices=jax.devices()[:2])
+    np.testing.assert_allclose(Runner(environment, policy, at_once=4, mesh=two).run([3], 6).actions, first.actions[:6], atol=1e-6)
+    with pytest.raises(ValueError, match="5 episodes side by side.* each of 2 devices"):
+        Runner(environment, policy, at_once=5, mesh=two)
 
 
 def test_nobody_moves_further_than_the_robot_can():

@@ -15,6 +15,7 @@ from jepa_jax.evals.closed_loop.sight import patch_sight
 from jepa_jax.evals.closed_loop.tabletop import Tabletop
 from jepa_jax.sim import Scene
 from jepa_jax.sim.tasks import TASKS
+from jepa_jax.training.sharding import make_mesh
 
 SIZE = 24
 REACH = dataclasses.replace(TASKS["reach"], distance=(0.06, 0.12), steps=4)
@@ -32,6 +33,10 @@ def test_the_simulator_itself_is_a_perfect_model():
     np.testing.assert_array_equal(planned.actions[:8], again.actions)
     np.testing.assert_array_equal(planned.film["frames"], again.film["frames"])
     assert not np.array_equal(planned.distance[:8], planned.distance[8:])
+    # Devices share episodes, of which none depends on who runs the others.
+    spread = Runner(environment, policy, at_once=8, mesh=make_mesh(devices=jax.devices()[:4])).run([1], 8)
+    np.testing.assert_allclose(spread.actions, planned.actions[8:], atol=1e-5)
+    np.testing.assert_array_equal(spread.success, planned.success[8:])
     # What cannot be turned is not turned, and what is asked for is allowed.
     assert (np.abs(planned.actions) <= np.float32(environment.robot.action_high) + 1e-6).all()
     assert not planned.actions[..., 3:6].any()
@@ -82,6 +87,7 @@ def test_the_command_counts_films_and_reports(tmp_path, capsys):
     (["--policy", "expert", "--task", "reach,place-cup", "--waypoints", "3"], "has its own goals"),
     (["--policy", "poses", "--task", "reach,place-cup", "--goal-steps", "15"], "1 times for 3 goals"),
     (["--policy", "expert,cloning", "--sight", "patches"], "needs --cloning-data"),
+    (["--policy", "expert", "--devices", "3"], "--devices is 3; there are 8 devices, over which 2 episodes at a time must divide: 1, 2"),
 ])  # fmt: skip
 def test_what_cannot_be_run_is_said(arguments, said, tmp_path, capsys):
     assert evaluate.main(["robot", "--output", str(tmp_path), "--episodes", "2", "--films", "0", *arguments]) == 2

@@ -59,6 +59,11 @@ def make_mesh(fsdp=1, devices=None, sequence=1):
     return Mesh(arranged, names, axis_types=types)
 
 
+def fitting_devices(*sizes):
+    """List over how many of this process's devices batches of all these sizes can be split evenly, ascending."""
+    return [number for number in range(1, jax.local_device_count() + 1) if not any(size % number for size in sizes)]
+
+
 def slice_of(device):
     """Return the number of the slice that a device belongs to; 0 where there are no slices."""
     number = getattr(device, "slice_index", None)

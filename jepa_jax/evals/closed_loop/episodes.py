@@ -10,11 +10,15 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from jepa_jax.robots.spec import RobotSpec
+from jepa_jax.training.sharding import BATCH_AXES, make_mesh, replicated
 
 # Sets the keys of policies apart from those of splits, which are small numbers.
 _POLICY = 1 << 16
+# How arguments and results are split over devices: not at all, with a leading axis of episodes, with one of steps before it.
+_WHOLE, _EPISODES, _STEPS_OF_EPISODES = PartitionSpec(), PartitionSpec(BATCH_AXES), PartitionSpec(None, BATCH_AXES)
 
 
 class Observation(NamedTuple):
@@ -170,17 +174,27 @@ class Runner:
       policy: `Policy`.
       at_once: episodes that run side by side.
       filmed: how many episodes to keep the pictures of.
+      mesh: device mesh as `training.sharding` makes it, over whose devices episodes are spread; one device if None.
+
+    Raises:
+      ValueError: episodes side by side are none, or do not divide over the devices.
     """
 
-    def __init__(self, environment: Environment, policy: Policy, *, at_once: int = 16, filmed: int = 6):
-        if at_once < 1:
-            raise ValueError(f"{at_once} episodes side by side; there must be at least one")
+    def __init__(self, environment: Environment, policy: Policy, *, at_once: int = 16, filmed: int = 6, mesh=None):
+        mesh = make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
+        if at_once < 1 or at_once % mesh.size:
+            raise ValueError(f"{at_once} episodes side by side; there must be at least one, and as many on each of {mesh.size} devices")
         self._environment, self._policy = environment, policy
         self._at_once, self._filmed = at_once, filmed
-        self._reset = _compiled_reset(environment) if environment.pure else environment.reset
-        self._begin = jax.jit(policy.begin)
-        self._drive = jax.jit(functools.partial(_drive, environment, policy.act)) if environment.pure else functools.partial(
-            _drive, environment, jax.jit(policy.act))
+        self._params = jax.device_put(policy.params, replicated(mesh))
+        self._reset = _spread_reset(environment, mesh) if environment.pure else environment.reset
+        self._begin = _spread(policy.begin, mesh, (_WHOLE, _EPISODES), _EPISODES)
+        if environment.pure:
+            drive = functools.partial(_drive, environment, policy.act)
+            self._drive = _spread(drive, mesh, (_WHOLE, _EPISODES, _STEPS_OF_EPISODES), _STEPS_OF_EPISODES)
+        else:
+            act = _spread(policy.act, mesh, (_WHOLE, _EPISODES, _EPISODES, _EPISODES), _EPISODES)
+            self._drive = functools.partial(_drive, environment, act)
 
     def run(self, seeds, episodes, on_episodes=lambda count: None) -> Episodes:
         """Run so many episodes of every seed.
@@ -220,20 +234,19 @@ class Runner:
         return Episodes(*columns, film, time.monotonic() - begun)
 
     def _batch(self, seed, numbers, count):
-        params, environment = self._policy.params, self._environment
         state, seen, goals, starts = self._reset(seed, numbers)
         _check_starts(starts, count)
-        keys = _policy_keys(seed, numbers, environment.steps)
-        return goals, starts, self._drive(params, (state, seen, self._begin(params, goals)), keys)
+        keys = _policy_keys(seed, numbers, self._environment.steps)
+        return goals, starts, self._drive(self._params, (state, seen, self._begin(self._params, goals)), keys)
 
     def milliseconds_per_plan(self, repeats: int = 5) -> float:
         """Measure how long one robot alone waits for its next action: the median, without compiling."""
         # What was compiled is compiled for so many; others draw every start in turn.
         starts = self._at_once if self._environment.pure else 1
         _, seen, goals, _ = self._reset(np.int32(0), np.arange(starts, dtype=np.int32))
-        seen, goals = jax.tree.map(lambda leaf: leaf[:1], (seen, goals))
+        seen, goals = jax.tree.map(lambda leaf: np.asarray(leaf)[:1], (seen, goals))
         params = self._policy.params
-        memory, act, times = self._begin(params, goals), jax.jit(self._policy.act), []
+        memory, act, times = jax.jit(self._policy.begin)(params, goals), jax.jit(self._policy.act), []
         for repeat in range(repeats + 1):
             begun = time.perf_counter()
             jax.block_until_ready(act(params, memory, jax.random.split(jax.random.key(repeat), 1), seen)[0])
@@ -241,10 +254,15 @@ class Runner:
         return float(np.median(times[1:]))
 
 
+def _spread(function, mesh, inputs, outputs):
+    """Compile a function that every device of a mesh runs for its own episodes, without asking the others."""
+    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False))
+
+
 @functools.cache
-def _compiled_reset(environment):
+def _spread_reset(environment, mesh):
     """Compile what all policies in an environment have in common."""
-    return jax.jit(environment.reset)
+    return _spread(environment.reset, mesh, (_WHOLE, _EPISODES), _EPISODES)
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -56,7 +56,7 @@ def make_planner(kind, environment, sight, settings=Settings(), trained=None, pa
       sight: `Sight`; with 'model', of the encoder that it was trained on.
       settings: `Settings`.
       trained, params: `robots.world.Trained` and its parameters, for 'model'.
-      at_once: episodes that will run side by side.
+      at_once: episodes that will run side by side on a device.
 
     Returns:
       (`Policy`, `planning.PlanSpec`); as many candidates of the model are evaluated at once as fit into memory.
