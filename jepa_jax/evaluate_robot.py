@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from jepa_jax.commandline import types
@@ -23,6 +24,7 @@ from jepa_jax.evals.closed_loop.planners import MODEL, POSES
 from jepa_jax.evals.closed_loop.tabletop import Tabletop
 from jepa_jax.planning.command import LEARNED, add_energy_arguments, add_setting_argument, energy_of
 from jepa_jax.planning.energy import Energy
+from jepa_jax.planning.observations import write_picture
 from jepa_jax.planning.presets import PRESETS
 from jepa_jax.robots.conditions import ConditionMaker
 from jepa_jax.robots.world import bind_model
@@ -47,7 +49,8 @@ EXAMPLES = """examples:
   python -m jepa_jax.evaluate robot --world panda --model runs/panda_ac --task reach,grasp-cup --output reports/panda"""
 DESCRIPTION = f"""Count how often policies reach goals that are given as pictures, in a simulated world. Starts and scenes are those of
 the split 'test'; goals were reached by a scripted expert in the same scene; starts that have the task done already are
-left out. DIR gets robot.json, and for every row of the table a film (mp4) and a picture of some episodes.
+left out. DIR gets robot.json, for every row of the table a film (mp4) and a picture of some episodes, and for every task where its first
+episode begins and leads (TASK-start.png, TASK-goal.png, and states of the robot as .npy), as `plan` and `viz energy` take it.
 Policies: model (plans with the model), oracle (plans with the simulator itself, sees like the model), poses (plans with what the
 robot reports, sees nothing: the limit of such a planner), cloning (imitates recorded actions), expert, random, zero.
 On the table-top, a line below the table says how much of what each number of an action does to the energy the model foresees: a number that
@@ -131,7 +134,7 @@ def run(args):
         found = [row for row in rows if row["task"] == name]
         lines += ["", f"{name}: {report.describe_starts(found[0])}", *report.describe(found)]
         lines += [response.describe_response(row["response"]) for row in found if "response" in row]
-    write_lines([*lines, "", *(f"wrote {file}" for file in [path, *written])])
+    write_lines([*lines, "", *(f"wrote {file}" for file in dict.fromkeys([path, *written]))])
     return 0
 
 
@@ -268,7 +271,7 @@ def _run_row(args, row):
         with tqdm(total=1, desc=f"{label}, what actions are known to do (compiles first)", dynamic_ncols=True) as bar:
             counted |= {"response": row.respond()}
             bar.update()
-    return counted, _draw(args, environment, found, counted, label) if args.films else []
+    return counted, [*_draw(args, environment, found, counted, label), *_write_start(args, row.task, found.film)] if args.films else []
 
 
 def _clone(args, environment, eyes, pursuit):
@@ -298,6 +301,18 @@ def _draw(args, environment, found, row, label):
     with new_file(f"{base}.png") as local:
         canvas.save_figure(figure, local)
     return [f"{base}.mp4", f"{base}.png"]
+
+
+def _write_start(args, task, film):
+    """Write what the robot sees and reports at the start of the first episode and at its first goal; returns the paths."""
+    paths = []
+    for name, frame, pose in (("start", film["frames"][0, 0], film["poses"][0, 0]), ("goal", film["goals"][0, 0], film["goal_poses"][0, 0])):
+        base = os.path.join(args.output, f"{task}-{name}")
+        write_picture(f"{base}.png", frame)
+        with new_file(f"{base}.npy") as local, open(local, "wb") as file:
+            np.save(file, pose)
+        paths += [f"{base}.png", f"{base}.npy"]
+    return paths
 
 
 def _numbers(text):

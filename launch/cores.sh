@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# Use all cores of a CPU well; sourced by the demos. What is already set wins.
-# A device for each core, in a power of two up to eight: batches are split over devices, and of what XLA runs within one only
-# part uses several cores. Large pages for what JAX allocates (glibc 2.35 or newer; others ignore it). On two cores, together: 30 %
-# more clips/s for the encoder of robot_demo.sh, 25 % more for its world model.
+# Use all cores of a CPU; sourced by the demos, and by you before a command. What is set already wins.
+# XLA spreads only some operations of a device over cores. With a device for each core (a power of two, eight at most),
+# batches are split, and so is everything. Large pages for what JAX allocates: glibc 2.35 or newer; others ignore the word.
+# On two cores both together make the encoder of robot_demo.sh 30 % faster and its world model 25 %.
 cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 devices=1
 while ((devices * 2 <= cores && devices < 8)); do devices=$((devices * 2)); done

@@ -31,7 +31,12 @@ distance=$workdir/distance.safetensors
 [[ -e $distance ]] || run evaluate distance "$features" --model "$model" --output "$distance" --seed "$seed"
 [[ -e $workdir/episodes/place-box-random.png ]] || run evaluate robot --model "$model" --task reach,grasp-box,place-box --policy model,random \
   --distance learned --distance-head "$distance" --seeds 20 --output "$workdir/episodes"
+# One plan, and the energy that it descends: what to call with pictures of a robot of yours.
+see=(--model "$model" --distance learned --distance-head "$distance" --observation "$workdir/episodes/reach-start.png"
+  --goal "$workdir/episodes/reach-goal.png" --state "$workdir/episodes/reach-start.npy" --output "$workdir/plan")
+run plan "${see[@]}"
+run viz energy "${see[@]}" --goal-state "$workdir/episodes/reach-goal.npy" --dims x,y
 run evaluate compare "demo=$workdir/episodes/robot.json"
 echo
-echo "The report and its picture are in $workdir/report, films of the robot in $workdir/episodes:"
-ls "$workdir/report" "$workdir/episodes"
+echo "The report and its picture are in $workdir/report, films of the robot in $workdir/episodes, a plan in $workdir/plan:"
+ls "$workdir/report" "$workdir/episodes" "$workdir/plan"

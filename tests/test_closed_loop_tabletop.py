@@ -12,7 +12,8 @@ from jepa_jax import evaluate, evaluate_robot, planning
 from jepa_jax.evals.closed_loop import planners, response, trials
 from jepa_jax.evals.closed_loop.episodes import Runner
 from jepa_jax.evals.closed_loop.sight import patch_sight
-from jepa_jax.evals.closed_loop.tabletop import Tabletop
+from jepa_jax.evals.closed_loop.tabletop import ROBOT, Tabletop
+from jepa_jax.planning.observations import read_picture, read_state
 from jepa_jax.sim import Scene
 from jepa_jax.sim.tasks import TASKS
 from jepa_jax.training.sharding import make_mesh
@@ -46,6 +47,9 @@ def test_the_simulator_itself_is_a_perfect_model():
     first = jax.tree.map(lambda part: part[0, :1], trial)
     shown = environment.draw(jax.tree.map(lambda part: part[:, 0], first.goals), first.scene)
     np.testing.assert_array_equal(shown[0], planned.film["goals"][0, 0])
+    _, states = planned.film["states"]
+    np.testing.assert_array_equal(planned.film["poses"], states.pose)
+    np.testing.assert_array_equal(planned.film["goal_poses"], trial.goals.pose[:, 0])
 
 
 def test_a_response_says_which_numbers_a_model_does_not_know():
@@ -77,6 +81,11 @@ def test_the_command_counts_films_and_reports(tmp_path, capsys):
         frames = list(film.decode(video=0))
     assert len(frames) == 10 + 6 and frames[0].width > 500
     assert (tmp_path / "grasp-box-expert.png").stat().st_size > 5000
+    # What `plan` is to be given, to try it.
+    start, goal = (read_picture(str(tmp_path / f"grasp-box-{name}.png")) for name in ("start", "goal"))
+    assert start.shape == goal.shape == (64, 64, 3) and not np.array_equal(start, goal)
+    states = [read_state(str(tmp_path / f"grasp-box-{name}.npy"), ROBOT) for name in ("start", "goal")]
+    assert 0.01 < np.linalg.norm((states[1] - states[0])[:3]) < 0.5
 
 
 @pytest.mark.parametrize("arguments, said", [

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from jepa_jax.data.encoding import stored_size
+from jepa_jax.data.publish import new_file
 from jepa_jax.data.transforms import centered_crop_box, crop_resize_uint8
 from jepa_jax.planning.latent import make_root
 from jepa_jax.robots.algebra import to_frame
@@ -54,6 +55,12 @@ def read_picture(path):
     if picture is None:
         raise ValueError(f"{path}: cannot be read as a picture; give a PNG, JPEG or .npy file")
     return np.ascontiguousarray(picture[..., ::-1])
+
+
+def write_picture(path, picture):
+    """Write a picture uint8 `[H, W, 3]`, RGB, as PNG: `read_picture` reads the same numbers."""
+    with new_file(path) as local, open(local, "wb") as file:
+        file.write(cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
 
 
 def check_picture(picture, name):

@@ -138,8 +138,9 @@ class Episodes(NamedTuple):
       energy: float32 `[N, T]` before every step, and `goal`, int32 `[N, T]`: as in `Choice`.
       actions: float32 `[N, T, A]`, as they were taken.
       excluded, unsolved: int32 `[N]`, as in `Starts`.
-      film: dict with `frames`, uint8 `[K, T + 1, H, W, 3]`, and `goals`, uint8 `[K, G, H, W, 3]`, of the
-        first K episodes, and `states` of the environment (leading axes K, T + 1), to draw them again.
+      film: dict with `frames`, uint8 `[K, T + 1, H, W, 3]`, `poses`, float32 `[K, T + 1, S]`, `goals`, uint8 `[K, G, H, W, 3]`, and
+        `goal_poses`, float32 `[K, G, S]`, of the first K episodes, and `states` of the environment (leading axes K, T + 1), to
+        draw them again.
       seconds: that all of it took; with the first batch that is compiled.
     """
 
@@ -163,6 +164,7 @@ class _Steps(NamedTuple):
     distance: Any
     choice: Choice
     frames: Any
+    poses: Any
     state: Any
 
 
@@ -273,7 +275,7 @@ def _policy_keys(seed, numbers, steps):
 
 
 def _drive(environment, act, params, carry, keys):
-    """Take as many steps as there are rows of keys; records of them, frames and states those before the first one too."""
+    """Take as many steps as there are rows of keys; records of them, frames, poses and states those before the first one too."""
     low, high = np.float32(environment.robot.action_low), np.float32(environment.robot.action_high)
 
     def one(carry, keys):
@@ -282,13 +284,15 @@ def _drive(environment, act, params, carry, keys):
         # Whoever asks: a policy that imitates knows no bounds.
         choice = choice._replace(actions=jnp.clip(choice.actions, low, high))
         state, seen = environment.step(state, choice.actions)
-        return (state, seen, memory), _Steps(*environment.measure(state), choice, seen.frames, state)
+        return (state, seen, memory), _Steps(*environment.measure(state), choice, seen.frames, seen.poses, state)
 
     steps = (jax.lax.scan if environment.pure else _loop)(one, carry, keys)[1]
     join = jnp.concatenate if environment.pure else np.concatenate
     state, seen, _ = carry
-    shown = jax.tree.map(lambda start, rows: join([start[None], rows]), (seen.frames, state), (steps.frames, steps.state))
-    return steps._replace(frames=shown[0], state=shown[1])
+    before = {"frames": seen.frames, "poses": seen.poses, "state": state}
+    return steps._replace(**{
+        name: jax.tree.map(lambda start, rows: join([start[None], rows]), value, getattr(steps, name)) for name, value in before.items()
+    })
 
 
 def _loop(one, carry, keys):
@@ -322,5 +326,6 @@ def _by_episode(steps, count):
 
 def _film(goals, steps, count):
     """Keep the pictures of the first episodes."""
-    rows = jax.tree.map(lambda value: np.moveaxis(np.asarray(value), 0, 1)[:count], {"frames": steps.frames, "states": steps.state})
-    return rows | {"goals": np.asarray(goals.frames)[:count]}
+    shown = {"frames": steps.frames, "poses": steps.poses, "states": steps.state}
+    rows = jax.tree.map(lambda value: np.moveaxis(np.asarray(value), 0, 1)[:count], shown)
+    return rows | {"goals": np.asarray(goals.frames)[:count], "goal_poses": np.asarray(goals.poses)[:count]}
