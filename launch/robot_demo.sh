@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Learn what a robot's actions do, from nothing, on a CPU: collect data in the simulated table-top, pretrain an encoder on
 # them and on real clips, train the action-conditioned predictor, report how well it foresees held-out episodes, learn how
-# far goals are, and let it reach, grasp and place what it is shown in pictures. Over an hour on two cores.
+# far goals are, and let it reach, grasp and place what it is shown in pictures. About an hour on two cores.
 # Run it again after an interruption: it continues. Usage: bash launch/robot_demo.sh [WORKDIR] [SEED]
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -255,6 +255,10 @@ class TestEnergy:
         assert found.rank == 1 and found.true_energy < 1e-6
         row, column = np.unravel_index(found.energies.argmin(), found.energies.shape)
         assert abs(found.axes[0][column] - true[0]) < 3e-3 and abs(found.axes[1][row] - true[2]) < 3e-3
+        # Where the goal is more than a step away, what is drawn stays where the model was trained.
+        near, far = (landscape.measure(planner, {}, root, (0, 2), points=3, true=true + [0, 0, 0, more], samples=10) for more in (0, 9))
+        assert far.others == f"{near.others}, within the bounds"
+        np.testing.assert_allclose(far.energies - near.energies, planner.spec.high[3] - true[3], atol=1e-6)
         worse = landscape.measure(planner, {}, root, (0, 1), points=5, true=-true, samples=200)
         assert worse.rank > 100
         notebook = landscape.measure_notebook(planner, {}, root, (0, 2), true=true, samples=10)

@@ -43,7 +43,7 @@ class Landscape(NamedTuple):
 
 
 def measure(planner, params, root, dims, *, points=25, still=None, true=None, samples=1000, seed=0):
-    """Evaluate a grid over two numbers of the action, the others as in the true action, as if nothing moves, or as a search starts.
+    """Evaluate a grid over two numbers of the action, the others as in the true action (within the bounds), as if nothing moves, or as a search starts.
 
     Args:
       planner: `latent.Planner` with a horizon of 1; its bounds are those of the box.
@@ -70,7 +70,9 @@ def measure(planner, params, root, dims, *, points=25, still=None, true=None, sa
     axes = [np.linspace(spec.low[dim], spec.high[dim], points, dtype=np.float32) for dim in dims]
     base, others = _others(spec, still)
     if true is not None:
-        base, others = true, "other numbers as in the true action"
+        # A goal may be more than a step away; the model has seen no action as long as that.
+        base = np.clip(true, spec.low, spec.high)
+        others = "other numbers as in the true action" + (", within the bounds" if (base != np.float32(true)).any() else "")
     actions = np.tile(np.array(base, np.float32), (points, points, 1))
     actions[..., dims[0]], actions[..., dims[1]] = axes[0], axes[1][:, None]
     return _finish(planner, params, root, dims, axes, actions, others, still, true, samples, seed)
