@@ -234,8 +234,8 @@ def _at_once(args):
     if args.at_once:
         return min(args.at_once, args.episodes)
     # The last ones are filled up to as many, which takes as long as if they counted.
-    even = [number for number in range(_AT_ONCE // 2, _AT_ONCE) if args.episodes % number == 0]
-    return even[-1] if even and args.episodes % _AT_ONCE else min(_AT_ONCE, args.episodes)
+    even = [number for number in range(_AT_ONCE // 2, _AT_ONCE + 1) if args.episodes % number == 0]
+    return even[-1] if even else min(_AT_ONCE, args.episodes)
 
 
 def _devices(args):
