@@ -210,7 +210,7 @@ def _parser():
     add("--iterations", type=types.count, help="of sampling")
     add("--elites", type=types.positive, help="candidates that the next iteration is fitted to")
     add("--gradient-steps", type=types.count, help="steps of Adam through the model after sampling")
-    add("--polish-steps", type=types.count, help="steps of Adam that follow, from the best plan alone")
+    add("--polish-steps", type=types.count, help="steps to the bottom that follow, from the best plan alone, also where the energy has kinks")
     add("--cost", choices=("last", "sum"), help="what counts: the last state, or all of them")
     add("--action-penalty", type=types.non_negative_float, metavar="X", help="on large actions")
     add("--fix", type=_fixed, action="append", default=[], metavar="NAME=VALUE", help="do not plan this number; may be repeated")

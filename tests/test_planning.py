@@ -6,10 +6,12 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from compiling import fast_jit
 
 from jepa_jax import planning
+from jepa_jax.planning.dilation import space_dilation
 from jepa_jax.planning.presets import GENERAL, OFFICIAL
 from jepa_jax.planning.search import curve
 from jepa_jax.robots.presets import DROID, SE2
@@ -226,11 +228,34 @@ def test_polishing_ends_on_kinks():
         way = jnp.abs(state["at"] - goal)
         return 1.0 + jnp.maximum(way[..., 0] + way[..., 1] / 2, 3 * way[..., 2]) + 0.5 * jnp.abs(action).sum(-1)
 
-    out = fast_jit(functools.partial(planning.plan, dynamics_fn=move, cost_fn=kinked, spec=spec_of("precise")))(
+    solve = lambda **changes: fast_jit(functools.partial(planning.plan, dynamics_fn=move, cost_fn=kinked, spec=spec_of("precise", **changes)))(
         PARAMS, jax.random.key(0), root(np.array([0.03, 0.01, 0.04], np.float32)))
+    out = solve()
     # The first way is worth its price, the second is not, and the third ends where it is as long as what is left of the others.
-    np.testing.assert_allclose(out.actions[0], [0.03, 0.0, 0.04 - 0.005 / 3], atol=2e-5)
+    np.testing.assert_allclose(out.actions[0], [0.03, 0.0, 0.04 - 0.005 / 3], atol=1e-5)
     np.testing.assert_allclose(out.cost, 1.005 + 0.5 * (0.07 - 0.005 / 3), atol=1e-5)
+    # The second way stays 0.03 long, half of which counts; what is not free turns nothing.
+    for changes in ({"fixed": ((1, -0.02),)}, {"held": ((1, 0, -0.02),)}):
+        np.testing.assert_allclose(solve(**changes).actions[0], [0.03, -0.02, 0.04 - 0.015 / 3], atol=1e-5)
+
+
+def test_space_is_made_narrower_where_a_kink_is_oblique():
+    """Adam has a rate for each number, so that it gets stuck in a narrow valley that is parallel to none of them."""
+    def valley(at):
+        return jnp.abs(at[0] + at[1] + at[2]) * 20 + jnp.abs(at[0] - at[1]) + jnp.abs(at[2] - 0.1)
+
+    def lowest(optimizer, steps=60):
+        def step(carry, _):
+            at, state = carry
+            cost, slopes = jax.value_and_grad(valley)(at)
+            updates, state = optimizer.update(slopes, state)
+            return (at + updates, state), cost
+
+        start = jnp.array([0.3, -0.4, 0.2])
+        return float(jax.lax.scan(step, (start, optimizer.init(start)), None, steps)[1].min())
+
+    assert lowest(space_dilation(0.1)) < 1e-4
+    assert all(lowest(optax.adam(optax.exponential_decay(rate, 60, 1e-5), 0.1, 0.6)) > 1e-2 for rate in (0.03, 0.1, 0.3))
 
 
 @pytest.mark.parametrize("changes, message", [

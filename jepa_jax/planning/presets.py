@@ -27,8 +27,8 @@ GENERAL = {
     "gradient": {"samples": 1, "iterations": 0, "gradient_steps": 24, "restarts": 4, "learning_rate": 0.15, "choice": "best"},
     "hybrid": {"samples": 32, "iterations": 2, "elites": 6, "keep": 2, "include_mean": True, "gradient_steps": 6, "restarts": 2,
                "learning_rate": 0.1, "choice": "best"},
-    "precise": {"samples": 32, "iterations": 2, "elites": 6, "keep": 2, "include_mean": True, "gradient_steps": 8, "restarts": 4,
-                "polish_steps": 77, "learning_rate": 0.2, "choice": "best"},
+    "precise": {"samples": 64, "iterations": 2, "elites": 6, "keep": 2, "include_mean": True, "gradient_steps": 8, "restarts": 6,
+                "polish_steps": 42, "learning_rate": 0.2, "choice": "best"},
 }  # fmt: skip
 PRESETS = (*GENERAL, *OFFICIAL)
 

@@ -6,23 +6,22 @@ descent, or sampling followed by gradients.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from jepa_jax.planning.dilation import space_dilation
 from jepa_jax.planning.rollouts import make_score
 from jepa_jax.planning.spec import PlanOutput, Trace
 
 # Below this, one elite has all the weight, which says nothing about a spread.
 _LEAST_FREEDOM = 1e-6
-# Of Adam: descents are so short that the usual ones would remember their start at their end, and across a kink of the cost
-# (two distances, of which the longer one counts) what was the slope on the other side.
+# Of Adam: descents are so short that the usual ones would remember their start at their end.
 _MOMENTA = (0.1, 0.6)
-# To which part of the learning rate the last descent slows down: at a kink steps never get shorter than the rate.
-_POLISHED = 1e-5
+# To the bottom goes, from the best of several descents, a first step of so many times their rate.
+_POLISHED = 0.25
 # Far below any logit that counts, and finite, so that candidates that are all impossible weigh alike.
 _IMPOSSIBLE = -1e9
 
@@ -203,20 +202,21 @@ def _descend(spec, search, rng, score_and_slope):
         # The first one is the mean itself.
         apart = (jnp.arange(spec.restarts) > 0)[:, None, None]
         starts = constrain(spec, search.mean + search.std * drawn * apart)
-    search, costs = _follow_slopes(spec, search, starts, spec.gradient_steps, optax.cosine_decay_schedule, score_and_slope)
-    slower = functools.partial(optax.exponential_decay, decay_rate=_POLISHED)
-    search, polished = _follow_slopes(spec, search, search.best[None], spec.polish_steps, slower, score_and_slope)
+    slower = optax.cosine_decay_schedule(spec.learning_rate, max(1, spec.gradient_steps))
+    search, costs = _follow_slopes(spec, search, starts, spec.gradient_steps, optax.adam(slower, *_MOMENTA), score_and_slope)
+    to_bottom = space_dilation(_POLISHED * spec.learning_rate)
+    search, polished = _follow_slopes(spec, search, search.best[None], spec.polish_steps, to_bottom, score_and_slope)
     return search, jnp.concatenate([costs, polished])
 
 
-def _follow_slopes(spec, search, starts, steps, schedule, score_and_slope):
-    """Make steps of Adam from plans `[Q, R, A]`, at a rate of schedule(first rate, steps): (search, lowest cost before each step)."""
+def _follow_slopes(spec, search, starts, steps, optimizer, score_and_slope):
+    """Make steps of an optax optimizer from plans `[Q, R, A]`, in halves of the bounds: (search, lowest cost before each step)."""
     if not steps:
         return search, jnp.zeros(0, jnp.float32)
-    middle, half = ((jnp.array(spec.high) + sign * jnp.array(spec.low)) / 2 for sign in (1, -1))
-    # A number without range does not move.
-    half = jnp.where(half > 0, half, 1.0)
-    optimizer = optax.adam(schedule(spec.learning_rate, steps), *_MOMENTA)
+    bounds = jnp.broadcast_to(jnp.array([spec.low, spec.high])[:, None], (2, *starts.shape[1:]))
+    low, high = constrain(spec, bounds)
+    # [R, A]; half is 0 of numbers that are not free, whose slopes so are none.
+    middle, half = (high + low) / 2, (high - low) / 2
 
     def step(carry, _):
         units, moments, search = carry
@@ -227,11 +227,13 @@ def _follow_slopes(spec, search, starts, steps, schedule, score_and_slope):
         search = search._replace(
             best=jnp.where(better, actions[at], search.best), best_cost=jnp.where(better, costs[at], search.best_cost),
         )
-        slopes = jnp.where(jnp.isfinite(slopes), slopes * half, 0.0)
+        # What a bound stops shall not turn the others.
+        stopped = (jnp.abs(units) >= 1) & (units * slopes < 0)
+        slopes = jnp.where(jnp.isfinite(slopes) & ~stopped, slopes * half, 0.0)
         updates, moments = optimizer.update(slopes, moments)
         return (jnp.clip(units + updates, -1.0, 1.0), moments, search), costs[at]
 
-    units = (starts - middle) / half
+    units = (starts - middle) / jnp.where(half > 0, half, 1.0)
     carry, costs = jax.lax.scan(step, (units, optimizer.init(units), search), None, steps)
     units, _, search = carry
     return search._replace(mean=constrain(spec, middle + half * units[0])), costs

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-# Forward passes that one gradient costs: the pass itself, and about twice as much backward.
+# Forward passes in whose time a gradient is there: 2.8 to 3.6 of them on a CPU core, measured on the table-top's world model.
+# By operations it were 1.9, as weights have no gradients here.
 GRADIENT_COST = 3
 CHOICES = ("mean", "best")
 LAST, SUM = "last", "sum"
@@ -90,7 +91,7 @@ class PlanSpec:
       gradient_steps, restarts, learning_rate: steps of Adam after the iterations, from the best elites (without
         iterations: from the mean and random plans); the rate is in halves of high - low,
         and falls to 0 along half a cosine.
-      polish_steps: steps of Adam that follow, from the best plan alone, at the same rate, which falls geometrically.
+      polish_steps: steps of `dilation.space_dilation` that follow, from the best plan alone, the first a quarter of the rate long.
       choice: "mean" answers the last mean, "best" the best plan of all that were evaluated.
       deadzone: per dim; smaller numbers of the answer become 0.
       fixed: pairs (dim, value): numbers that are not searched.
@@ -176,7 +177,7 @@ class PlanSpec:
 
     @property
     def descents(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return (steps of Adam, calls of the model in each of them) from all starts, and from the best plan alone."""
+        """Return (gradient steps, calls of the model in each of them) from all starts, and from the best plan alone."""
         return tuple((steps, GRADIENT_COST * starts * self.horizon)
                      for steps, starts in ((self.gradient_steps, self.restarts), (self.polish_steps, 1)))
 
