@@ -239,6 +239,27 @@ def test_polishing_ends_on_kinks():
         np.testing.assert_allclose(solve(**changes).actions[0], [0.03, -0.02, 0.04 - 0.015 / 3], atol=1e-5)
 
 
+def test_a_bound_that_stops_a_number_does_not_slow_the_others():
+    """A slope that is thirty times as steep leads out of the bounds, which takes most of the first steps."""
+    def steep(params, state, goal, action):
+        x = state["at"]
+        return 3.0 - 30 * x[..., 0] + jnp.abs(x[..., 1] - 0.041) + jnp.abs(x[..., 1] + x[..., 2] - 0.05)
+
+    for high in (BOUND, 0.07):
+        spec = spec_of("precise", iterations=0, gradient_steps=1, restarts=1, learning_rate=0.2, high=(high, BOUND, BOUND))
+        out = fast_jit(functools.partial(planning.plan, dynamics_fn=move, cost_fn=steep, spec=spec))(PARAMS, jax.random.key(0), root(NEAR))
+        np.testing.assert_allclose(out.actions[0], [high, 0.041, 0.009], atol=2e-5)
+        np.testing.assert_array_equal(out.mean, out.actions)
+
+
+def test_numbers_that_are_held_later_turn_nothing_when_polished():
+    goal = np.array([0.03, 0.06, 0.05], np.float32)
+    out = run(spec_of("precise", horizon=2, held=((1, 1, 0.02),), polish_steps=120), goal)
+    at = out.actions.sum(0)
+    np.testing.assert_allclose(at, goal, atol=2e-5)
+    assert float(out.actions[1, 1]) == pytest.approx(0.02)
+
+
 def test_space_is_made_narrower_where_a_kink_is_oblique():
     """Adam has a rate for each number, so that it gets stuck in a narrow valley that is parallel to none of them."""
     def valley(at):
@@ -248,13 +269,13 @@ def test_space_is_made_narrower_where_a_kink_is_oblique():
         def step(carry, _):
             at, state = carry
             cost, slopes = jax.value_and_grad(valley)(at)
-            updates, state = optimizer.update(slopes, state)
+            updates, state = optimizer.update(slopes, state, at)
             return (at + updates, state), cost
 
         start = jnp.array([0.3, -0.4, 0.2])
         return float(jax.lax.scan(step, (start, optimizer.init(start)), None, steps)[1].min())
 
-    assert lowest(space_dilation(0.1)) < 1e-4
+    assert lowest(space_dilation(0.1, bound=1.0)) < 1e-4
     assert all(lowest(optax.adam(optax.exponential_decay(rate, 60, 1e-5), 0.1, 0.6)) > 1e-2 for rate in (0.03, 0.1, 0.3))
 
 

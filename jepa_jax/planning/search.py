@@ -20,7 +20,7 @@ from jepa_jax.planning.spec import PlanOutput, Trace
 _LEAST_FREEDOM = 1e-6
 # Of Adam: descents are so short that the usual ones would remember their start at their end.
 _MOMENTA = (0.1, 0.6)
-# To the bottom goes, from the best of several descents, a first step of so many times their rate.
+# The first step to the bottom, over all numbers, in rates of the descents before (which are of each number).
 _POLISHED = 0.25
 # Far below any logit that counts, and finite, so that candidates that are all impossible weigh alike.
 _IMPOSSIBLE = -1e9
@@ -204,8 +204,10 @@ def _descend(spec, search, rng, score_and_slope):
         starts = constrain(spec, search.mean + search.std * drawn * apart)
     slower = optax.cosine_decay_schedule(spec.learning_rate, max(1, spec.gradient_steps))
     search, costs = _follow_slopes(spec, search, starts, spec.gradient_steps, optax.adam(slower, *_MOMENTA), score_and_slope)
-    to_bottom = space_dilation(_POLISHED * spec.learning_rate)
+    to_bottom = space_dilation(_POLISHED * spec.learning_rate, bound=1.0)
     search, polished = _follow_slopes(spec, search, search.best[None], spec.polish_steps, to_bottom, score_and_slope)
+    # Its steps go to and fro over the bottom, so that the last one is not the best.
+    search = search._replace(mean=search.best) if spec.polish_steps else search
     return search, jnp.concatenate([costs, polished])
 
 
@@ -227,10 +229,8 @@ def _follow_slopes(spec, search, starts, steps, optimizer, score_and_slope):
         search = search._replace(
             best=jnp.where(better, actions[at], search.best), best_cost=jnp.where(better, costs[at], search.best_cost),
         )
-        # What a bound stops shall not turn the others.
-        stopped = (jnp.abs(units) >= 1) & (units * slopes < 0)
-        slopes = jnp.where(jnp.isfinite(slopes) & ~stopped, slopes * half, 0.0)
-        updates, moments = optimizer.update(slopes, moments)
+        slopes = jnp.where(jnp.isfinite(slopes), slopes * half, 0.0)
+        updates, moments = optimizer.update(slopes, moments, units)
         return (jnp.clip(units + updates, -1.0, 1.0), moments, search), costs[at]
 
     units = (starts - middle) / jnp.where(half > 0, half, 1.0)

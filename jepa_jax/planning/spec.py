@@ -91,7 +91,8 @@ class PlanSpec:
       gradient_steps, restarts, learning_rate: steps of Adam after the iterations, from the best elites (without
         iterations: from the mean and random plans); the rate is in halves of high - low,
         and falls to 0 along half a cosine.
-      polish_steps: steps of `dilation.space_dilation` that follow, from the best plan alone, the first a quarter of the rate long.
+      polish_steps: steps of `dilation.space_dilation` that follow, from the best plan alone, the first a quarter of the rate long over all
+        numbers; of how many it is enough grows with horizon and numbers.
       choice: "mean" answers the last mean, "best" the best plan of all that were evaluated.
       deadzone: per dim; smaller numbers of the answer become 0.
       fixed: pairs (dim, value): numbers that are not searched.
