@@ -252,14 +252,6 @@ def test_a_bound_that_stops_a_number_does_not_slow_the_others():
         np.testing.assert_array_equal(out.mean, out.actions)
 
 
-def test_numbers_that_are_held_later_turn_nothing_when_polished():
-    goal = np.array([0.03, 0.06, 0.05], np.float32)
-    out = run(spec_of("precise", horizon=2, held=((1, 1, 0.02),), polish_steps=120), goal)
-    at = out.actions.sum(0)
-    np.testing.assert_allclose(at, goal, atol=2e-5)
-    assert float(out.actions[1, 1]) == pytest.approx(0.02)
-
-
 def test_space_is_made_narrower_where_a_kink_is_oblique():
     """Adam has a rate for each number, so that it gets stuck in a narrow valley that is parallel to none of them."""
     def valley(at):

@@ -1,5 +1,7 @@
 """Compare what planners reach for how many calls of a trained model, on pairs of frames of held-out trajectories."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,30 +101,19 @@ def compare_planners(world, params, roots, *, energy=None, horizon=1, names=tupl
       bit of a number of it.
     """
     rows, rounding = {}, None
+    keys = jax.random.split(jax.random.key(seed), len(roots.goal))
     for name in (reference, *names):
-        spec = fit_memory(world, make_spec(world.robot, name, horizon=horizon), robots=batch)
-        planner = bind(world, spec, energy)
+        planner = bind(world, fit_memory(world, make_spec(world.robot, name, horizon=horizon), robots=batch), energy)
 
-        @jax.jit
-        def solve(params, keys, roots, planner=planner, first=name == reference):
-            def one(rng, root):
-                output = planner.plan(params, rng, root)
-                return output.cost, curve(output, planner.spec), _rounding(planner, params, root, output.actions) if first else None
+        def solve(params, rng, root, planner=planner):
+            output = planner.plan(params, rng, root)
+            return output.cost, curve(output, planner.spec), output.actions
 
-            return jax.vmap(one)(keys, roots)
-
-        count, found = len(roots.goal), []
-        keys = jax.random.split(jax.random.key(seed), count)
-        with tqdm(total=count, desc=f"{name} (compiles first)", unit=" states", dynamic_ncols=True) as bar:
-            for first in range(0, count, batch):
-                # The last batch is filled up, so that all have one shape.
-                at = np.minimum(np.arange(first, first + batch), count - 1)
-                found.append(jax.device_get(solve(params, keys[at], _take(roots, at))))
-                bar.update(min(batch, count - first))
-        final, (work, best), changes = _take(jax.tree.map(lambda *parts: np.concatenate(parts), *found), np.arange(count))
+        final, (work, best), actions = _for_each(solve, params, (keys, roots), batch, name)
         rows[name] = {"evaluations": work[0].tolist(), "energy": best.mean(0).tolist(), "final": final.tolist(),
-                      "lowest": best[:, -1].tolist(), "evaluations_per_plan": spec.evaluations}
-        rounding = changes if rounding is None else rounding
+                      "lowest": best[:, -1].tolist(), "evaluations_per_plan": planner.spec.evaluations}
+        if name == reference:
+            rounding = _for_each(functools.partial(_rounding, planner), params, (roots, actions), batch, "rounding")
     other = rows[reference]
     for row in rows.values():
         for share, known, alike in (("share_no_worse", "final", _ALIKE), ("share_no_worse_than_lowest", "lowest", _ALIKE),
@@ -132,13 +123,22 @@ def compare_planners(world, params, roots, *, energy=None, horizon=1, names=tupl
     return {"reference": reference, "states": len(roots.goal), "horizon": horizon, "rounding": rounding.tolist(), "planners": rows}
 
 
+def _for_each(function, params, arguments, batch, label):
+    """Return what a function (params, *arguments) gives for each of the leading axis of its arguments, a batch at a time."""
+    mapped = jax.jit(jax.vmap(function, (None, *(0,) * len(arguments))))
+    count, found = len(jax.tree.leaves(arguments)[0]), []
+    with tqdm(total=count, desc=f"{label} (compiles first)", unit=" states", dynamic_ncols=True) as bar:
+        for first in range(0, count, batch):
+            # The last batch is filled up, so that all have one shape.
+            at = np.minimum(np.arange(first, first + batch), count - 1)
+            found.append(jax.device_get(mapped(params, *jax.tree.map(lambda leaf: jnp.asarray(leaf)[at], arguments))))
+            bar.update(min(batch, count - first))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *found)
+
+
 def _rounding(planner, params, root, actions):
     """Return by how much the energy of a plan changes, at most, with the last bit of a number, float32 `[]`."""
     one = jnp.eye(actions.size, dtype=bool).reshape(-1, *actions.shape)
     near = jnp.concatenate([actions[None], *(jnp.where(one, jnp.nextafter(actions, way), actions) for way in (-jnp.inf, jnp.inf))])
     costs = make_score(params, root, planner.dynamics_fn, planner.cost_fn, planner.spec)(near)
     return jnp.abs(costs - costs[0]).max()
-
-
-def _take(tree, at):
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[at], tree)

@@ -20,7 +20,7 @@ from jepa_jax.planning.spec import PlanOutput, Trace
 _LEAST_FREEDOM = 1e-6
 # Of Adam: descents are so short that the usual ones would remember their start at their end.
 _MOMENTA = (0.1, 0.6)
-# The first step to the bottom, over all numbers, in rates of the descents before (which are of each number).
+# Length of the last descent's first step, over all numbers, in learning rates.
 _POLISHED = 0.25
 # Far below any logit that counts, and finite, so that candidates that are all impossible weigh alike.
 _IMPOSSIBLE = -1e9
@@ -202,6 +202,7 @@ def _descend(spec, search, rng, score_and_slope):
         # The first one is the mean itself.
         apart = (jnp.arange(spec.restarts) > 0)[:, None, None]
         starts = constrain(spec, search.mean + search.std * drawn * apart)
+    # A schedule is for 1 step at least, also where none is made.
     slower = optax.cosine_decay_schedule(spec.learning_rate, max(1, spec.gradient_steps))
     search, costs = _follow_slopes(spec, search, starts, spec.gradient_steps, optax.adam(slower, *_MOMENTA), score_and_slope)
     to_bottom = space_dilation(_POLISHED * spec.learning_rate, bound=1.0)

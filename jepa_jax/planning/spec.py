@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 # Forward passes in whose time a gradient is there: 2.8 to 3.6 of them on a CPU core, measured on the table-top's world model.
-# By operations it were 1.9, as weights have no gradients here.
+# By operations it would be 1.8 to 1.9, as weights have no gradients here.
 GRADIENT_COST = 3
 CHOICES = ("mean", "best")
 LAST, SUM = "last", "sum"
@@ -91,8 +91,8 @@ class PlanSpec:
       gradient_steps, restarts, learning_rate: steps of Adam after the iterations, from the best elites (without
         iterations: from the mean and random plans); the rate is in halves of high - low,
         and falls to 0 along half a cosine.
-      polish_steps: steps of `dilation.space_dilation` that follow, from the best plan alone, the first a quarter of the rate long over all
-        numbers; of how many it is enough grows with horizon and numbers.
+      polish_steps: steps of `dilation.space_dilation` that follow, from the best plan alone, the first a quarter of the learning rate
+        long; how many are enough grows with horizon and numbers.
       choice: "mean" answers the last mean, "best" the best plan of all that were evaluated.
       deadzone: per dim; smaller numbers of the answer become 0.
       fixed: pairs (dim, value): numbers that are not searched.
