@@ -3,7 +3,7 @@
 # the same one newly initialised, and raw patches; a predictor and an energy on each; errors on held-out episodes and
 # success in closed loop under full nuisance. One seed per call. Run it again after an interruption: it continues.
 # cpu: frames of 64 pixels; more than three hours on one CPU core. fine: the same with patches of 8 pixels, which show
-# fingers, and 12,000 episodes; longer, not timed. gpu: frames of 128 pixels, 10,000 episodes, larger networks that learn
+# fingers, and on the table-top 12,000 episodes; longer, not timed. gpu: frames of 128 pixels, 10,000 episodes, larger networks that learn
 # longer; made for one GPU and 16 cores. panda: with physics, in MuJoCo, which is installed.
 # Usage: bash launch/robot_evidence.sh [WORKDIR] [SEED] [cpu|fine|gpu] [tabletop|panda]
 set -euo pipefail
@@ -15,8 +15,9 @@ case ${3:-cpu}-$world in
   cpu-tabletop) size=64 episodes=3000 heldout=200 encoder=tabletop world_model=demo ;;
   fine-tabletop) size=64 episodes=12000 heldout=200 encoder=tabletop_fine world_model=demo_fine ;;
   cpu-panda) size=64 episodes=1500 heldout=100 encoder=tabletop world_model=demo ;;
+  fine-panda) size=64 episodes=1500 heldout=100 encoder=tabletop_fine world_model=demo_fine ;;
   gpu-tabletop | gpu-panda) size=128 episodes=10000 heldout=200 encoder=tabletop_gpu world_model=demo_gpu ;;
-  *) echo "the third argument is cpu, fine or gpu, the fourth tabletop or panda, not ${3:-cpu} $world; fine goes with tabletop" >&2; exit 2 ;;
+  *) echo "the third argument is cpu, fine or gpu, the fourth tabletop or panda, not ${3:-cpu} $world" >&2; exit 2 ;;
 esac
 if [[ $world == panda ]]; then
   bash launch/setup.sh sim

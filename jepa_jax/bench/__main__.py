@@ -255,8 +255,10 @@ def _planners_lines(record):
     for name, row in record["planners"].items():
         yield (f"{name:10} {row['evaluations_per_plan']:6d} calls of the model ({row['evaluations_over_reference']:.3f} of "
                f"{record['reference']}'s), mean energy {sum(row['final']) / len(row['final']):.4f}, no worse than {record['reference']} on "
-               f"{row['share_no_worse']:.0%} of the states ({row['share_no_worse_to_rounding']:.0%} to rounding), than the "
+               f"{row['share_no_worse']:.0%} of the states ({row['share_no_worse_to_spread']:.0%} to its spread), than the "
                f"best that it saw on {row['share_no_worse_than_lowest']:.0%}")
+    yield (f"{record['reference']} with other draws: no worse than itself on {record['again']['share_no_worse']:.0%}; its spread is "
+           f"{record['spread']:.1g} of the energy")
 
 
 def _encode_lines(run):

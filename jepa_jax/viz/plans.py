@@ -66,7 +66,8 @@ def draw_planners(record):
       matplotlib `Figure`.
     """
     subtitle = (f"{record['states']} test states, {record['apart']} steps from their goals, {record['horizon']} ahead; in brackets: "
-                f"states where the plan is no worse than that of {record['reference']}")
+                f"states where the plan is no worse than that of {record['reference']} ({record['reference']} itself with other draws: "
+                f"{record['again']['share_no_worse']:.0%})")
     figure = canvas.make_figure(9.0, 4.8, f"Planners of {os.path.basename(os.path.normpath(record['model']))}", subtitle)
     panel = figure.subplots()
     # The reference comes first, and the others keep their colors whatever it is.
