@@ -94,13 +94,22 @@ class Arm:
         return np.concatenate([place - now, rotation_vector(turn @ rotation.T)])
 
     def _change(self, data, error):
-        """Return the change of the joints that undoes an error of the tool, and leads home as far as it is free to."""
+        """Return the change of the joints that undoes an error of the tool, and leads home as far as it is free to.
+
+        Joints that would leave their limits stay, and the others do what they can: to count on one that cannot move turns the arm over.
+        """
         self._mujoco.mj_jacSite(self._model, data, self._jacobian[:3], self._jacobian[3:], self._site)
-        jacobian = self._jacobian[:, self.speeds]
-        weights = jacobian @ jacobian.T + _REGULARIZATION * np.eye(6)
-        home = HOME - data.qpos[self.places]
-        toward, lost = np.linalg.solve(weights, np.stack([error, jacobian @ home], 1)).T
-        return jacobian.T @ toward + _HOMING * (home - jacobian.T @ lost)
+        now, free = data.qpos[self.places], np.ones(NUM_JOINTS, bool)
+        home = HOME - now
+        while True:
+            jacobian = self._jacobian[:, self.speeds] * free
+            weights = jacobian @ jacobian.T + _REGULARIZATION * np.eye(6)
+            toward, lost = np.linalg.solve(weights, np.stack([error, jacobian @ home], 1)).T
+            change = jacobian.T @ toward + _HOMING * (home * free - jacobian.T @ lost)
+            stuck = free & ((now + change < self._limits[0]) & (change < 0) | (now + change > self._limits[1]) & (change > 0))
+            if not stuck.any():
+                return change
+            free &= ~stuck
 
 
 def rotation_vector(matrix):
