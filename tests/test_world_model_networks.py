@@ -258,14 +258,14 @@ def test_who_keeps_nothing_pays_nothing():
 
 
 def _cache(frames=1, batch=2, depth=2, heads=3, per_frame=PATCHES + 2):
-    return FrameCache(*jnp.zeros((2, depth, batch, frames * per_frame, heads, 16)))
+    return FrameCache(*((part,) for part in jnp.zeros((2, depth, batch, frames * per_frame, heads * 16))))
 
 
 @pytest.mark.parametrize("cache, message", [
-    (_cache(batch=1), r"keys of past must be of shape \(2, 2, 'N', 3, 16\), with N tokens in frames of 8, not \(2, 1"),
-    (_cache(depth=3), r"not \(3, 2, 8, 3, 16\)"),
-    (_cache(per_frame=PATCHES), r"in frames of 8, not \(2, 2, 6, 3, 16\)"),
-    (_cache()._replace(values=_cache(heads=2).values), r"values of past must be .* not \(2, 2, 8, 2, 16\)"),
+    (_cache(batch=1), r"keys of past must be of shape \(2, 2, 'N', 48\), with N tokens in frames of 8, not \(2, 1"),
+    (_cache(depth=3), r"not \(3, 2, 8, 48\)"),
+    (_cache(per_frame=PATCHES), r"in frames of 8, not \(2, 2, 6, 48\)"),
+    (_cache()._replace(values=_cache(heads=2).values), r"values of past must be .* not \(2, 2, 8, 32\)"),
 ])
 def test_a_past_that_does_not_fit(cache, message):
     with pytest.raises(ValueError, match=message):

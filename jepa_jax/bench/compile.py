@@ -123,6 +123,8 @@ def _memory(program, compiled, limit):
         "fits": peak <= limit, "by_kind": kinds, "temporaries": sizes["temp"], "generated_code": sizes["generated_code"],
         "arguments_padded": sizes["argument"], "outputs_not_aliased": sizes["output"] - sizes["alias"], "peak": peak,
         "limit": limit, "free": 1 - peak / limit,
+        # By the compiler's own plan of its heap, in which temporaries take each other's place; it is up to a half less.
+        "heap_peak": analysis.peak_memory_in_bytes,
         # Seen with libtpu 0.0.42: what is far too large is refused within seconds, anything else is not.
         "compiler_says": None if peak <= limit else "the compiler lets it pass, but state, temporaries and code together are more than there is",
     }

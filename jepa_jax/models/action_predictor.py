@@ -160,15 +160,15 @@ class ActionPredictor(nn.Module):
         """Return the number of frames in a cache."""
         if past is None:
             return 0
-        length = past.keys.shape[2]
-        needed = (self.depth, batch, length, self.num_heads, head_dim(self.width, self.num_heads))
-        for name, value in past._asdict().items():
-            if value.shape != needed or length % per_frame:
-                raise ValueError(
-                    f"{name} of past must be of shape {(*needed[:2], 'N', *needed[3:])}, with N tokens in frames of "
-                    f"{per_frame}, not {value.shape}"
-                )
-        return length // per_frame
+        for name, parts in past._asdict().items():
+            for part, key in zip(parts, past.keys):
+                length = key.shape[2]
+                if part.shape != (self.depth, batch, length, self.width) or length % per_frame:
+                    raise ValueError(
+                        f"{name} of past must be of shape {(self.depth, batch, 'N', self.width)}, with N tokens in frames of "
+                        f"{per_frame}, not {part.shape}"
+                    )
+        return past.length // per_frame
 
     def _positions(self, frames, h, w, num_conditions, first=0):
         """Return float32 `[T * (A + h*w), 3]`: the position of every token, of frames that start at step `first`."""

@@ -27,13 +27,20 @@ _INIT_STD = 0.02
 class FrameCache(NamedTuple):
     """Keys and values of earlier frames, kept so that later frames need not compute them again.
 
+    What was kept is never copied: every call adds arrays of its own. Heads lie side by side, as a TPU pads a last axis to 128.
+
     Attributes:
-      keys, values: `[depth, B, N, K, d]`, N tokens of whole frames; inside a block without the
-        first axis. Keys are rotated already.
+      keys, values: tuples of `[depth, B, N, D]`, N tokens of whole frames, from the first frames to the last; inside a block
+        without the first axis. Keys are rotated already.
     """
 
-    keys: jax.Array
-    values: jax.Array
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+
+    @property
+    def length(self):
+        """Count the tokens."""
+        return sum(part.shape[-2] for part in self.keys)
 
 
 def _normal(scale=1.0):
@@ -170,7 +177,7 @@ class Attention(nn.Module):
       past: `FrameCache` of tokens before these, or None.
 
     Returns:
-      (out, cache): `[B, N, D]`, and the `FrameCache` with `past` and these tokens, None without `keep`.
+      (out, cache): `[B, N, D]`, and the `FrameCache` of these tokens alone, None without `keep`.
     """
 
     num_heads: int
@@ -190,13 +197,13 @@ class Attention(nn.Module):
         q, k, v = (qkv[:, :, i] for i in range(3))
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        cache = FrameCache(k, v)
+        cache = FrameCache(*((value.reshape(x.shape),) for value in (k, v)))
         if past is not None:
-            cache = jax.tree.map(lambda old, new: jnp.concatenate([old, new], axis=1), past, cache)
+            k, v = (jnp.concatenate([*(part.reshape(batch, -1, *k.shape[2:]) for part in old), new], axis=1) for old, new in zip(past, (k, v)))
         if self.causal_block is None:
-            out = attention(q, *cache, self.backend)
+            out = attention(q, k, v, self.backend)
         else:
-            out = block_causal_attention(q, *cache, self.causal_block, self.backend)
+            out = block_causal_attention(q, k, v, self.causal_block, self.backend)
         out = dense(width, "proj", *types, self.init_scale)(out.reshape(batch, length, width))
         return out, cache if self.keep else None
 
@@ -214,7 +221,7 @@ class Block(nn.Module):
         the tokens of that frame; None for a plain block. At first a block is as without it.
 
     Returns:
-      (x, cache): the residual stream, and the `FrameCache` with `past`, None without `keep`.
+      (x, cache): the residual stream, and the `FrameCache` of these tokens alone, None without `keep`.
 
     Source: src/models/utils/modules.py (Block); the official block has no modulation.
     """
@@ -329,4 +336,6 @@ class BlockStack(nn.Module):
         )
         depths = jnp.arange(1.0, self.depth + 1)
         (x, kept), cache = scan(block, carry, depths, jnp.array(slots), past, angles, modulation)
+        if keep and past is not None:
+            cache = FrameCache(*(old + new for old, new in zip(past, cache)))
         return x, kept, cache

@@ -26,7 +26,7 @@ class LatentState(NamedTuple):
       latents: `[h*w, D]` of the last frame, normalised.
       pose: float32 `[state_dim]` at that frame, in the robot's units.
       extrinsics: float32 `[extrinsics_dim]` of the camera, which stands still; None unless the predictor uses them.
-      cache: `FrameCache` of the frames before, whose second axis is that of the candidates; None at the root.
+      cache: `FrameCache` of the frames before; None at the root.
     """
 
     latents: jax.Array
@@ -78,7 +78,7 @@ def bind(world: WorldModel, spec: PlanSpec, energy: Energy | Callable[..., Any] 
 
     def dynamics_fn(params, state, action):
         action = full_actions(robot, state.pose, action)
-        past = 0 if state.cache is None else state.cache.keys.shape[2] // per_frame
+        past = 0 if state.cache is None else state.cache.length // per_frame
         # The last step keeps nothing, which with a horizon of 1 saves most of the memory.
         keep = past + 1 < spec.horizon
         told = (state.latents, action, state.pose) + (() if state.extrinsics is None else (state.extrinsics,))

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from jepa_jax.models.attention import choose_backend
 
-# The part of free memory that a plan may take: the estimate is rough, and allocators leave gaps.
-_USABLE = 0.85
+# The part of free memory that a plan may take by the estimate. Compiled for a TPU v5e, plans of 1, 2 and 4 steps take 1.4 to 1.8
+# times as much: axes of 200 or 100 candidates are padded to whole tiles of 128.
+_USABLE = 0.6
 _MEMORY_FILE = "/proc/meminfo"
 # Noise, candidates, those that are sorted and those that are joined: all of an iteration, however few are evaluated at once.
 _COPIES = 4
@@ -34,15 +35,14 @@ def candidate_bytes(world, spec, *, slopes=False):
     item, wide = jnp.dtype(model.dtype).itemsize, jnp.dtype(model.residual_dtype).itemsize
     hidden = int(model.width * model.mlp_ratio)
     residual = tokens * 2 * model.width * wide
-    # Queries, keys, values, turned ones and what attention returns.
-    attention = tokens * 6 * model.width * item
+    # Queries before and after they are turned, keys, what attention returns; keys and values of all frames side by side.
+    attention = tokens * (4 + 2 * spec.horizon) * model.width * item
     if choose_backend(model.attention, model.dtype) == "xla":
         attention += 2 * 4 * model.num_heads * tokens**2 * spec.horizon
     # The hidden layer before and after the activation.
     mlp = tokens * hidden * (item + 4)
     frame = 2 * model.depth * tokens * model.width * item
-    # A step that keeps its frame holds the old frames and the new ones side by side.
-    kept = frame * max(0, 2 * spec.horizon - 3)
+    kept = frame * (spec.horizon - 1)
     # Input, output, normalised output and differences.
     latents = 4 * patches * model.output_dim * 4
     forward = max(residual + max(attention, mlp), latents) + kept
