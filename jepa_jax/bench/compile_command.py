@@ -170,7 +170,8 @@ def lines(record):
     kinds = ", ".join(f"{name} {size / _GIB:.3g}" for name, size in memory["by_kind"].items() if size)
     verdict = f"fits, {memory['free']:.0%} free" if memory["fits"] else f"DOES NOT FIT ({memory['compiler_says']})"
     extra = f", temporaries {memory['temporaries'] / _GIB:.3g}, code {memory['generated_code'] / _GIB:.3g}" if "temporaries" in memory else ""
-    yield f"memory per device, GiB: {kinds}{extra}; peak {memory['peak'] / _GIB:.3g} of {memory['limit'] / _GIB:.3g}: {verdict}"
+    heap = f" (heap by the compiler's plan: {memory['heap_peak'] / _GIB:.3g})" if memory.get("heap_peak") else ""
+    yield f"memory per device, GiB: {kinds}{extra}; peak {memory['peak'] / _GIB:.3g}{heap} of {memory['limit'] / _GIB:.3g}: {verdict}"
     yield (f"{record['model_tflop_per_step']:.4g} TFLOP per step, and {record['recomputed_tflop_per_step']:.4g} computed again for remat; "
            f"{predicted['executed_tflop']:.4g} executed, {predicted['attention_tflop'] / predicted['executed_tflop']:.0%} of them attention")
     yield from _network_lines(record["network"], record["network_unknown"])
@@ -218,7 +219,7 @@ def table(paths):
         hosts = record["host_input"] or {"decoding": None}
         over = predicted["network_over_compute"]
         cells = [
-            os.path.basename(record["command"]["config"]), "plan" if record["planner"] else _clip(record), 1 if record["planner"] else _batch(record),
+            os.path.basename(record["command"]["config"]), _clip_or_plan(record), 1 if record["planner"] else _batch(record),
             "" if record["planner"] else _remat(record), _place(where), "yes" if memory["fits"] else "**no**",
             f"{memory['peak'] / _GIB:.1f}", f"{memory['free']:.0%}", f"{network['ici_bytes'] / 1e9:.2f}" if network else "",
             f"{network['dcn_bytes'] / 1e9:.2f}" if network else "", predicted["bound"], f"{predicted['step_s']:.3g}",
@@ -226,6 +227,10 @@ def table(paths):
             f"{hosts['cores_needed_per_host']:.1f}" if hosts["decoding"] else "", f"{record['compile_cpu_s']:.0f}",
         ]
         yield "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _clip_or_plan(record):
+    return f"plan, horizon {record['planner']['horizon']}" if record["planner"] else _clip(record)
 
 
 def scaling(paths):
