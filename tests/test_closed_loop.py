@@ -73,6 +73,17 @@ def test_waypoints_lead_to_the_goal_and_starts_that_are_done_are_left_out():
     assert drawn.excluded.sum() > 5 and (start >= tasks.REACHED_WITHIN).all()
 
 
+def test_a_hand_is_open_around_what_it_grasps_then():
+    task = dataclasses.replace(tasks.TASKS["grasp-box"], waypoints=2)
+    drawn = fast_jit(jax.vmap(lambda key: tasks.draw_trial(key, task, Nuisance())))(jax.random.split(jax.random.key(1), 16))
+    assert task.goal_steps == (5, 10) and drawn.valid.all()
+    first, last = (jax.tree.map(lambda leaf, at=at: leaf[:, at], drawn.goals) for at in (0, 1))
+    box = first.objects[:, 0, :3]
+    assert (first.held != 0).all() and (last.held == 0).all()
+    assert (np.linalg.norm(first.pose[:, :3] - box, axis=-1) < 0.026).all()
+    assert (first.pose[:, 6] < 0.1).all() and (last.pose[:, 6] > first.pose[:, 6]).all()
+
+
 def test_starts_that_the_expert_cannot_solve_are_left_out_and_counted():
     hasty = dataclasses.replace(tasks.TASKS["reach"], steps=2)
     drawn = fast_jit(jax.vmap(lambda key: tasks.draw_trial(key, hasty, Nuisance())))(jax.random.split(jax.random.key(2), 32))
@@ -82,7 +93,7 @@ def test_starts_that_the_expert_cannot_solve_are_left_out_and_counted():
 
 @pytest.mark.parametrize("changes, said", [
     ({"kind": "fly"}, "fly"), ({"thing": "box"}, "box"), ({"distance": (0.3, 0.1)}, "0.3"), ({"steps": 0}, "0 steps"),
-    ({"lift": 0.5}, "0.5"), ({"kind": "grasp", "thing": "cup", "waypoints": 2}, "waypoints"),
+    ({"lift": 0.5}, "0.5"), ({"kind": "grasp", "thing": "cup", "waypoints": 3}, "must be 2 at most"), ({"kind": "place", "thing": "cup", "waypoints": 2}, "must be 1 at most"),
 ])  # fmt: skip
 def test_tasks_that_make_no_sense_are_refused(changes, said):
     with pytest.raises(ValueError, match=said):

@@ -31,6 +31,8 @@ _CARRY_HEIGHT = 0.17
 _SUNK = 0.003
 # An object is near its place from here on: the second goal of PLACE, m.
 _NEAR = 0.02
+# The hand is around an object from here on, where the expert begins to close it, m.
+_AROUND = 0.026
 # The expert's last goal of REACH and CARRY, m.
 _ARRIVED = 0.005
 _DRAWS = 256
@@ -48,7 +50,8 @@ class Task:
         distance: least and largest distance at the start, m: of the tool to its goal; with 'grasp', to the
             object; with 'place', of the object to the plate.
         steps: length of an episode.
-        waypoints: how many goals, evenly spaced along the way, 'reach' and 'reach with' have; others have their own.
+        waypoints: how many goals, evenly spaced along the way, 'reach' and 'reach with' have; with 2, 'grasp' has the open hand
+            around the object as a goal before the last; 'place' has its own.
         lift: with 'grasp', how far above where it stood the object must be held, m.
 
     Raises:
@@ -74,15 +77,15 @@ class Task:
             raise ValueError(f"distances from {low:g} to {high:g} m; the first must be at least 0 and below the second")
         if min(self.steps, self.waypoints) < 1:
             raise ValueError(f"{self.steps} steps and {self.waypoints} waypoints; there must be at least one of each")
-        if self.waypoints > 1 and self.kind not in (REACH, CARRY):
-            raise ValueError(f"task {self.kind!r} has its own goals on the way, {self.num_goals} in all; waypoints must be 1")
+        if self.waypoints > (most := {GRASP: 2, PLACE: 1}.get(self.kind, self.waypoints)):
+            raise ValueError(f"task {self.kind!r} has its own goals on the way, {self.num_goals} in all; waypoints must be {most} at most")
         if not 0 <= self.lift <= 0.1:
             raise ValueError(f"lift is {self.lift:g} m; it must be from 0 to 0.1")
 
     @property
     def num_goals(self) -> int:
         """Count the goals of an episode, which are to be reached one after the other."""
-        return {GRASP: 1, PLACE: 3}.get(self.kind, self.waypoints)
+        return 3 if self.kind == PLACE else self.waypoints
 
     @property
     def goal_steps(self) -> tuple[int, ...]:
@@ -253,7 +256,7 @@ def milestones(task, state, start, intent):
     """Tell of every goal whether a state has reached it: bool `[G]`."""
     done, gap = succeeds(task, state, intent), distance(task, state, intent)
     if task.kind == GRASP:
-        return done[None]
+        return jnp.stack([(gap < _AROUND) & (state.held != intent.target), done][-task.waypoints :])
     if task.kind == PLACE:
         holds = state.held == intent.target
         return jnp.stack([holds, holds & (gap < _NEAR), done])
