@@ -120,16 +120,13 @@ def test_gradients_of_kernels_are_added_up_in_float32():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_all_ways_to_turn_pairs_agree(dtype):
-    x, weights = jax.random.normal(jax.random.key(0), (2, 2, 3, 2, 10))
-    x = x.astype(dtype)
-    y = x.astype(jnp.float32)
+    y, weights = jax.random.normal(jax.random.key(0), (2, 2, 3, 2, 10)).astype(dtype).astype(jnp.float32)
     slopes = []
-    for turn in (rope._turn_pairs, rope._turn_by_shifts, rope._turn_by_product):
-        found = turn(x)
-        assert found.dtype == jnp.float32
-        np.testing.assert_array_equal(found[..., ::2], -y[..., 1::2])
-        np.testing.assert_array_equal(found[..., 1::2], y[..., ::2])
-        slopes.append(jax.grad(lambda x, turn=turn: (weights * turn(x)).sum())(x))
+    for turn in (rope._turn_pairs, rope._turn_by_shifts, functools.partial(rope._turn_by_product, dtype=dtype)):
+        assert turn(y).dtype == jnp.float32
+        np.testing.assert_array_equal(turn(y)[..., ::2], -y[..., 1::2])
+        np.testing.assert_array_equal(turn(y)[..., 1::2], y[..., ::2])
+        slopes.append(jax.grad(lambda y, turn=turn: (weights * turn(y)).sum())(y))
     np.testing.assert_array_equal(slopes[0], slopes[1])
     np.testing.assert_array_equal(slopes[0], slopes[2])
 

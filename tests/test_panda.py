@@ -12,7 +12,7 @@ from jepa_jax import data, evaluate
 from jepa_jax.data import poses
 from jepa_jax.sim import collect, episodes, policies
 from jepa_jax.sim.panda import installed
-from jepa_jax.sim.world import MAX_ACTION
+from jepa_jax.sim.world import HIGH, LOW, MAX_ACTION
 
 needs_panda = pytest.mark.skipif(
     not all(installed.importlib.util.find_spec(name) for name in ("mujoco", "gym_hil", "fast_simplification")),
@@ -72,6 +72,20 @@ def test_the_tool_goes_where_it_is_told():
             world.step(action)
             errors.append(np.linalg.norm(world.pose()[:3] - poses.apply_action(before, action)[:3]))
     assert np.median(errors) < 1e-3, f"median command error {1e3 * np.median(errors):.2f} mm"
+
+
+@needs_panda
+def test_the_arm_is_put_wherever_it_may_be():
+    from jepa_jax.sim.panda import control
+    from jepa_jax.sim.panda.rollouts import shared_world
+
+    world, rng = shared_world(), np.random.default_rng(0)
+    for pose in rng.uniform(LOW, HIGH, (200, 7)):
+        wanted = control.pose_matrix(pose)
+        world._arm.put(world.data, *wanted)
+        world._mujoco.mj_forward(world._model, world.data)
+        for value, found in zip(wanted, world._arm.tool(world.data)):
+            np.testing.assert_allclose(found, value, atol=1e-3, err_msg=str(pose))
 
 
 @needs_panda

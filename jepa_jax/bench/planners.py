@@ -117,7 +117,7 @@ def compare_planners(world, params, roots, *, energy=None, horizon=1, names=tupl
     again = {"final": search(reference, others, f"{reference}, other draws")["final"]}
     other = rows[reference]
     final = np.array(other["final"])
-    spread = float(np.quantile(np.abs(again["final"] - final) / final, _SPREAD))
+    spread = float(np.quantile(np.abs(again["final"] - final) / np.fmax(final, _ALIKE), _SPREAD))
     for row in (*rows.values(), again):
         for share, known, alike in (("share_no_worse", final, _ALIKE), ("share_no_worse_than_lowest", np.array(other["lowest"]), _ALIKE),
                                     ("share_no_worse_to_spread", final, np.fmax(_ALIKE, spread * final))):
@@ -138,4 +138,3 @@ def _for_each(function, params, arguments, batch, label):
             found.append(jax.device_get(mapped(params, *jax.tree.map(lambda leaf: jnp.asarray(leaf)[at], arguments))))
             bar.update(min(batch, count - first))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *found)
-

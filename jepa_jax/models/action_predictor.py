@@ -161,7 +161,7 @@ class ActionPredictor(nn.Module):
         if past is None:
             return 0
         for name, parts in past._asdict().items():
-            for part, key in zip(parts, past.keys):
+            for part, key in zip(parts, past.keys, strict=True):
                 length = key.shape[2]
                 if part.shape != (self.depth, batch, length, self.width) or length % per_frame:
                     raise ValueError(

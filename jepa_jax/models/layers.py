@@ -199,7 +199,8 @@ class Attention(nn.Module):
             q, k = rotate(q, angles), rotate(k, angles)
         cache = FrameCache(*((value.reshape(x.shape),) for value in (k, v)))
         if past is not None:
-            k, v = (jnp.concatenate([*(part.reshape(batch, -1, *k.shape[2:]) for part in old), new], axis=1) for old, new in zip(past, (k, v)))
+            join = lambda old, new: jnp.concatenate([*(part.reshape(batch, -1, *new.shape[2:]) for part in old), new], axis=1)
+            k, v = join(past.keys, k), join(past.values, v)
         if self.causal_block is None:
             out = attention(q, k, v, self.backend)
         else:

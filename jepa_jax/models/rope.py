@@ -1,5 +1,7 @@
 """Rotary positions on the (time, row, column) token grid."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,21 +81,23 @@ def rotate(x, angles):
     angles = angles[:, :, None, :]
     # (a, b) -> (-b, a). An axis of two, which pairs would have, makes TPU programs slower to run and to compile, and there every
     # shift is a copy with a padded last axis; on CPU the derivative of shifts takes three times as long.
-    turned = jax.lax.platform_dependent(x, cpu=_turn_pairs, tpu=_turn_by_product, default=_turn_by_shifts)
-    return (widen(x) * jnp.cos(angles) + turned * jnp.sin(angles)).astype(x.dtype)
+    y = widen(x)
+    by_product = functools.partial(_turn_by_product, dtype=x.dtype)
+    turned = jax.lax.platform_dependent(y, cpu=_turn_pairs, tpu=by_product, default=_turn_by_shifts)
+    return (y * jnp.cos(angles) + turned * jnp.sin(angles)).astype(x.dtype)
 
 
-def _turn_pairs(x):
-    pairs = widen(x).reshape(*x.shape[:-1], -1, 2)
-    return jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x.shape)
+def _turn_pairs(y):
+    pairs = y.reshape(*y.shape[:-1], -1, 2)
+    return jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(y.shape)
 
 
-def _turn_by_shifts(x):
-    y, first = widen(x), np.arange(x.shape[-1]) % 2 == 0
+def _turn_by_shifts(y):
+    first = np.arange(y.shape[-1]) % 2 == 0
     return jnp.where(first, -jnp.roll(y, -1, axis=-1), jnp.roll(y, 1, axis=-1))
 
 
-def _turn_by_product(x):
-    turn = np.kron(np.eye(x.shape[-1] // 2), [[0, 1], [-1, 0]])
-    # Exact: every sum has one term.
-    return jnp.einsum("...i,ij->...j", x, jnp.asarray(turn, x.dtype), precision="highest", preferred_element_type=widen(x).dtype)
+def _turn_by_product(y, dtype):
+    """Turn what is of a narrower dtype than it says: the product is exact then too, as each sum has one term."""
+    turn = np.kron(np.eye(y.shape[-1] // 2), [[0, 1], [-1, 0]])
+    return jnp.einsum("...i,ij->...j", y.astype(dtype), jnp.asarray(turn, dtype), precision="highest", preferred_element_type=y.dtype)

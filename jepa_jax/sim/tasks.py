@@ -31,8 +31,8 @@ _CARRY_HEIGHT = 0.17
 _SUNK = 0.003
 # An object is near its place from here on: the second goal of PLACE, m.
 _NEAR = 0.02
-# The hand is around an object from here on, where the expert begins to close it, m.
-_AROUND = 0.026
+# Where the expert has its hand around an object and begins to close it, m from its middle; and how far closed it is at most then.
+_AROUND, _OPEN = 0.026, 0.1
 # The expert's last goal of REACH and CARRY, m.
 _ARRIVED = 0.005
 _DRAWS = 256
@@ -78,7 +78,7 @@ class Task:
         if min(self.steps, self.waypoints) < 1:
             raise ValueError(f"{self.steps} steps and {self.waypoints} waypoints; there must be at least one of each")
         if self.waypoints > (most := {GRASP: 2, PLACE: 1}.get(self.kind, self.waypoints)):
-            raise ValueError(f"task {self.kind!r} has its own goals on the way, {self.num_goals} in all; waypoints must be {most} at most")
+            raise ValueError(f"waypoints is {self.waypoints}; task {self.kind!r} has {most} at most" + f", as its {self.num_goals} goals are its own" * (most == 1))
         if not 0 <= self.lift <= 0.1:
             raise ValueError(f"lift is {self.lift:g} m; it must be from 0 to 0.1")
 
@@ -256,7 +256,7 @@ def milestones(task, state, start, intent):
     """Tell of every goal whether a state has reached it: bool `[G]`."""
     done, gap = succeeds(task, state, intent), distance(task, state, intent)
     if task.kind == GRASP:
-        return jnp.stack([(gap < _AROUND) & (state.held != intent.target), done][-task.waypoints :])
+        return jnp.stack([(gap < _AROUND) & (state.pose[6] < _OPEN), done][-task.waypoints :])
     if task.kind == PLACE:
         holds = state.held == intent.target
         return jnp.stack([holds, holds & (gap < _NEAR), done])

@@ -76,8 +76,8 @@ def draw_planners(record):
         panel.plot(row["evaluations"], row["energy"], color=color, linewidth=1.8, marker="o", markersize=3,
                    label=f"{name} ({row['share_no_worse']:.0%})")
         panel.plot(row["evaluations_per_plan"], np.mean(row["final"]), marker="D", markersize=7, color=color, markerfacecolor="white")
-    panel.plot([], [], color=colors[record["reference"]], linewidth=1.8, linestyle=":",
-               label=f"{record['reference']}, other draws ({record['again']['share_no_worse']:.0%})")
+    panel.plot(record["planners"][record["reference"]]["evaluations_per_plan"], np.mean(record["again"]["final"]), marker="x", markersize=7,
+               linestyle="none", color=colors[record["reference"]], label=f"{record['reference']}, other draws ({record['again']['share_no_worse']:.0%})")
     panel.plot([], [], marker="D", linestyle="none", markersize=7, color=canvas.GREY, markerfacecolor="white", label="the plan that is answered")
     panel.set_xscale("log")
     panel.set_xlabel("calls of the model (with gradient: 3)")

@@ -96,20 +96,22 @@ class Arm:
     def _change(self, data, error):
         """Return the change of the joints that undoes an error of the tool, and leads home as far as it is free to.
 
-        Joints that would leave their limits stay, and the others do what they can: to count on one that cannot move turns the arm over.
+        Joints that would leave their limits go there, and the others do the rest: to count on more of one than it has turns the arm over.
         """
         self._mujoco.mj_jacSite(self._model, data, self._jacobian[:3], self._jacobian[3:], self._site)
-        now, free = data.qpos[self.places], np.ones(NUM_JOINTS, bool)
+        now, free, pinned = data.qpos[self.places], np.ones(NUM_JOINTS, bool), np.zeros(NUM_JOINTS)
         home = HOME - now
         while True:
             jacobian = self._jacobian[:, self.speeds] * free
             weights = jacobian @ jacobian.T + _REGULARIZATION * np.eye(6)
-            toward, lost = np.linalg.solve(weights, np.stack([error, jacobian @ home], 1)).T
-            change = jacobian.T @ toward + _HOMING * (home * free - jacobian.T @ lost)
-            stuck = free & ((now + change < self._limits[0]) & (change < 0) | (now + change > self._limits[1]) & (change > 0))
-            if not stuck.any():
+            rest = error - self._jacobian[:, self.speeds] @ pinned
+            toward, lost = np.linalg.solve(weights, np.stack([rest, jacobian @ home], 1)).T
+            change = jacobian.T @ toward + _HOMING * (home * free - jacobian.T @ lost) + pinned
+            beyond = free & ((now + change < self._limits[0]) | (now + change > self._limits[1]))
+            if not beyond.any():
                 return change
-            free &= ~stuck
+            pinned = np.where(beyond, np.clip(now + change, *self._limits) - now, pinned)
+            free &= ~beyond
 
 
 def rotation_vector(matrix):
