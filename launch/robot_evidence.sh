@@ -3,7 +3,7 @@
 # the same one newly initialised, and raw patches; a predictor and an energy on each; errors on held-out episodes and
 # success in closed loop under full nuisance. One seed per call. Run it again after an interruption: it continues.
 # cpu: frames of 64 pixels; more than three hours on one CPU core. fine: the same with patches of 8 pixels, which show
-# fingers, and on the table-top 12,000 episodes; longer, not timed. gpu: frames of 128 pixels, 10,000 episodes, larger networks that learn
+# fingers, and on the table-top 12,000 episodes; not timed as a whole. gpu: frames of 128 pixels, 10,000 episodes, larger networks that learn
 # longer; made for one GPU and 16 cores. panda: with physics, in MuJoCo, which is installed.
 # Usage: bash launch/robot_evidence.sh [WORKDIR] [SEED] [cpu|fine|gpu] [tabletop|panda]
 set -euo pipefail
