@@ -157,7 +157,7 @@ def test_a_budget_that_does_not_fit(run, monkeypatch):
     status, _, error = run("--samples", "1000", "--chunk", "500")
     assert status == 2 and "chunk is 500; the largest that fits is" in error
     status, _, error = run("--samples", "5000")
-    assert status == 2 and "samples is 5000, whose actions alone take about 0.343 MiB" in error and "the largest that fits is 2500" in error
+    assert status == 2 and "samples is 5000, whose actions alone take about 0.343 MiB" in error and "the largest that fits is 3541" in error
     status, out, _ = run("--samples", "40")
     assert status == 0 and "at once" in out
 

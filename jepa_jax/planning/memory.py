@@ -9,9 +9,11 @@ import jax.numpy as jnp
 
 from jepa_jax.models.attention import choose_backend
 
-# The part of free memory that a plan may take by the estimate: compiled for a TPU v5e, heaps of plans of 1, 2 and 4 steps are, without
-# the weights, 1.34 to 1.42 times as large (200 or 100 candidates are padded to whole tiles of 128), and allocators leave gaps.
-_USABLE = 0.6
+# The part of free memory that a plan may take: the estimate is rough, and allocators leave gaps.
+_USABLE = 0.85
+# What a candidate takes, over the estimate. Compiled for a TPU v5e, heaps of plans of 1, 2 and 4 steps are, without the weights, 1.34 to
+# 1.42 times as large: 200 or 100 candidates are padded to whole tiles of 128.
+_PADDED = 1.4
 _MEMORY_FILE = "/proc/meminfo"
 # Noise, candidates, those that are sorted and those that are joined: all of an iteration, however few are evaluated at once.
 _COPIES = 4
@@ -97,7 +99,7 @@ def fit_memory(world, spec, free=None, robots=1, devices=1):
     fits = []
     for count, slopes in groups:
         each = robots * candidate_bytes(world, spec, slopes=slopes)
-        fits.append((int(_USABLE * free / each) * devices, count, each))
+        fits.append((int(_USABLE * free / (_PADDED * each)) * devices, count, each))
     tight = [(most, each) for most, count, each in fits if min(count, spec.chunk or count) > most]
     if not tight:
         return spec
