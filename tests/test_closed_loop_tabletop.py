@@ -93,7 +93,7 @@ def test_the_command_counts_films_and_reports(tmp_path, capsys):
     (["--policy", "expert", "--range", "0.3,0.1"], "from 0.3 to 0.1 m"),
     (["--policy", "poses", "--goal-steps", "3,3"], "2 times for 1 goals"),
     (["--policy", "expert,poses", "--set", "smples=3"], "no setting smples"),
-    (["--policy", "expert", "--task", "reach,place-cup", "--waypoints", "3"], "task .place. has 1 at most"),
+    (["--policy", "expert", "--task", "reach,place-cup", "--waypoints", "3"], "task 'place' has 1 at most"),
     (["--policy", "poses", "--task", "reach,place-cup", "--goal-steps", "15"], "1 times for 3 goals"),
     (["--policy", "expert,cloning", "--sight", "patches"], "needs --cloning-data"),
     (["--policy", "expert", "--devices", "3"], "--devices is 3; there are 8 devices, over which 2 episodes at a time must divide: 1, 2"),
