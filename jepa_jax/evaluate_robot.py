@@ -89,7 +89,8 @@ def add_arguments(parser):
     add("--seeds", type=_numbers, default=(0,), metavar="N[,N]", help="of episodes and policies (default 0)")
     add("--task", type=types.names(TASKS), default=("reach",), metavar="NAME[,NAME]", help="default reach")
     add("--range", type=types.pair, metavar="LOW,HIGH", help="distance at the start, m (default: the task's)")
-    add("--waypoints", type=types.positive, metavar="N", help="goals along the way, for reaching; with 2, an open hand around the object before it is grasped (default 1)")
+    add("--waypoints", type=types.positive, metavar="N",
+        help="goals along the way, for reaching; with 2, an open hand around the object before it is grasped (default 1)")
     add("--steps", type=types.positive, metavar="N", help="of an episode (default: the task's)")
     add("--lift", type=types.non_negative_float, metavar="M", help="how far to lift what is grasped, m (default 0)")
     add("--camera", choices=CAMERAS, help="default: the model's, or front")

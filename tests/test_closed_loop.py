@@ -93,7 +93,8 @@ def test_starts_that_the_expert_cannot_solve_are_left_out_and_counted():
 
 @pytest.mark.parametrize("changes, said", [
     ({"kind": "fly"}, "fly"), ({"thing": "box"}, "box"), ({"distance": (0.3, 0.1)}, "0.3"), ({"steps": 0}, "0 steps"),
-    ({"lift": 0.5}, "0.5"), ({"kind": "grasp", "thing": "cup", "waypoints": 3}, "waypoints is 3; task .grasp. has 2 at most$"), ({"kind": "place", "thing": "cup", "waypoints": 2}, "task .place. has 1 at most, as its 3 goals are its own"),
+    ({"lift": 0.5}, "0.5"), ({"kind": "grasp", "thing": "cup", "waypoints": 3}, "waypoints is 3; task .grasp. has 2 at most$"),
+    ({"kind": "place", "thing": "cup", "waypoints": 2}, "task .place. has 1 at most, as its 3 goals are its own"),
 ])  # fmt: skip
 def test_tasks_that_make_no_sense_are_refused(changes, said):
     with pytest.raises(ValueError, match=said):

@@ -266,6 +266,7 @@ def _cache(frames=1, batch=2, depth=2, heads=3, per_frame=PATCHES + 2):
     (_cache(depth=3), r"not \(3, 2, 8, 48\)"),
     (_cache(per_frame=PATCHES), r"in frames of 8, not \(2, 2, 6, 48\)"),
     (_cache()._replace(values=_cache(heads=2).values), r"values of past must be .* not \(2, 2, 8, 32\)"),
+    (_cache()._replace(values=()), "past has 1 arrays of keys and 0 of values"),
 ])
 def test_a_past_that_does_not_fit(cache, message):
     with pytest.raises(ValueError, match=message):

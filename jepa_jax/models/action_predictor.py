@@ -160,8 +160,10 @@ class ActionPredictor(nn.Module):
         """Return the number of frames in a cache."""
         if past is None:
             return 0
+        if len(past.keys) != len(past.values):
+            raise ValueError(f"past has {len(past.keys)} arrays of keys and {len(past.values)} of values; there must be one of each per call")
         for name, parts in past._asdict().items():
-            for part, key in zip(parts, past.keys, strict=True):
+            for part, key in zip(parts, past.keys):
                 length = key.shape[2]
                 if part.shape != (self.depth, batch, length, self.width) or length % per_frame:
                     raise ValueError(

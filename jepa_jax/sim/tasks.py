@@ -78,7 +78,8 @@ class Task:
         if min(self.steps, self.waypoints) < 1:
             raise ValueError(f"{self.steps} steps and {self.waypoints} waypoints; there must be at least one of each")
         if self.waypoints > (most := {GRASP: 2, PLACE: 1}.get(self.kind, self.waypoints)):
-            raise ValueError(f"waypoints is {self.waypoints}; task {self.kind!r} has {most} at most" + f", as its {self.num_goals} goals are its own" * (most == 1))
+            why = f", as its {self.num_goals} goals are its own" if most == 1 else ""
+            raise ValueError(f"waypoints is {self.waypoints}; task {self.kind!r} has {most} at most{why}")
         if not 0 <= self.lift <= 0.1:
             raise ValueError(f"lift is {self.lift:g} m; it must be from 0 to 0.1")
 
